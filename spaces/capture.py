@@ -1,0 +1,194 @@
+"""Capture of a module as a graph of ATen calls, by ``torch.export``."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
+
+
+class CaptureError(ValueError):
+    """The model cannot be captured; the message says where and what to try."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured forward pass.
+
+    ``graph_module`` calls ATen operators on the *same* parameters as ``source`` and keeps the shape
+    guards of the capture.
+    """
+
+    program: torch.export.ExportedProgram
+    graph_module: fx.GraphModule
+    source: nn.Module  # private copy of the user's module, eval mode
+    args: tuple[Any, ...]  # example inputs, batch axis of at least 2 where it is dynamic
+    kwargs: dict[str, Any]
+    batch: int  # length of the example's batch axis
+    dynamic_batch: bool
+
+
+def normalise_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``(args, kwargs)`` from a tensor, a tuple of inputs, a dict of keyword inputs, or (args, kwargs).
+
+    Raises:
+        TypeError: none of these, or no tensor inside.
+    """
+    if isinstance(example, torch.Tensor):
+        args, kwargs = (example,), {}
+    elif isinstance(example, dict):
+        args, kwargs = (), dict(example)
+    elif (
+        isinstance(example, tuple)
+        and len(example) == 2
+        and isinstance(example[0], tuple)
+        and isinstance(example[1], dict)
+    ):
+        args, kwargs = example[0], dict(example[1])
+    elif isinstance(example, (tuple, list)):
+        args, kwargs = tuple(example), {}
+    else:
+        raise TypeError(
+            "the example must be a tensor, a tuple of inputs, a dict of keyword inputs or (args, kwargs); "
+            f"got {type(example).__name__}"
+        )
+    if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        raise TypeError("the example holds no tensor; give one batch of real inputs")
+    return args, kwargs
+
+
+def batch_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """Length of the first axis shared by every tensor input with axes, or ``None``."""
+    lengths = {
+        leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()
+    }
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def capture(model: nn.Module, example: Any) -> Captured:
+    """Export ``model`` in eval mode on a private copy, with a dynamic batch axis where the model allows it.
+
+    The exported graph is in the training IR: composite operators such as ``conv2d`` and ``batch_norm``.
+
+    Raises:
+        CaptureError: the model does not run on its example, or ``torch.export`` cannot follow it.
+    """
+    args, kwargs = normalise_example(example)
+    source = copy.deepcopy(model).eval()
+    try:
+        with torch.no_grad():
+            source(*args, **kwargs)
+    except Exception as error:
+        raise CaptureError(
+            f"the model does not run on its example: {_first_line(error)}; "
+            f"the example has {describe_example(args, kwargs)}"
+        ) from error
+    batch = batch_length(args, kwargs)
+    failure: Exception | None = None
+    attempts: list[tuple[Any, Any, bool]] = []
+    if batch is not None:
+        # torch.export specialises sizes of 0 and 1, so a batch of one is doubled to stay dynamic.
+        wide = pytree.tree_map(_doubled, (args, kwargs)) if batch == 1 else (args, kwargs)
+        attempts.append((*wide, True))
+    attempts.append((args, kwargs, False))
+    for a, k, dynamic in attempts:
+        try:
+            with quiet(), torch.no_grad():
+                source(*a, **k)
+                program = torch.export.export(
+                    source, a, k, dynamic_shapes=_batch_shapes(source, a, k) if dynamic else None, strict=False
+                )
+                module = program.module()
+        except Exception as error:
+            failure = failure or error
+            continue
+        assert isinstance(module, fx.GraphModule)
+        _normalise_splits(module)
+        return Captured(program, module, source, a, k, batch_length(a, k) or 1, dynamic)
+    assert failure is not None
+    raise CaptureError(
+        f"torch.export cannot capture {type(model).__name__}: {_first_line(failure)}. Data-dependent Python "
+        "control flow is the usual cause; use torch.where or move it out of forward"
+    ) from failure
+
+
+def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Shapes and types of the example's tensors, for messages."""
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in leaves)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the capture machinery's own chatter; exceptions still carry everything."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _doubled(leaf: Any) -> Any:
+    return torch.cat([leaf, leaf]) if isinstance(leaf, torch.Tensor) and leaf.dim() else leaf
+
+
+def _batch_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    batch = torch.export.Dim("batch", min=1)
+    shapes = pytree.tree_map(
+        lambda leaf: {0: batch} if isinstance(leaf, torch.Tensor) and leaf.dim() else None, (args, kwargs)
+    )
+    import inspect
+
+    # torch.export wants the shapes of positional and keyword inputs in one structure, by parameter name.
+    bound = inspect.signature(model.forward).bind(*shapes[0], **shapes[1]).arguments
+    parameters = inspect.signature(model.forward).parameters
+    named: dict[str, Any] = {}
+    for name, value in bound.items():
+        if parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        else:
+            named[name] = value
+    return named
+
+
+def _normalise_splits(module: fx.GraphModule) -> None:
+    """Rewrite ``chunk`` and ``split`` with constant sizes as ``split_with_sizes``.
+
+    After this every split states the length of each piece, which is what surgery rewrites.
+    """
+    for node in module.graph.nodes:
+        if node.target not in (aten.chunk.default, aten.split.Tensor, aten.split.sizes, aten.tensor_split.sections):
+            continue
+        pieces = node.meta["val"]
+        dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
+        sizes = [piece.shape[dim] for piece in pieces]
+        if all(isinstance(size, int) for size in sizes):
+            node.target = aten.split_with_sizes.default
+            node.args = (node.args[0], sizes, dim)
+            node.kwargs = {}
+    module.recompile()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip() if lines else 'no message'}"
+
+
+UNBOUNDED = sys.maxsize // 2  # slices to the end of an axis carry a huge `end`

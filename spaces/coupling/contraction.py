@@ -1,0 +1,189 @@
+"""Operators that sum over an axis: convolutions, linear maps, matrix products, attention, embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from .pointwise import broadcast
+from .units import Axes, Vector
+from .walk import ALONG, IN, OUT, AxesOrList, Walk, rule
+
+
+def _bias(walk: Walk, n: fx.Node, bias: Any, made: Vector | None) -> Vector | None:
+    if not isinstance(bias, fx.Node):
+        return made
+    walk.role(bias, 0, ALONG)
+    return walk.agree(n.name, [made, walk.of(bias)[0]])
+
+
+@rule("linear")
+def linear(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    x, w = a["input"], a["weight"]
+    last = len(walk.shape(x)) - 1
+    walk.role(w, 0, OUT)
+    walk.role(w, 1, IN)
+    walk.agree(n.name, [walk.of(x)[last], walk.of(w)[1]])
+    made = _bias(walk, n, a.get("bias"), walk.of(w)[0])
+    walk.read(n, "input", last)
+    axes = (*walk.of(x)[:last], made)
+    walk.count(n, (*out.shape, walk.shape(w)[1]), (*axes, walk.of(w)[1]))
+    return axes
+
+
+@rule("conv1d", "conv2d", "conv3d", "convolution")
+def conv(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    if a.get("transposed"):
+        return transposed(walk, n, a, out)
+    x, w, groups = a["input"], a["weight"], a["groups"]
+    channel = _channel_axis(walk, n, x, w)
+    if groups == 1:
+        walk.role(w, 0, OUT)
+        walk.role(w, 1, IN)
+        walk.agree(n.name, [walk.of(x)[channel], walk.of(w)[1]])
+        walk.read(n, "input", channel)
+    else:
+        _grouped(walk, n, x, w, channel, groups)
+    made = _bias(walk, n, a.get("bias"), walk.of(w)[0])
+    axes = _with_channel(walk.of(x), channel, made)
+    kernel = walk.shape(w)[2:]
+    walk.count(n, (*out.shape, walk.shape(w)[1]), (*axes, walk.of(w)[1]), factor=int(np.prod(kernel)))
+    return axes
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    x, w, groups = a["input"], a["weight"], a["groups"]
+    channel = _channel_axis(walk, n, x, w)
+    if groups == 1:
+        walk.role(w, 1, OUT)
+        walk.role(w, 0, IN)
+        walk.agree(n.name, [walk.of(x)[channel], walk.of(w)[0]])
+        walk.read(n, "input", channel)
+        made = walk.of(w)[1]
+    else:
+        walk.freeze(f"{n.name} is a grouped transposed convolution", walk.of(x)[channel], *walk.of(w))
+        made = None
+        bias = a.get("bias")
+        if isinstance(bias, fx.Node):
+            walk.freeze(f"{n.name} is a grouped transposed convolution", *walk.of(bias))
+    if groups == 1:
+        made = _bias(walk, n, a.get("bias"), made)
+    axes = _with_channel(walk.of(x), channel, made)
+    lengths = (*walk.shape(x), walk.shape(w)[1])
+    walk.count(n, lengths, (*walk.of(x), walk.of(w)[1]), factor=int(np.prod(walk.shape(w)[2:])))
+    return axes
+
+
+def _channel_axis(walk: Walk, n: fx.Node, x: fx.Node, w: fx.Node) -> int:
+    """Axis of the channels; spatial axes and kernel taps are fixed."""
+    channel = len(walk.shape(x)) - (len(walk.shape(w)) - 1)
+    walk.freeze(f"is a spatial axis of {n.name}", *walk.of(x)[channel + 1 :], *walk.of(w)[2:])
+    return channel
+
+
+def _with_channel(axes: Axes, channel: int, made: Vector | None) -> Axes:
+    return (*axes[:channel], made, *axes[channel + 1 :])
+
+
+def _grouped(walk: Walk, n: fx.Node, x: fx.Node, w: fx.Node, channel: int, groups: int) -> None:
+    """Remove whole groups, or the same positions in every group (see :meth:`Walk.fork`)."""
+    xin, wout = walk.of(x)[channel], walk.of(w)[0]
+    if xin is None or wout is None:
+        walk.freeze(f"meets a fixed axis in {n.name}", xin, wout, walk.of(w)[1])
+        return
+    rows_in, rows_out = xin.reshape(groups, -1), wout.reshape(groups, -1)
+    walk.role(w, 0, OUT if rows_in.shape[1] > 1 else ALONG)
+    both = np.concatenate([rows_in, rows_out], axis=1)  # [groups, in + out of one group]
+    along = walk.prefer.get(n.name, 0 if groups >= max(rows_in.shape[1], rows_out.shape[1]) else 1)
+    if rows_in.shape[1] == 1:
+        along = 0  # depthwise: the group is the channel
+    if along == 0:
+        walk.units.tie_rows(both)
+        walk.freeze(f"removing whole groups of {n.name} keeps each group's inputs", walk.of(w)[1])
+        kept = walk.units.normal(both[:, 0])
+        if kept is not None:
+            walk.constant(n, "groups", None, kept)
+    else:
+        walk.units.tie_rows(rows_out.T)
+        kept = walk.units.tie_rows(rows_in.T)
+        walk.role(w, 1, IN)
+        walk.agree(n.name, [walk.units.normal(kept), walk.of(w)[1]])
+    from .walk import Fork
+
+    walk.forks[n.name] = Fork((groups, rows_in.shape[1]), along, walk.units.normal(xin))
+    if rows_in.shape[1] > 1:
+        walk.read(n, "input", channel)
+
+
+@rule("matmul", "bmm", "mm")
+def matmul(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    left, right = (a[k] for k in list(a)[:2])
+    sl, sr = walk.shape(left), walk.shape(right)
+    if len(sl) < 2 or len(sr) < 2:
+        walk.freeze_node(f"{n.name} multiplies by a vector", left, right)
+        return (None,) * out.dim()
+    names = list(a)[:2]
+    walk.role(left, len(sl) - 2, OUT)
+    walk.role(left, len(sl) - 1, IN)
+    walk.role(right, len(sr) - 2, IN)
+    walk.role(right, len(sr) - 1, OUT)
+    walk.agree(n.name, [walk.of(left)[-1], walk.of(right)[-2]])
+    walk.read(n, names[0], len(sl) - 1)
+    outer = broadcast(walk, n.name, out.shape[:-2], [(walk.of(left)[:-2], sl[:-2]), (walk.of(right)[:-2], sr[:-2])])
+    axes = (*outer, walk.of(left)[-2], walk.of(right)[-1])
+    walk.count(n, (*out.shape, sl[-1]), (*axes, walk.of(left)[-1]))
+    return axes
+
+
+@rule("addmm", "baddbmm")
+def addmm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    names = list(a)[1:3]
+    product = matmul(walk, n, {k: a[k] for k in names}, out)
+    assert isinstance(product, tuple)
+    added = a["self"] if "self" in a else a["input"]
+    for axis in range(len(walk.shape(added))):
+        walk.role(added, axis, ALONG)
+    return broadcast(walk, n.name, out.shape, [(product, out.shape), (walk.of(added), walk.shape(added))])
+
+
+@rule("scaled_dot_product_attention")
+def attention(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    q, k, v = a["query"], a["key"], a["value"]
+    if a.get("scale") is None:
+        # The implicit 1/sqrt(head_dim) would change with the head dimension.
+        walk.freeze(f"{n.name} scales by the head dimension", walk.of(q)[-1], walk.of(k)[-1])
+    walk.agree(n.name, [walk.of(q)[-1], walk.of(k)[-1]])
+    walk.freeze(f"is a sequence axis of {n.name}", walk.of(q)[-2], walk.of(k)[-2], walk.of(v)[-2])
+    shared = [(walk.of(t)[:-2], walk.shape(t)[:-2]) for t in (q, k, v)]
+    if a.get("enable_gqa"):
+        walk.freeze(f"{n.name} shares key heads among query heads", *(x for axes, _ in shared for x in axes))
+        outer: Axes = (None,) * (out.dim() - 2)
+    else:
+        outer = broadcast(walk, n.name, out.shape[:-2], shared)
+    mask = a.get("attn_mask")
+    if isinstance(mask, fx.Node):
+        outer = broadcast(
+            walk, n.name, out.shape[:-2], [(outer, out.shape[:-2]), (walk.of(mask)[:-2], walk.shape(mask)[:-2])]
+        )
+        walk.freeze(f"is a sequence axis of {n.name}", *walk.of(mask)[-2:])
+    keys, dim = walk.shape(k)[-2], walk.shape(q)[-1]
+    axes = (*outer, None, walk.of(v)[-1])
+    # q k^T and its product with v; both shrink with the heads, the second also with the value dimension.
+    if axes[-1] is None:
+        walk.count(n, (*out.shape[:-1], keys, dim + out.shape[-1]), (*outer, None, None, None))
+    else:
+        walk.freeze(f"{n.name}: value dimension", axes[-1])
+        axes = (*outer, None, None)
+        walk.count(n, (*out.shape[:-1], keys, dim + out.shape[-1]), (*outer, None, None, None))
+    return axes
+
+
+@rule("embedding")
+def embedding(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    w = a["weight"]
+    walk.freeze(f"is the vocabulary of {n.name}", walk.of(w)[0])
+    walk.role(w, 1, OUT)
+    return (*(None,) * (out.dim() - 1), walk.of(w)[1])

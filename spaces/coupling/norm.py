@@ -1,0 +1,60 @@
+"""Normalisations and soft-maxes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from .units import Vector
+from .walk import ALONG, SCALE, AxesOrList, Walk, rule
+
+
+def _affine(walk: Walk, n: fx.Node, a: dict[str, Any], names: tuple[str, ...], v: Vector | None) -> Vector | None:
+    parts = [v]
+    for name in names:
+        if isinstance(a.get(name), fx.Node):
+            walk.role(a[name], 0, SCALE if name == "weight" else ALONG)
+            parts.append(walk.of(a[name])[0])
+    return walk.agree(n.name, parts)
+
+
+@rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training")
+def batch_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """Statistics per channel: each channel with its scale, shift and running statistics is one unit."""
+    axes = walk.of(a["input"])
+    channel = _affine(walk, n, a, ("weight", "bias", "running_mean", "running_var"), axes[1])
+    return (axes[0], channel, *axes[2:])
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    x = a["input"]
+    normalised = len(a["normalized_shape"])
+    walk.freeze(f"{n.name} normalises over it", *walk.of(x)[-normalised:])
+    for name in ("weight", "bias"):
+        if isinstance(a.get(name), fx.Node):
+            walk.freeze(f"{n.name} normalises over it", *walk.of(a[name]))
+    return walk.of(x)
+
+
+@rule("group_norm")
+def group_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """Statistics run over a group's channels, so only whole groups go."""
+    axes, groups = walk.of(a["input"]), a["num_groups"]
+    channel = _affine(walk, n, a, ("weight", "bias"), axes[1])
+    if channel is not None:
+        kept = walk.units.normal(walk.units.tie_rows(channel.reshape(groups, -1)))
+        channel = walk.units.normal(channel)
+        if kept is not None:
+            walk.constant(n, "num_groups", None, kept)
+    return (axes[0], channel, *axes[2:])
+
+
+@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk")
+def along_one_axis(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """Positions along the axis influence each other: it is fixed."""
+    x = walk.tensor_arguments(n)[0]
+    walk.freeze(f"{n.name} runs along it", walk.of(x)[a["dim"]])
+    axes = walk.of(x)
+    return [axes for _ in out] if isinstance(out, (tuple, list)) else axes

@@ -1,0 +1,45 @@
+"""Element-wise operators: operands that meet position by position keep the same positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from .units import Axes, Vector
+from .walk import ALONG, AxesOrList, Walk, rule
+
+
+def broadcast(
+    walk: Walk, where: str, shape: Sequence[int], operands: Sequence[tuple[Axes, Sequence[int]]]
+) -> Axes:
+    """Labels of the broadcast result; an operand of length 1 along an axis follows whatever the others do."""
+    result: list[Vector | None] = []
+    for axis, length in enumerate(shape):
+        parts = []
+        for axes, own in operands:
+            k = axis - (len(shape) - len(own))
+            if k >= 0 and not own[k] == 1 != length:
+                parts.append(axes[k])
+        result.append(walk.agree(where, parts))
+    return tuple(result)
+
+
+@rule("pointwise", "__and__", "__or__", "type_as", "lerp", "glu_jvp")
+def pointwise(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    tensors = walk.tensor_arguments(n)
+    for t in tensors:
+        for axis in range(len(walk.shape(t))):
+            walk.role(t, axis, ALONG)
+    return broadcast(walk, n.name, tuple(out.shape), [(walk.of(t), walk.shape(t)) for t in tensors])
+
+
+@rule(
+    "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "contiguous", "clone", "to", "_to_copy",
+    "detach", "detach_copy", "alias", "lift_fresh_copy", "lift_fresh", "zeros_like", "ones_like", "full_like", "empty_like",
+    "rand_like", "randn_like", "_assert_tensor_metadata", "bernoulli", "fill", "zero",
+)  # fmt: skip
+def same(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """Output positions are the input's."""
+    return walk.of(walk.tensor_arguments(n)[0])
