@@ -109,18 +109,24 @@ def capture(model: nn.Module, example: Any) -> Captured:
                 program = torch.export.export(
                     source, a, k, dynamic_shapes=_batch_shapes(source, a, k) if dynamic else None, strict=False
                 )
-                module = program.module()
+                module = unlift(program)
         except Exception as error:
             failure = failure or error
             continue
-        assert isinstance(module, fx.GraphModule)
-        _normalise_splits(module)
         return Captured(program, module, source, a, k, batch_length(a, k) or 1, dynamic)
     assert failure is not None
     raise CaptureError(
         f"torch.export cannot capture {type(model).__name__}: {_first_line(failure)}. Data-dependent Python "
         "control flow is the usual cause; use torch.where or move it out of forward"
     ) from failure
+
+
+def unlift(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """The program as a graph module on its own parameters, guards kept, splits with their sizes stated."""
+    module = program.module()
+    assert isinstance(module, fx.GraphModule)
+    _normalise_splits(module)
+    return module
 
 
 def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

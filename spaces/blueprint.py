@@ -1,0 +1,159 @@
+"""A traced model: what may be changed in it, what that costs, and the changed model itself."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .capture import Captured, capture, unlift
+from .choice import Candidate, Choice
+from .costs import Costs
+from .coupling import Coupling, Group, find_coupling
+from .importance import Criterion, criterion, order
+from .proof import Proof, prove
+from .prune import Prune, pruning_choice
+from .space import Space
+from .surgery import Surgeon
+
+KINDS = ("prune",)
+
+
+def trace(model: nn.Module, example: Any) -> Blueprint:
+    """Capture ``model`` and find what may be changed in it. The model itself is never touched.
+
+    Args:
+        example: one batch of real inputs: a tensor, a tuple, a dict of keyword inputs or (args, kwargs).
+
+    Raises:
+        CaptureError: the model does not run on its example or cannot be exported.
+    """
+    return Blueprint(capture(model, example))
+
+
+class Blueprint:
+    """What :func:`trace` found: groups with their costs, and the means to cut them.
+
+    Attributes:
+        artifact: ``"module"`` when built networks are the user's own module with sliced parameters,
+            ``"graph"`` when they are the captured graph (known after :meth:`prove`).
+    """
+
+    def __init__(self, captured: Captured) -> None:
+        self.coupling: Coupling = find_coupling(captured)
+        self._costs = Costs(captured, self.coupling)
+        self._surgeon = Surgeon(captured.graph_module, captured.source, self.coupling)
+        self._captured: Captured | None = captured
+        self._proof: Proof | None = None
+        self._orders: dict[str, dict[str, np.ndarray]] = {}  # criterion -> group -> units, best first
+        self._group_at = {g.name: i for i, g in enumerate(self.coupling.groups)}
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Coupled channel groups that may be pruned; after :meth:`prove`, only the proven ones."""
+        out = self._proof.left_out if self._proof else {}
+        return tuple(g for g in self.coupling.groups if g.name not in out)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Modules and groups that may not be pruned, with the reason."""
+        return {**self.coupling.frozen, **(self._proof.left_out if self._proof else {})}
+
+    @property
+    def artifact(self) -> str:
+        return "module" if self._proof is None or self._proof.own else "graph"
+
+    def prove(self, *, progress: Callable[[int, int], None] | None = None) -> Proof:
+        """Execute every group pruned (see :func:`netcarve.spaces.proof.prove`); done once."""
+        if self._proof is None:
+            if self._captured is None:
+                raise RuntimeError("this copy of the blueprint holds no captured graph; prove the original")
+            self._proof = prove(self._captured, self.coupling, self._surgeon, progress=progress)
+        return self._proof
+
+    def space(
+        self,
+        *kinds: str,
+        ratios: int | Sequence[float] = 8,
+        importance: str | Criterion = "l1",
+        round_to: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Space:
+        """Search space over this model, proven by execution.
+
+        Args:
+            kinds: what to search; ``"prune"`` (the default).
+            ratios: pruning ratios per group, as a number or a list (see :func:`pruning_choice`).
+            importance: which units go first: ``"l1"``, ``"l2"``, ``"batchnorm"``, ``"random"`` or a function.
+            round_to: keep multiples of this many units.
+
+        Raises:
+            ValueError: an unknown kind, or nothing in this model may be changed (with the reasons).
+        """
+        unknown = [k for k in kinds if k not in KINDS]
+        if unknown:
+            raise ValueError(f"unknown kind of space {unknown[0]!r}; this version knows {', '.join(KINDS)}")
+        self.prove(progress=progress)
+        if not self.groups:
+            reasons = "; ".join(f"{k}: {v}" for k, v in list(self.left_out.items())[:3])
+            raise ValueError(f"nothing in this model may be pruned ({reasons})")
+        by = criterion(importance)
+        key = importance if isinstance(importance, str) else f"{type(by).__name__}-{len(self._orders)}"
+        if key not in self._orders:
+            parameters = self._surgeon.tensors
+            self._orders[key] = {g.name: order(g, parameters, by) for g in self.groups}
+        choices = [pruning_choice(g, ratios=ratios, round_to=round_to, order=key) for g in self.groups]
+        return Space([c for c in choices if len(c) > 1] or choices, model=self)
+
+    # -- the model side of a space -------------------------------------------------------------------
+
+    def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Analytic costs of candidates given as option indices [n, choices] (see :meth:`Costs.evaluate`)."""
+        widths = np.tile(np.array([g.size for g in self.coupling.groups], dtype=np.int64), (len(indices), 1))
+        for column, choice in enumerate(choices):
+            if isinstance(choice.edit, Prune):
+                kept = np.asarray(choice.edit.kept)
+                widths[:, self._group_at[choice.edit.group]] = kept[indices[:, column]]
+        return self._costs.evaluate(widths)
+
+    def kept(self, candidate: Candidate) -> dict[str, np.ndarray]:
+        """Units kept in each pruned group, ascending, by group name."""
+        kept: dict[str, np.ndarray] = {}
+        for choice, index in zip(candidate.choices, candidate.indices, strict=True):
+            if isinstance(choice.edit, Prune):
+                ranked = self._orders[choice.edit.order][choice.edit.group]
+                kept[choice.edit.group] = np.sort(ranked[: choice.edit.kept[index]])
+        return kept
+
+    def build(self, candidate: Candidate) -> nn.Module:
+        """Independent smaller module in eval mode: the user's class where proven, else the captured graph."""
+        alive = np.ones(self.coupling.units + 1, dtype=bool)
+        for name, units in self.kept(candidate).items():
+            labels = self.coupling.groups[self._group_at[name]].labels
+            alive[labels] = False
+            alive[labels[units]] = True
+        return self._surgeon.own(alive) if self.artifact == "module" else self._surgeon.graph(alive)
+
+    # -- travel to workers ---------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The captured program travels (serialised, not pickled) only where the graph is what is built."""
+        state = self.__dict__ | {"_captured": None}
+        if self.artifact == "graph" and self._captured is not None:
+            buffer = io.BytesIO()
+            torch.export.save(self._captured.program, buffer)
+            state["_program"] = buffer.getvalue()
+            state["_surgeon"] = None
+        else:
+            state["_surgeon"] = self._surgeon.without_graph()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        program = state.pop("_program", None)
+        self.__dict__.update(state)
+        if program is not None:
+            self._surgeon = Surgeon(unlift(torch.export.load(io.BytesIO(program))), None, self.coupling)

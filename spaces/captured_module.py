@@ -1,0 +1,73 @@
+"""A captured graph as an ordinary module that can be trained, copied and exported."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+_BATCH_NORMS = {aten.batch_norm.default, aten.instance_norm.default}
+_DROPOUTS = {aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.alpha_dropout.default}
+
+
+class CapturedModule(fx.GraphModule):
+    """The graph that ``torch.export`` saw, on parameters that carry the user's names.
+
+    A capture freezes every train flag. Here the flags of batch-norm and dropout calls are attributes that
+    :meth:`train` switches, so the module trains as the original does (equal loss and gradients).
+    """
+
+    batch_norm_training: bool
+    batch_norm_momentum: float | None  # None: each call keeps its own
+    dropout_training: bool
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.batch_norm_training = mode
+        self.dropout_training = mode
+        return self
+
+
+def assemble(graph: fx.Graph, attributes: dict[str, Any]) -> CapturedModule:
+    """Module in eval mode from a graph and everything that it reads, by dotted name."""
+    switchable(graph)
+    module = CapturedModule(
+        {**attributes, "batch_norm_training": False, "dropout_training": False, "batch_norm_momentum": None}, graph
+    )
+    return module.train(False)
+
+
+def switchable(graph: fx.Graph) -> None:
+    """Replace the constant train flags (and the momentum) by reads of the module's attributes.
+
+    Dropout and batch-norm calls that were off in eval mode because the model asked for it (for instance
+    frozen statistics) cannot be told from the others in the capture; all follow :meth:`train`.
+    """
+    first = next(iter(graph.nodes))
+    flags: dict[str, fx.Node] = {}
+
+    def flag(name: str) -> fx.Node:
+        if name not in flags:
+            with graph.inserting_before(first):
+                flags[name] = graph.create_node("get_attr", name)
+        return flags[name]
+
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _BATCH_NORMS:
+            args = list(node.args)
+            args[5] = flag("batch_norm_training")
+            with graph.inserting_before(node):
+                args[6] = graph.call_function(_momentum, (flag("batch_norm_momentum"), args[6]))
+            node.args = tuple(args)
+        elif node.target in _DROPOUTS:
+            node.args = (node.args[0], node.args[1], flag("dropout_training"))
+
+
+def _momentum(override: float | None, own: float) -> float:
+    return own if override is None else override
+

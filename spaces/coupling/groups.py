@@ -1,0 +1,250 @@
+"""From followed labels to coupled groups: units that any network could lose one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..capture import Captured
+from .units import Vector
+from .walk import OUT, Constant, Term, Walk, get_attribute
+
+
+@dataclass(frozen=True)
+class Member:
+    """A parameter axis that a group's units occupy."""
+
+    parameter: str
+    axis: int
+    role: str  # "out" makes the units, "in" reads them, "scale" multiplies them, "along" accompanies them
+    positions: np.ndarray  # [units, positions per unit] int64, along the axis
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units of one kind: each is a set of channels that can only be removed together.
+
+    Every unit of a group takes the same number of positions on every axis of the network, so that costs
+    depend on how many units are kept and not on which.
+    """
+
+    name: str  # module that first makes the units
+    labels: np.ndarray  # [units] int64, in the order of the first member's positions
+    members: tuple[Member, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of units."""
+        return len(self.labels)
+
+    def makers(self) -> list[Member]:
+        """Members that produce the units."""
+        return [m for m in self.members if m.role == OUT]
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """All that was found in one graph, as plain arrays (labels: 0 fixed, 1..units otherwise)."""
+
+    units: int
+    groups: tuple[Group, ...]
+    parameters: dict[str, tuple[Vector | None, ...]]  # canonical name -> labels per axis
+    canonical: dict[str, str]  # graph attribute -> canonical name
+    tensors: dict[str, tuple[tuple[int, Vector | None], ...]]  # node -> (length, labels) per axis
+    constants: tuple[Constant, ...]
+    macs: dict[str, Term]  # node -> multiply-accumulates per sample
+    reads: dict[str, list[tuple[str, int]]]  # node -> operands that it sums over, with the axis
+    frozen: dict[str, str]  # module with channels that cannot go -> reason
+
+
+def find_coupling(captured: Captured) -> Coupling:
+    """Follow the labels; where a fork ended fixed, follow another of its axes and keep what frees more."""
+    best = _walk(captured, {})
+    for turn in range(1, 4):
+        dead = {
+            name: int(np.argsort(fork.lengths, kind="stable")[::-1][turn])
+            for name, fork in best.forks.items()
+            if turn < len(fork.lengths) and best.units.normal(fork.vector) is None
+        }
+        if not dead:
+            break
+        other = _walk(captured, {**best.prefer, **dead})
+        if _freed(other, captured) > _freed(best, captured):
+            best = other
+    return _collect(best, captured)
+
+
+def _walk(captured: Captured, prefer: dict[str, int]) -> Walk:
+    walk = Walk(captured.graph_module, captured.batch, dict(prefer))
+    walk.run(captured.args, captured.kwargs)
+    return walk
+
+
+def _freed(walk: Walk, captured: Captured) -> int:
+    """Number of parameter elements with at least one followed axis."""
+    return sum(
+        get_attribute(captured.graph_module, name).numel()
+        for name, axes in walk.parameters.items()
+        if any(walk.units.normal(v) is not None for v in axes)
+    )
+
+
+def _collect(walk: Walk, captured: Captured) -> Coupling:
+    # Freezing can follow from reading (an axis that became one unit), so settle until nothing changes.
+    known = -1
+    while known != (known := len(walk.reasons) + _fixed_count(walk)):
+        for axes in walk.parameters.values():
+            for v in axes:
+                walk.units.normal(v)
+
+    kept_roots = {0}
+    for axes in walk.parameters.values():
+        for v in axes:
+            if v is not None:
+                kept_roots.update(np.unique(walk.units.find(v)).tolist())
+    roots = np.array(sorted(kept_roots), dtype=np.int64)
+
+    def compact(v: Vector | None) -> Vector | None:
+        """Labels renumbered 0..units; units that no parameter holds count as fixed."""
+        if v is None:
+            return None
+        found = walk.units.find(v)
+        at = np.minimum(np.searchsorted(roots, found), len(roots) - 1)
+        labels = np.where(roots[at] == found, at, 0)
+        return labels if labels.any() else None
+
+    parameters = {name: tuple(compact(v) for v in axes) for name, axes in walk.parameters.items()}
+    tensors = {
+        n.name: tuple(zip(walk.shapes[n], (compact(v) for v in axes), strict=True))
+        for n, axes in walk.axes.items()
+        if isinstance(axes, tuple) and n.op != "get_attr"
+    }
+    vectors = [v for axes in parameters.values() for v in axes]
+    vectors += [v for axes in tensors.values() for _, v in axes]
+    signature = _signatures(len(roots), vectors)
+    groups = _groups(walk, parameters, signature)
+    # Units without a group (nothing makes them) stay: they are fixed from here on.
+    grouped = np.zeros(len(roots), dtype=bool)
+    for g in groups:
+        grouped[g.labels] = True
+
+    shared: dict[bytes, Vector] = {}  # equal vectors become one object, so that work on them is done once
+
+    def settle(v: Vector | None) -> Vector | None:
+        v = None if v is None else np.where(grouped[v], v, 0)
+        return shared.setdefault(v.tobytes(), v) if v is not None and v.any() else None
+
+    return Coupling(
+        units=len(roots) - 1,
+        groups=groups,
+        parameters={name: tuple(settle(v) for v in axes) for name, axes in parameters.items()},
+        canonical=dict(walk.canonical),
+        tensors={k: tuple((length, settle(v)) for length, v in axes) for k, axes in tensors.items()},
+        constants=tuple(
+            Constant(c.node, c.argument, c.element, v)
+            for c in walk.constants
+            if (v := settle(compact(c.vector))) is not None
+        ),
+        macs={k: _settled(term, lambda v: settle(compact(v))) for k, term in walk.macs.items()},
+        reads=walk.reads,
+        frozen=_frozen(walk, parameters, grouped),
+    )
+
+
+def _fixed_count(walk: Walk) -> int:
+    labels = np.arange(len(walk.units._parent))
+    return int((walk.units.find(labels) == 0).sum())
+
+
+def _settled(term: Term, settle) -> Term:  # type: ignore[no-untyped-def]
+    factor, followed = term.factor, []
+    for v in term.vectors:
+        settled = settle(v)
+        if settled is None:
+            factor *= len(v)
+        else:
+            followed.append(settled)
+    return Term(factor, tuple(followed))
+
+
+def _signatures(labels: int, vectors: Iterable[Vector | None]) -> np.ndarray:
+    """A 64-bit hash per label of how many positions it takes on each distinct axis."""
+    rng = np.random.default_rng(0)
+    signature = np.zeros(labels, dtype=np.uint64)
+    seen: set[bytes] = set()
+    for v in vectors:
+        if v is None or (key := v.tobytes()) in seen:
+            continue
+        seen.add(key)
+        found, counts = np.unique(v, return_counts=True)
+        signature[found] += rng.integers(1, 2**63, dtype=np.uint64) * counts.astype(np.uint64)
+    return signature
+
+
+def _groups(
+    walk: Walk, parameters: dict[str, tuple[Vector | None, ...]], signature: np.ndarray
+) -> tuple[Group, ...]:
+    by_signature: dict[int, list[tuple[str, int, str]]] = {}
+    order: list[int] = []
+    ranked = sorted(
+        ((name, axis) for name, axes in parameters.items() for axis, v in enumerate(axes) if v is not None),
+        key=lambda key: (list(walk.roles).index(key) if key in walk.roles else len(walk.roles)),
+    )
+    for name, axis in ranked:
+        v = parameters[name][axis]
+        assert v is not None
+        for s in dict.fromkeys(signature[v[v > 0]].tolist()):
+            if s not in by_signature:
+                by_signature[s] = []
+                order.append(s)
+            by_signature[s].append((name, axis, walk.roles.get((name, axis), "along")))
+    groups: list[Group] = []
+    names: dict[str, int] = {}
+    for s in order:
+        places = by_signature[s]
+        makers = [p for p in places if p[2] == OUT]
+        if not makers:
+            continue
+        first = parameters[makers[0][0]][makers[0][1]]
+        assert first is not None
+        # The first appearance of each label along the maker's axis gives the order of the units.
+        labels = first[np.sort(np.unique(first, return_index=True)[1])]
+        labels = labels[(labels > 0) & (signature[labels] == np.uint64(s))]
+        if len(labels) < 2:
+            continue
+        members = tuple(
+            Member(name, axis, role, _positions(parameters[name][axis], labels)) for name, axis, role in places
+        )
+        module = makers[0][0].rpartition(".")[0] or makers[0][0]
+        names[module] = names.get(module, 0) + 1
+        title = module if names[module] == 1 else f"{module}[{names[module]}]"
+        groups.append(Group(title, labels, members))
+    return tuple(groups)
+
+
+def _positions(v: Vector | None, labels: np.ndarray) -> np.ndarray:
+    """[units, positions per unit]: where each label stands along the axis."""
+    assert v is not None
+    order = np.argsort(v, kind="stable")
+    start = np.searchsorted(v[order], labels, side="left")
+    stop = np.searchsorted(v[order], labels, side="right")
+    return order[start[:, None] + np.arange(int(stop[0] - start[0]))[None, :]]
+
+
+def _frozen(
+    walk: Walk, parameters: dict[str, tuple[Vector | None, ...]], grouped: np.ndarray
+) -> dict[str, str]:
+    """Modules that make channels of which none may go, with the first reason met."""
+    reasons: dict[str, str] = {}
+    for (name, axis), role in walk.roles.items():
+        v = parameters[name][axis] if name in parameters else None
+        if role != OUT or (v is not None and grouped[v].any()):
+            continue
+        original = walk.parameters[name][axis]
+        labels = [] if original is None else original.tolist()
+        reason = next((walk.reasons[label] for label in labels if label in walk.reasons), None)
+        reasons[name.rpartition(".")[0] or name] = reason or "is coupled with channels that cannot go"
+    return reasons
+
