@@ -18,7 +18,7 @@ from .importance import Criterion, criterion, order
 from .proof import Proof, prove
 from .prune import Prune, pruning_choice
 from .space import Space
-from .surgery import Surgeon
+from .surgery import Alive, Surgeon
 
 KINDS = ("prune",)
 
@@ -131,12 +131,17 @@ class Blueprint:
 
     def build(self, candidate: Candidate) -> nn.Module:
         """Independent smaller module in eval mode: the user's class where proven, else the captured graph."""
+        alive = self.alive(candidate)
+        return self._surgeon.own(alive) if self.artifact == "module" else self._surgeon.graph(alive)
+
+    def alive(self, candidate: Candidate) -> Alive:
+        """Which unit labels stay: [units + 1] bool, entry 0 (fixed positions) True."""
         alive = np.ones(self.coupling.units + 1, dtype=bool)
         for name, units in self.kept(candidate).items():
             labels = self.coupling.groups[self._group_at[name]].labels
             alive[labels] = False
             alive[labels[units]] = True
-        return self._surgeon.own(alive) if self.artifact == "module" else self._surgeon.graph(alive)
+        return alive
 
     # -- travel to workers ---------------------------------------------------------------------------
 

@@ -71,7 +71,9 @@ def normalise_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def batch_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     """Length of the first axis shared by every tensor input with axes, or ``None``."""
     lengths = {
-        leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()
+        leaf.shape[0]
+        for leaf in pytree.tree_leaves((args, kwargs))
+        if isinstance(leaf, torch.Tensor) and leaf.dim()
     }
     return lengths.pop() if len(lengths) == 1 else None
 
@@ -107,7 +109,11 @@ def capture(model: nn.Module, example: Any) -> Captured:
             with quiet(), torch.no_grad():
                 source(*a, **k)
                 program = torch.export.export(
-                    source, a, k, dynamic_shapes=_batch_shapes(source, a, k) if dynamic else None, strict=False
+                    source,
+                    a,
+                    k,
+                    dynamic_shapes=_batch_shapes(source, a, k) if dynamic else None,
+                    strict=False,
                 )
                 module = unlift(program)
         except Exception as error:
@@ -138,7 +144,9 @@ def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the capture machinery's own chatter; exceptions still carry everything."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo")
+    ]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
@@ -180,7 +188,12 @@ def _normalise_splits(module: fx.GraphModule) -> None:
     After this every split states the length of each piece, which is what surgery rewrites.
     """
     for node in module.graph.nodes:
-        if node.target not in (aten.chunk.default, aten.split.Tensor, aten.split.sizes, aten.tensor_split.sections):
+        if node.target not in (
+            aten.chunk.default,
+            aten.split.Tensor,
+            aten.split.sizes,
+            aten.tensor_split.sections,
+        ):
             continue
         pieces = node.meta["val"]
         dim = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)

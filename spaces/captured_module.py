@@ -10,7 +10,12 @@ from torch import fx
 aten = torch.ops.aten
 
 _BATCH_NORMS = {aten.batch_norm.default, aten.instance_norm.default}
-_DROPOUTS = {aten.dropout.default, aten.dropout_.default, aten.feature_dropout.default, aten.alpha_dropout.default}
+_DROPOUTS = {
+    aten.dropout.default,
+    aten.dropout_.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+}
 
 
 class CapturedModule(fx.GraphModule):
@@ -35,7 +40,8 @@ def assemble(graph: fx.Graph, attributes: dict[str, Any]) -> CapturedModule:
     """Module in eval mode from a graph and everything that it reads, by dotted name."""
     switchable(graph)
     module = CapturedModule(
-        {**attributes, "batch_norm_training": False, "dropout_training": False, "batch_norm_momentum": None}, graph
+        {**attributes, "batch_norm_training": False, "dropout_training": False, "batch_norm_momentum": None},
+        graph,
     )
     return module.train(False)
 
@@ -70,4 +76,3 @@ def switchable(graph: fx.Graph) -> None:
 
 def _momentum(override: float | None, own: float) -> float:
     return own if override is None else override
-

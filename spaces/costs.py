@@ -13,10 +13,13 @@ from .coupling.units import Vector
 from .coupling.walk import get_attribute, operator_name
 
 # Operators whose result shares the memory of their first argument.
-_ALIASES = frozenset(
-    "view _unsafe_view reshape flatten unflatten permute transpose t squeeze unsqueeze slice narrow select split_with_sizes "
-    "split chunk unbind expand expand_as view_as detach alias getitem dropout contiguous to lift_fresh".split()
-)
+# fmt: off
+_ALIASES = frozenset([
+    "view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze",
+    "unsqueeze", "slice", "narrow", "select", "split_with_sizes", "split", "chunk", "unbind", "expand",
+    "expand_as", "view_as", "detach", "alias", "getitem", "dropout", "contiguous", "to", "lift_fresh",
+])
+# fmt: on
 _MEGA, _KILO = 1e6, 1e3
 
 
@@ -36,7 +39,10 @@ class Costs:
         self._form_of: dict[bytes, int] = {}
 
         self._macs = self._merge((t.factor, t.vectors) for t in coupling.macs.values())
-        held = [(name, get_attribute(captured.graph_module, name)) for name in dict.fromkeys(coupling.canonical.values())]
+        held = [
+            (name, get_attribute(captured.graph_module, name))
+            for name in dict.fromkeys(coupling.canonical.values())
+        ]
         held = [(name, t) for name, t in held if isinstance(t, torch.Tensor)]
         extra = [t for name, t in captured.source.named_parameters() if name not in coupling.canonical]
         self._params = self._merge(
@@ -58,9 +64,10 @@ class Costs:
             widths: [n, groups] integers, kept units.
 
         Returns:
-            float64 arrays [n]: ``macs`` and ``flops`` (per sample; flops = 2 x macs), ``params``, ``size_mb``
-            (weights and buffers), ``activation_mb`` (all intermediate tensors of one sample) and ``memory_mb``
-            (weights + the largest set of intermediates alive together, one sample). MB is 10^6 bytes.
+            float64 arrays [n]: ``macs`` and ``flops`` (per sample; flops = 2 x macs), ``params``,
+            ``size_mb`` (weights and buffers), ``activation_mb`` (all intermediate tensors of one sample) and
+            ``memory_mb`` (weights + the largest set of intermediates alive together, one sample).
+            MB is 10^6 bytes.
         """
         chunks = [self._evaluate(widths[i : i + 8192]) for i in range(0, max(len(widths), 1), 8192)]
         return {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
@@ -106,9 +113,7 @@ class Costs:
             factor *= length if v is None else 1
         return factor, tuple(v for v in axes if v is not None)
 
-    def _merge(
-        self, terms: Iterable[tuple[float, Sequence[Vector]]]
-    ) -> list[tuple[float, tuple[int, ...]]]:
+    def _merge(self, terms: Iterable[tuple[float, Sequence[Vector]]]) -> list[tuple[float, tuple[int, ...]]]:
         merged: dict[tuple[int, ...], float] = {}
         for factor, vectors in terms:
             factor, forms = self._term(factor, vectors)

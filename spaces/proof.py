@@ -78,63 +78,68 @@ def prove(
     """
     rng = np.random.default_rng(seed)
     left_out: dict[str, str] = {}
-    own_reason = ""
-    worst = 0.0
-    graph = captured.graph_module
-    with torch.no_grad(), _no_constant_parameters(captured.source, graph, coupling, seed):
-        run = lambda m: m(*captured.args, **captured.kwargs)  # noqa: E731
-        full = run(graph)
-
-        def check(alive: Alive) -> tuple[str, float]:
-            nonlocal own_reason
-            expected = Reference(graph, coupling, alive).run(
-                *graph.graph._codegen.process_inputs(*captured.args, **captured.kwargs), enable_io_processing=False
-            )
-            expected = pytree.tree_leaves(expected)
-            try:
-                got = pytree.tree_leaves(run(surgeon.graph(alive)))
-            except Exception as error:
-                return f"the pruned graph does not run: {_line(error)}", float("inf")
-            difference, allowed = relative_difference(got, expected)
-            if not difference <= allowed:
-                return f"pruning it changes the output by {difference:.1e} (relative)", difference
-            if not own_reason:
-                try:
-                    mine = pytree.tree_leaves(run(surgeon.own(alive)))
-                    off, allowed = relative_difference(mine, got)
-                    if not off <= allowed:
-                        own_reason = f"its forward, pruned, differs from the captured graph by {off:.1e} (relative)"
-                except Exception as error:
-                    own_reason = f"its forward does not run pruned: {_line(error)}"
-            return "", difference
-
+    with torch.no_grad(), _no_constant_parameters(captured.graph_module, coupling, seed):
+        bench = _Bench(captured, coupling, surgeon)
         for done, group in enumerate(coupling.groups):
-            reason = ""
             # A unit without any effect on the output proves nothing: try others.
             for unit in rng.permutation(group.size)[:3]:
                 alive = np.ones(coupling.units + 1, dtype=bool)
                 alive[group.labels[unit]] = False
-                reason, difference = check(alive)
+                reason, effect = bench.check(alive)
                 if reason:
                     left_out[group.name] = reason
-                    break
-                worst = max(worst, difference)
-                if _has_effect(surgeon.graph(alive), run, full):
+                if reason or effect:
                     break
             if progress is not None:
                 progress(done + 1, len(coupling.groups))
         for fractions in (np.full(len(coupling.groups), 0.5), rng.uniform(0.1, 0.9, len(coupling.groups))):
-            reason, difference = _joint(coupling, left_out, fractions, check)
-            worst = max(worst, difference)
-    return Proof(left_out, not own_reason, own_reason, worst)
+            _joint(coupling, left_out, fractions, bench)
+    return Proof(left_out, not bench.own_reason, bench.own_reason, bench.worst)
 
 
-def _joint(
-    coupling: Coupling,
-    left_out: dict[str, str],
-    fractions: np.ndarray,
-    check: Callable[[Alive], tuple[str, float]],
-) -> tuple[str, float]:
+class _Bench:
+    """Compares pruned artifacts with the masked reference, and keeps what was learned."""
+
+    def __init__(self, captured: Captured, coupling: Coupling, surgeon: Surgeon) -> None:
+        self._captured, self._coupling, self._surgeon = captured, coupling, surgeon
+        graph = captured.graph_module
+        self._inputs = graph.graph._codegen.process_inputs(*captured.args, **captured.kwargs)
+        self._full = self._run(graph)
+        self.own_reason = ""
+        self.worst = 0.0
+
+    def check(self, alive: Alive) -> tuple[str, bool]:
+        """Why pruning to ``alive`` is wrong ("" when right), and whether it changes the output at all."""
+        reference = Reference(self._captured.graph_module, self._coupling, alive)
+        expected = pytree.tree_leaves(reference.run(*self._inputs, enable_io_processing=False))
+        try:
+            got = self._run(self._surgeon.graph(alive))
+        except Exception as error:
+            return f"the pruned graph does not run: {_line(error)}", False
+        difference, allowed = relative_difference(got, expected)
+        if not difference <= allowed:
+            return f"pruning it changes the output by {difference:.1e} (relative)", True
+        self.worst = max(self.worst, difference)
+        if not self.own_reason:
+            self.own_reason = self._check_own(alive, got)
+        return "", relative_difference(got, self._full)[0] > 0
+
+    def _check_own(self, alive: Alive, expected: list[Any]) -> str:
+        try:
+            off, allowed = relative_difference(self._run(self._surgeon.own(alive)), expected)
+        except Exception as error:
+            return f"its forward does not run pruned: {_line(error)}"
+        return (
+            ""
+            if off <= allowed
+            else f"its forward, pruned, differs from the captured graph by {off:.1e} (relative)"
+        )
+
+    def _run(self, module: nn.Module) -> list[Any]:
+        return pytree.tree_leaves(module(*self._captured.args, **self._captured.kwargs))
+
+
+def _joint(coupling: Coupling, left_out: dict[str, str], fractions: np.ndarray, bench: _Bench) -> None:
     """Prune all accepted groups at once; groups that cannot join the others are left out one by one."""
 
     def alive_for(names: list[str]) -> Alive:
@@ -145,17 +150,15 @@ def _joint(
         return alive
 
     accepted = [g.name for g in coupling.groups if g.name not in left_out]
-    reason, difference = check(alive_for(accepted)) if accepted else ("", 0.0)
-    if not reason:
-        return reason, difference
+    if not bench.check(alive_for(accepted))[0]:
+        return
     together: list[str] = []
     for name in accepted:
-        reason, difference = check(alive_for([*together, name]))
+        reason, _ = bench.check(alive_for([*together, name]))
         if reason:
             left_out[name] = f"together with others: {reason}"
         else:
             together.append(name)
-    return "", 0.0
 
 
 def relative_difference(got: list[Any], expected: list[Any]) -> tuple[float, float]:
@@ -174,15 +177,8 @@ def relative_difference(got: list[Any], expected: list[Any]) -> tuple[float, flo
     return worst, allowed
 
 
-def _has_effect(module: nn.Module, run: Callable[[nn.Module], Any], full: Any) -> bool:
-    pairs = zip(pytree.tree_leaves(run(module)), pytree.tree_leaves(full), strict=True)
-    return any(isinstance(b, torch.Tensor) and not torch.equal(a, b) for a, b in pairs)
-
-
 @contextmanager
-def _no_constant_parameters(
-    source: nn.Module, graph: fx.GraphModule, coupling: Coupling, seed: int
-) -> Iterator[None]:
+def _no_constant_parameters(graph: fx.GraphModule, coupling: Coupling, seed: int) -> Iterator[None]:
     """Add noise to parameters and statistics whose entries are all equal; undone on leaving."""
     generator = torch.Generator().manual_seed(seed)
     saved: list[tuple[torch.Tensor, torch.Tensor]] = []

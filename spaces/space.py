@@ -62,7 +62,9 @@ class Space:
             raise ValueError(
                 "cannot join spaces of two different models; make both from one `trace(model, example)`"
             )
-        return Space(self.choices + other.choices, model=self.model if self.model is not None else other.model)
+        return Space(
+            self.choices + other.choices, model=self.model if self.model is not None else other.model
+        )
 
     @property
     def size(self) -> int:
@@ -138,7 +140,7 @@ class Space:
         """Analytic costs, one row per candidate, nothing built.
 
         Columns: ``macs`` and ``flops`` (per sample; flops = 2 x macs), ``params``, ``size_mb``,
-        ``activation_mb``, ``memory_mb`` (weights + peak activations, per sample), ``traffic_kb``.
+        ``activation_mb``, ``memory_mb`` (weights + peak activations, per sample); see :class:`Costs`.
 
         Raises:
             ValueError: the space has no model.
@@ -161,4 +163,6 @@ class Space:
 
     def _need_model(self, what: str) -> Any:
         if self.model is None:
-            raise ValueError(f"{what} needs a space of a model; make one by `trace(model, example).space(...)`")
+            raise ValueError(
+                f"{what} needs a space of a model; make one by `trace(model, example).space(...)`"
+            )

@@ -9,7 +9,7 @@ from torch import fx
 
 from .pointwise import broadcast
 from .units import Axes, Vector
-from .walk import ALONG, IN, OUT, AxesOrList, Walk, rule
+from .walk import ALONG, IN, OUT, AxesOrList, Fork, Walk, rule
 
 
 def _bias(walk: Walk, n: fx.Node, bias: Any, made: Vector | None) -> Vector | None:
@@ -111,8 +111,6 @@ def _grouped(walk: Walk, n: fx.Node, x: fx.Node, w: fx.Node, channel: int, group
         kept = walk.units.tie_rows(rows_in.T)
         walk.role(w, 1, IN)
         walk.agree(n.name, [walk.units.normal(kept), walk.of(w)[1]])
-    from .walk import Fork
-
     walk.forks[n.name] = Fork((groups, rows_in.shape[1]), along, walk.units.normal(xin))
     if rows_in.shape[1] > 1:
         walk.read(n, "input", channel)
@@ -132,7 +130,9 @@ def matmul(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     walk.role(right, len(sr) - 1, OUT)
     walk.agree(n.name, [walk.of(left)[-1], walk.of(right)[-2]])
     walk.read(n, names[0], len(sl) - 1)
-    outer = broadcast(walk, n.name, out.shape[:-2], [(walk.of(left)[:-2], sl[:-2]), (walk.of(right)[:-2], sr[:-2])])
+    outer = broadcast(
+        walk, n.name, out.shape[:-2], [(walk.of(left)[:-2], sl[:-2]), (walk.of(right)[:-2], sr[:-2])]
+    )
     axes = (*outer, walk.of(left)[-2], walk.of(right)[-1])
     walk.count(n, (*out.shape, sl[-1]), (*axes, walk.of(left)[-1]))
     return axes
@@ -166,19 +166,17 @@ def attention(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList
     mask = a.get("attn_mask")
     if isinstance(mask, fx.Node):
         outer = broadcast(
-            walk, n.name, out.shape[:-2], [(outer, out.shape[:-2]), (walk.of(mask)[:-2], walk.shape(mask)[:-2])]
+            walk,
+            n.name,
+            out.shape[:-2],
+            [(outer, out.shape[:-2]), (walk.of(mask)[:-2], walk.shape(mask)[:-2])],
         )
         walk.freeze(f"is a sequence axis of {n.name}", *walk.of(mask)[-2:])
     keys, dim = walk.shape(k)[-2], walk.shape(q)[-1]
-    axes = (*outer, None, walk.of(v)[-1])
-    # q k^T and its product with v; both shrink with the heads, the second also with the value dimension.
-    if axes[-1] is None:
-        walk.count(n, (*out.shape[:-1], keys, dim + out.shape[-1]), (*outer, None, None, None))
-    else:
-        walk.freeze(f"{n.name}: value dimension", axes[-1])
-        axes = (*outer, None, None)
-        walk.count(n, (*out.shape[:-1], keys, dim + out.shape[-1]), (*outer, None, None, None))
-    return axes
+    walk.freeze(f"is the value dimension of {n.name}", walk.of(v)[-1])
+    # q k^T and its product with v: sequence x keys x (head_dim + value_dim) each head.
+    walk.count(n, (*out.shape[:-1], keys, dim + out.shape[-1]), (*outer, None, None, None))
+    return (*outer, None, None)
 
 
 @rule("embedding")

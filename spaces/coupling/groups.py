@@ -190,7 +190,7 @@ def _groups(
     order: list[int] = []
     ranked = sorted(
         ((name, axis) for name, axes in parameters.items() for axis, v in enumerate(axes) if v is not None),
-        key=lambda key: (list(walk.roles).index(key) if key in walk.roles else len(walk.roles)),
+        key=lambda key: list(walk.roles).index(key) if key in walk.roles else len(walk.roles),
     )
     for name, axis in ranked:
         v = parameters[name][axis]
@@ -215,7 +215,8 @@ def _groups(
         if len(labels) < 2:
             continue
         members = tuple(
-            Member(name, axis, role, _positions(parameters[name][axis], labels)) for name, axis, role in places
+            Member(name, axis, role, _positions(parameters[name][axis], labels))
+            for name, axis, role in places
         )
         module = makers[0][0].rpartition(".")[0] or makers[0][0]
         names[module] = names.get(module, 0) + 1
@@ -247,4 +248,3 @@ def _frozen(
         reason = next((walk.reasons[label] for label in labels if label in walk.reasons), None)
         reasons[name.rpartition(".")[0] or name] = reason or "is coupled with channels that cannot go"
     return reasons
-

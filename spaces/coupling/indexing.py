@@ -20,14 +20,23 @@ from .walk import AxesOrList, Walk, rule
 aten = torch.ops.aten
 
 # Sizes that a view-like operator states, by operator name: the list argument that holds the result's shape.
-_SHAPE_ARGUMENT = {"view": "size", "_unsafe_view": "size", "reshape": "shape", "expand": "size", "view_copy": "size"}
+_SHAPE_ARGUMENT = {
+    "view": "size",
+    "_unsafe_view": "size",
+    "reshape": "shape",
+    "expand": "size",
+    "view_copy": "size",
+}
+
+_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.view_copy.default)
 
 
 @rule(
     "view", "_unsafe_view", "reshape", "view_copy", "flatten", "unflatten", "squeeze", "unsqueeze",
     "permute", "transpose", "t", "swapaxes", "swapdims", "movedim", "moveaxis", "numpy_T", "mT",
-    "slice", "narrow", "select", "split_with_sizes", "split", "chunk", "unbind", "unsafe_chunk", "tensor_split",
-    "expand", "expand_as", "view_as", "reshape_as", "broadcast_to", "repeat", "repeat_interleave", "tile",
+    "slice", "narrow", "select", "split_with_sizes", "split", "chunk", "unbind", "unsafe_chunk",
+    "tensor_split", "expand", "expand_as", "view_as", "reshape_as", "broadcast_to", "repeat",
+    "repeat_interleave", "tile",
     "pad", "constant_pad_nd", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "roll", "flip", "unfold",
     "diagonal", "index", "index_select",
 )  # fmt: skip
@@ -54,7 +63,9 @@ def _run_on_labels(walk: Walk, n: fx.Node, v: Vector, axis: int, shape: tuple[in
     line = torch.from_numpy(v).double().reshape([-1 if d == axis else 1 for d in range(len(shape))])
     labels = line.expand(shape)
     rest = walk.value(n.args[1:])
-    out = n.target(labels, *rest, **walk.value(n.kwargs))  # type: ignore[operator]
+    # Labels are laid out by expansion, over which a view is not always defined; a reshape is.
+    target = aten.reshape.default if n.target in _VIEWS else n.target
+    out = target(labels, *rest, **walk.value(n.kwargs))  # type: ignore[operator]
     return [t.numpy().astype(np.int64) for t in (out if isinstance(out, (tuple, list)) else [out])]
 
 
@@ -169,7 +180,9 @@ def cat(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
         else:
             lengths = [walk.shape(t)[axis] for t in parts]
             made.append(
-                np.concatenate([np.zeros(s, np.int64) if p is None else p for p, s in zip(pieces, lengths, strict=True)])
+                np.concatenate(
+                    [np.zeros(s, np.int64) if p is None else p for p, s in zip(pieces, lengths, strict=True)]
+                )
             )
     return tuple(made)
 

@@ -10,7 +10,9 @@ from .units import Vector
 from .walk import ALONG, SCALE, AxesOrList, Walk, rule
 
 
-def _affine(walk: Walk, n: fx.Node, a: dict[str, Any], names: tuple[str, ...], v: Vector | None) -> Vector | None:
+def _affine(
+    walk: Walk, n: fx.Node, a: dict[str, Any], names: tuple[str, ...], v: Vector | None
+) -> Vector | None:
     parts = [v]
     for name in names:
         if isinstance(a.get(name), fx.Node):

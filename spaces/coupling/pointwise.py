@@ -26,7 +26,8 @@ def broadcast(
     return tuple(result)
 
 
-@rule("pointwise", "__and__", "__or__", "type_as", "lerp", "glu_jvp")
+# Operators that ATen tags as pointwise come here by their tag; these lack it.
+@rule("pointwise", "hardswish", "log_sigmoid", "rsub", "type_as", "__and__", "__or__", "__xor__")
 def pointwise(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     tensors = walk.tensor_arguments(n)
     for t in tensors:
@@ -37,9 +38,19 @@ def pointwise(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList
 
 @rule(
     "dropout", "feature_dropout", "alpha_dropout", "native_dropout", "contiguous", "clone", "to", "_to_copy",
-    "detach", "detach_copy", "alias", "lift_fresh_copy", "lift_fresh", "zeros_like", "ones_like", "full_like", "empty_like",
-    "rand_like", "randn_like", "_assert_tensor_metadata", "bernoulli", "fill", "zero",
+    "detach", "detach_copy", "alias", "lift_fresh_copy", "lift_fresh", "zeros_like", "ones_like",
+    "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "fill", "zero",
 )  # fmt: skip
 def same(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     """Output positions are the input's."""
     return walk.of(walk.tensor_arguments(n)[0])
+
+
+@rule("prelu")
+def prelu(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """One slope for all, or one per channel (axis 1)."""
+    axes, slope = walk.of(a["self"]), a["weight"]
+    if walk.shape(slope) in ((), (1,)):
+        return axes
+    walk.role(slope, 0, ALONG)
+    return (axes[0], walk.agree(n.name, [axes[1], walk.of(slope)[0]]), *axes[2:])

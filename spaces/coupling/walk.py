@@ -55,7 +55,7 @@ class Term:
 
 @dataclass
 class Fork:
-    """A place where removal must follow one of several axes: a view that splits a followed axis, or groups."""
+    """A place where removal must follow one of several axes: a view that splits one, or groups."""
 
     lengths: tuple[int, ...]  # of each axis that may be followed
     taken: int
@@ -78,7 +78,9 @@ class Walk:
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     constants: list[Constant] = field(default_factory=list)
     macs: dict[str, Term] = field(default_factory=dict)  # node name -> multiply-accumulates per sample
-    reads: dict[str, list[tuple[str, int]]] = field(default_factory=dict)  # node -> operands summed over an axis
+    reads: dict[str, list[tuple[str, int]]] = field(
+        default_factory=dict
+    )  # node -> operands summed over an axis
     forks: dict[str, Fork] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)  # label -> why it was frozen
     values: dict[fx.Node, Any] = field(default_factory=dict)  # what the running interpreter holds
@@ -150,7 +152,9 @@ class Walk:
         if isinstance(argument, fx.Node) and argument.op == "get_attr":
             self.roles.setdefault((self.canonical[argument.target], axis), role)
 
-    def count(self, node: fx.Node, lengths: Sequence[int], vectors: Sequence[Vector | None], factor: int = 1) -> None:
+    def count(
+        self, node: fx.Node, lengths: Sequence[int], vectors: Sequence[Vector | None], factor: int = 1
+    ) -> None:
         """Note ``factor * prod(lengths)`` multiply-accumulates, per sample; followed axes shrink."""
         fixed = factor / self.batch
         followed = []
@@ -222,7 +226,7 @@ class _Follower(fx.Interpreter):
 
 
 def operator_name(target: Any) -> tuple[str, bool]:
-    """``("add", True)`` for ``aten.add_.Tensor``: the bare name, and whether the first argument is changed."""
+    """``("add", True)`` for ``aten.add_.Tensor``: bare name, and whether the first argument is changed."""
     schema = getattr(target, "_schema", None)
     if schema is None:
         return getattr(target, "__name__", str(target)), False
@@ -277,5 +281,4 @@ def _parameter_axes(walk: Walk, n: fx.Node, tensor: torch.Tensor) -> Axes:
     name = walk.canonical[str(n.target)]
     if name not in walk.parameters:
         walk.parameters[name] = tuple(walk.units.fresh(length) for length in tensor.shape)
-    axes = tuple(walk.units.normal(v) for v in walk.parameters[name])
-    return axes
+    return tuple(walk.units.normal(v) for v in walk.parameters[name])

@@ -47,6 +47,7 @@ def order(group: Group, parameters: Mapping[str, torch.Tensor], by: Criterion) -
     scores = np.asarray(by(group, parameters), dtype=np.float64)
     if scores.shape != (group.size,) or not np.isfinite(scores).all():
         raise ValueError(
-            f"importance of group {group.name!r} must be {group.size} finite numbers, got shape {scores.shape}"
+            f"importance of group {group.name!r} must be {group.size} finite numbers, "
+            f"got shape {scores.shape}"
         )
     return np.argsort(-scores, kind="stable")

@@ -16,5 +16,7 @@ def batchnorm(group: Group, parameters: Mapping[str, torch.Tensor]) -> np.ndarra
     scales = [m for m in group.members if m.role == "scale"]
     if not scales:
         return l1(group, parameters)
-    gammas = [parameters[m.parameter].detach().abs().double().numpy()[m.positions].mean(axis=1) for m in scales]
+    gammas = [
+        parameters[m.parameter].detach().abs().double().numpy()[m.positions].mean(axis=1) for m in scales
+    ]
     return np.mean(gammas, axis=0)

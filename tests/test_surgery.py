@@ -1,0 +1,390 @@
+"""Coupling, surgery, costs: every claim is checked by running the networks."""
+
+import copy
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from netcarve import trace
+from netcarve.spaces.capture import CaptureError
+from netcarve.spaces.proof import relative_difference
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+class Residual(nn.Module):
+    def __init__(self, i, o, stride=1):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU(),
+            nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o),
+        )  # fmt: skip
+        self.skip = nn.Identity() if stride == 1 and i == o else nn.Conv2d(i, o, 1, stride)
+
+    def forward(self, x):
+        return torch.relu(self.body(x) + self.skip(x))
+
+
+class Depthwise(nn.Module):
+    def __init__(self, i, o, multiplier=1):
+        super().__init__()
+        self.depth = nn.Conv2d(i, i * multiplier, 3, padding=1, groups=i)
+        self.norm = nn.BatchNorm2d(i * multiplier)
+        self.point = nn.Conv2d(i * multiplier, o, 1)
+
+    def forward(self, x):
+        return torch.relu(self.point(torch.relu(self.norm(self.depth(x)))))
+
+
+class Dense(nn.Module):
+    """Concatenation with the input."""
+
+    def __init__(self, i, o):
+        super().__init__()
+        self.conv = nn.Conv2d(i, o, 3, padding=1)
+        self.out_channels = i + o
+
+    def forward(self, x):
+        return torch.cat([x, torch.relu(self.conv(x))], 1)
+
+
+class Gate(nn.Module):
+    """Squeeze and excite."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.down, self.up = nn.Linear(c, max(2, c // 2)), nn.Linear(max(2, c // 2), c)
+
+    def forward(self, x):
+        s = torch.sigmoid(self.up(torch.relu(self.down(x.mean((2, 3))))))
+        return x * s[:, :, None, None]
+
+
+class Shuffled(nn.Module):
+    """Grouped convolution with a channel shuffle and a split."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.conv = nn.Conv2d(c, c, 3, padding=1, groups=2)
+        self.left = nn.Conv2d(c // 2, c // 2, 1)
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        x = self.conv(x).view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
+        left, right = x.chunk(2, 1)
+        return torch.cat([torch.relu(self.left(left)), right], 1)
+
+
+class Net(nn.Module):
+    """A chain of blocks, then pooling or flattening, then a classifier."""
+
+    def __init__(self, kinds, width=8, flatten=False, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        blocks, c = [nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()], width
+        for kind in kinds:
+            if kind == "residual":
+                blocks.append(Residual(c, c))
+            elif kind == "down":
+                blocks.append(Residual(c, c + 4, 2))
+                c += 4
+            elif kind == "depthwise":
+                blocks.append(Depthwise(c, c))
+            elif kind == "multiplier":
+                blocks.append(Depthwise(c, c, 2))
+            elif kind == "dense":
+                blocks.append(Dense(c, 6))
+                c += 6
+            elif kind == "gate":
+                blocks.append(Gate(c))
+            elif kind == "shuffle":
+                blocks.append(Shuffled(c))
+            elif kind == "pool":
+                blocks.append(nn.MaxPool2d(2))
+        self.blocks = nn.Sequential(*blocks)
+        self.flatten = flatten
+        with torch.no_grad():
+            features = self._features(torch.zeros(1, 3, 8, 8)).shape[1]
+        self.head = nn.Sequential(nn.Linear(features, 12), nn.Hardswish(), nn.Dropout(0.1), nn.Linear(12, 5))
+        for m in self.modules():  # fresh statistics would make normalisation an identity
+            if isinstance(m, nn.BatchNorm2d):
+                nn.init.uniform_(m.running_mean, -0.5, 0.5)
+                nn.init.uniform_(m.running_var, 0.5, 2.0)
+
+    def _features(self, x):
+        x = self.blocks(x)
+        return torch.flatten(x, 1) if self.flatten else x.mean((2, 3))
+
+    def forward(self, x):
+        return self.head(self._features(x))
+
+
+KINDS = ("residual", "down", "depthwise", "multiplier", "dense", "gate", "shuffle", "pool")
+# A flattened head ties every channel to a block of positions; two poolings leave 2x2 of them.
+networks = st.builds(
+    Net,
+    st.lists(st.sampled_from(KINDS), min_size=1, max_size=4).filter(
+        lambda k: k.count("down") + k.count("pool") < 3
+    ),
+    flatten=st.booleans(),
+    seed=st.integers(0, 999),
+)
+property_test = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def zeroed(net, blueprint, candidate):
+    """The oracle: the unpruned network whose consumers ignore the removed units."""
+    kept = blueprint.kept(candidate)
+    net = copy.deepcopy(net).eval()
+    weights = dict(net.named_parameters())
+    with torch.no_grad():
+        for group in blueprint.groups:
+            gone = np.setdiff1d(np.arange(group.size), kept[group.name])
+            for member in group.members:
+                if member.role == "in":
+                    weight = weights[member.parameter].movedim(member.axis, 0)
+                    weight[torch.from_numpy(member.positions[gone].reshape(-1))] = 0
+    return net
+
+
+@property_test
+@given(networks, st.integers(0, 999))
+def test_pruned_output_equals_zeroed_consumers_and_costs_equal_counted(net, seed):
+    x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    blueprint = trace(net, x)
+    space = blueprint.space()
+    assert not blueprint._proof.left_out, blueprint.left_out
+    candidates = [space.baseline, *space.sample(np.random.default_rng(seed), 3)]
+    costs = space.costs(candidates)
+    for row, candidate in zip(costs.to_dict("records"), candidates, strict=True):
+        small = space.build(candidate)
+        with torch.no_grad():
+            difference, _ = relative_difference([small(x)], [zeroed(net, blueprint, candidate)(x)])
+        assert difference < 1e-5
+        with FlopCounterMode(display=False) as counter:
+            small(x)
+        assert counter.get_total_flops() == row["flops"] * len(x)
+        assert sum(p.numel() for p in small.parameters()) == row["params"]
+        held = [*small.parameters(), *small.buffers()]
+        assert sum(t.numel() * t.element_size() for t in held) == pytest.approx(row["size_mb"] * 1e6)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@property_test
+@given(networks, st.integers(0, 999))
+def test_both_artifacts_agree_in_output_loss_and_gradient(net, seed):
+    x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    blueprint = trace(net, x)
+    space = blueprint.space()
+    candidate = space.sample(np.random.default_rng(seed), 1)[0]
+    alive = blueprint.alive(candidate)
+    graph = blueprint._surgeon.graph(alive)
+    if blueprint.artifact != "module":
+        return
+    own = blueprint._surgeon.own(alive)
+    assert type(own) is Net
+    assert set(own.state_dict()) == set(graph.state_dict())
+    losses = []
+    for module in (own, graph):
+        module.train()
+        torch.manual_seed(7)
+        loss = module(x).square().mean()
+        loss.backward()
+        losses.append(loss.detach())
+    assert torch.equal(*losses)
+    theirs = dict(graph.named_parameters())
+    for name, p in own.named_parameters():
+        assert torch.equal(p.grad, theirs[name].grad), name
+    for name, b in own.named_buffers():  # running statistics moved alike
+        if "running" in name:
+            assert torch.equal(b, dict(graph.named_buffers())[name]), name
+
+
+def residual_net():
+    return Net(["residual", "down", "residual"], seed=3)
+
+
+def test_groups_of_a_residual_network():
+    groups = {g.name: g for g in trace(residual_net(), torch.randn(2, 3, 8, 8)).groups}
+    assert set(groups) == {
+        "blocks.0", "blocks.3.body.0", "blocks.4.body.0", "blocks.4.body.3", "blocks.5.body.0", "head.0",
+    }  # fmt: skip
+    stem = {(m.parameter, m.role) for m in groups["blocks.0"].members}
+    assert ("blocks.3.body.3.weight", "out") in stem
+    assert ("blocks.4.skip.weight", "in") in stem
+    assert ("blocks.1.weight", "scale") in stem
+
+
+def test_the_last_layer_is_left_out_with_its_reason():
+    blueprint = trace(residual_net(), torch.randn(2, 3, 8, 8))
+    assert "output" in blueprint.left_out["head.3"]
+
+
+def test_layers_state_their_new_sizes():
+    net = Net(["multiplier", "residual"])
+    space = trace(net, torch.randn(2, 3, 8, 8)).space()
+    small = space.build(space.candidate([len(c) - 1 for c in space.choices]))
+    for layer in small.modules():
+        if isinstance(layer, nn.Conv2d):
+            assert layer.weight.shape == (
+                layer.out_channels,
+                layer.in_channels // layer.groups,
+                *layer.kernel_size,
+            )
+        elif isinstance(layer, nn.Linear):
+            assert layer.weight.shape == (layer.out_features, layer.in_features)
+        elif isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean.shape == (layer.num_features,)
+
+
+def test_units_kept_are_the_most_important_and_nested():
+    net = residual_net()
+    blueprint = trace(net, torch.randn(2, 3, 8, 8))
+    for importance in ("l1", "l2", "batchnorm", "random"):
+        space = blueprint.space(importance=importance)
+        ladder = [
+            blueprint.kept(space.candidate([min(i, len(c) - 1) for c in space.choices])) for i in range(8)
+        ]
+        for more, less in itertools.pairwise(ladder):
+            assert all(set(less[g]) <= set(more[g]) for g in more)
+    space = blueprint.space(importance="l1")
+    kept = blueprint.kept(
+        space.candidate([4 if c.name == "prune:blocks.3.body.0" else 0 for c in space.choices])
+    )
+    norms = net.blocks[3].body[0].weight.detach().abs().sum((1, 2, 3))
+    assert set(kept["blocks.3.body.0"]) == set(norms.topk(4).indices.tolist())
+
+
+def test_batch_norm_importance_follows_gamma():
+    net = residual_net()
+    with torch.no_grad():
+        net.blocks[3].body[1].weight.copy_(torch.tensor([1.0, -8, 2, 7, 3, 6, -5, 4]))
+    blueprint = trace(net, torch.randn(2, 3, 8, 8))
+    space = blueprint.space(importance="batchnorm")
+    kept = blueprint.kept(
+        space.candidate([5 if c.name == "prune:blocks.3.body.0" else 0 for c in space.choices])
+    )
+    assert kept["blocks.3.body.0"].tolist() == [1, 3, 5]
+
+
+def test_a_user_criterion_and_its_mistakes():
+    blueprint = trace(residual_net(), torch.randn(2, 3, 8, 8))
+    space = blueprint.space(importance=lambda group, parameters: -np.arange(group.size))
+    kept = blueprint.kept(space.candidate([len(c) - 1 for c in space.choices]))
+    assert all(units.tolist() == list(range(len(units))) for units in kept.values())
+    with pytest.raises(ValueError, match="finite numbers, got shape"):
+        blueprint.space(importance=lambda group, parameters: np.zeros(3))
+    with pytest.raises(ValueError, match="unknown importance 'l7'"):
+        blueprint.space(importance="l7")
+
+
+def test_ratios_and_rounding():
+    blueprint = trace(residual_net(), torch.randn(2, 3, 8, 8))
+    choice = blueprint.space(ratios=[0, 0.5, 0.75]).choices[0]
+    assert choice.options == (0.0, 0.5, 0.75)
+    assert choice.edit.kept == (8, 4, 2)
+    assert all(k % 4 == 0 for c in blueprint.space(round_to=4).choices for k in c.edit.kept)
+    for bad in ([0.5], [0, 1.0], [0, -0.1]):
+        with pytest.raises(ValueError, match="ratios"):
+            blueprint.space(ratios=bad)
+    with pytest.raises(ValueError, match="unknown kind of space 'drop'"):
+        blueprint.space("drop")
+
+
+class Branchy(nn.Module):
+    """Its forward reads a width that pruning changes: only the captured graph can be cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.width = nn.Conv2d(3, 8, 1), nn.Linear(8 * 16, 4), 8
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)).view(-1, self.width * 16))
+
+
+def test_a_forward_that_knows_its_width_gives_the_graph():
+    x = torch.randn(2, 3, 4, 4)
+    blueprint = trace(Branchy(), x)
+    space = blueprint.space()
+    assert blueprint.artifact == "graph"
+    assert "does not run pruned" in blueprint.prove().own_reason
+    small = space.build(space.candidate([4]))
+    assert small(torch.randn(5, 3, 4, 4)).shape == (5, 4)
+    assert small.a.weight.shape[0] == 4
+    assert copy.deepcopy(small)(x).equal(small(x))
+    assert set(small.state_dict()) == set(Branchy().state_dict())
+
+
+@pytest.mark.parametrize("make", [residual_net, Branchy])
+def test_a_space_travels_and_builds_the_same(make):
+    x = torch.randn(2, 3, 8, 8) if make is residual_net else torch.randn(2, 3, 4, 4)
+    space = trace(make(), x).space()
+    candidate = space.sample(np.random.default_rng(0), 1)[0]
+    there = pickle.loads(pickle.dumps(space))
+    assert there.build(candidate)(x).equal(space.build(candidate)(x))
+    assert there.costs([candidate]).equals(space.costs([candidate]))
+
+
+def test_built_networks_are_independent_and_trainable():
+    net = residual_net()
+    space = trace(net, torch.randn(2, 3, 8, 8)).space()
+    one, two = space.build(space.baseline), space.build(space.baseline)
+    optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+    one.train()(torch.randn(4, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    x = torch.randn(2, 3, 8, 8)
+    assert two(x).equal(net.eval()(x))
+    assert not one.eval()(x).equal(two(x))
+
+
+def test_double_precision_is_exact():
+    net = residual_net().double()
+    proof = trace(net, torch.randn(2, 3, 8, 8, dtype=torch.float64)).prove()
+    assert not proof.left_out
+    assert proof.largest_difference < 1e-10
+
+
+def test_zero_initialised_heads_do_not_make_the_proof_vacuous():
+    net = residual_net()
+    nn.init.zeros_(net.head[3].weight)
+    blueprint = trace(net, torch.randn(2, 3, 8, 8))
+    before = blueprint._surgeon.tensors["head.3.weight"].clone()
+    assert blueprint.prove().largest_difference > 0
+    assert blueprint._surgeon.tensors["head.3.weight"].equal(before)
+
+
+class Unfollowed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x)).mean((2, 3))
+        return self.b(x.sort(dim=1).values)
+
+
+def test_what_is_not_understood_is_frozen_with_the_reason():
+    blueprint = trace(Unfollowed(), torch.randn(2, 3, 4, 4))
+    assert not blueprint.groups
+    assert "sort" in blueprint.left_out["a"]
+    with pytest.raises(ValueError, match="nothing in this model may be pruned"):
+        blueprint.space()
+
+
+class DataDependent(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+
+
+def test_capture_errors_say_where_and_what_to_try():
+    with pytest.raises(CaptureError, match=r"does not run on its example.*\(2, 4, 8, 8\)"):
+        trace(residual_net(), torch.randn(2, 4, 8, 8))
+    with pytest.raises(CaptureError, match="control flow"):
+        trace(DataDependent(), torch.randn(2, 3))
+    with pytest.raises(TypeError, match="must be a tensor"):
+        trace(residual_net(), 3)
