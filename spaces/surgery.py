@@ -7,6 +7,7 @@ constants rewritten.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,9 @@ class Surgeon:
         self.source = source
         self.coupling = coupling
         self.tensors: dict[str, Any] = {name: get_attribute(module, name) for name in coupling.canonical}
-        self._constants: dict[str, list[Constant]] = {}
+        self.constants: dict[str, list[Constant]] = {}
         for c in coupling.constants:
-            self._constants.setdefault(c.node, []).append(c)
+            self.constants.setdefault(c.node, []).append(c)
         self._group_counts = _group_counts(module, coupling)
 
     def without_graph(self) -> Surgeon:
@@ -78,8 +79,8 @@ class Surgeon:
         for old, new in val_map.items():
             if old.op == "call_module":
                 attributes[str(old.target)] = get_attribute(self.module, str(old.target))
-            for constant in self._constants.get(old.name, ()):
-                _set_argument(new, constant, int(np.count_nonzero(alive[constant.vector])))
+            if old.name in self.constants:
+                new.args, new.kwargs = rewrite(new, self.constants[old.name], alive)
         made = assemble(graph, attributes)
         for name in ("_in_spec", "_out_spec"):
             if hasattr(self.module, name):
@@ -133,19 +134,22 @@ def _restate(module: nn.Module, groups: int | None) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
-def _set_argument(node: fx.Node, constant: Constant, value: int) -> None:
+def rewrite(
+    node: fx.Node, constants: Sequence[Constant], alive: Alive
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of ``node`` with the integers that count positions set to the numbers that are kept."""
     names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
-    at = names.index(constant.argument)
-    held = node.args[at] if at < len(node.args) else node.kwargs[constant.argument]
-    if constant.element is None:
-        new: Any = value
-    else:
-        new = list(held)  # type: ignore[arg-type]
-        new[constant.element] = value
-    if at < len(node.args):
-        node.update_arg(at, new)
-    else:
-        node.update_kwarg(constant.argument, new)
+    args, kwargs = list(node.args), dict(node.kwargs)
+    for constant in constants:
+        value = int(np.count_nonzero(alive[constant.vector]))
+        at = names.index(constant.argument)
+        holder: Any = args if at < len(args) else kwargs
+        key: Any = at if at < len(args) else constant.argument
+        if constant.element is None:
+            holder[key] = value
+        else:
+            holder[key] = [value if i == constant.element else old for i, old in enumerate(holder[key])]
+    return tuple(args), kwargs
 
 
 def _group_counts(module: fx.GraphModule, coupling: Coupling) -> dict[str, np.ndarray]:

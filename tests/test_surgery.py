@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from netcarve import trace
 from netcarve.spaces.capture import CaptureError
@@ -133,7 +133,13 @@ networks = st.builds(
     flatten=st.booleans(),
     seed=st.integers(0, 999),
 )
-property_test = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# No shrinking: a failing network is small already, and each try costs a capture.
+property_test = settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+)
 
 
 def zeroed(net, blueprint, candidate):

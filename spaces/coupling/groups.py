@@ -44,6 +44,9 @@ class Group:
         return [m for m in self.members if m.role == OUT]
 
 
+Lengths = tuple[tuple[int, Vector | None], ...]
+
+
 @dataclass(frozen=True)
 class Coupling:
     """All that was found in one graph, as plain arrays (labels: 0 fixed, 1..units otherwise)."""
@@ -52,7 +55,8 @@ class Coupling:
     groups: tuple[Group, ...]
     parameters: dict[str, tuple[Vector | None, ...]]  # canonical name -> labels per axis
     canonical: dict[str, str]  # graph attribute -> canonical name
-    tensors: dict[str, tuple[tuple[int, Vector | None], ...]]  # node -> (length, labels) per axis
+    tensors: dict[str, Lengths]  # node with one tensor -> (length, labels) per axis
+    pieces: dict[str, list[Lengths]]  # node with several tensors -> the same for each
     constants: tuple[Constant, ...]
     macs: dict[str, Term]  # node -> multiply-accumulates per sample
     reads: dict[str, list[tuple[str, int]]]  # node -> operands that it sums over, with the axis
@@ -121,8 +125,17 @@ def _collect(walk: Walk, captured: Captured) -> Coupling:
         for n, axes in walk.axes.items()
         if isinstance(axes, tuple) and n.op != "get_attr"
     }
+    pieces = {
+        n.name: [
+            tuple(zip(shape or (), (compact(v) for v in one), strict=True))
+            for one, shape in zip(axes, walk.shapes[n], strict=True)
+        ]
+        for n, axes in walk.axes.items()
+        if isinstance(axes, list)
+    }
     vectors = [v for axes in parameters.values() for v in axes]
     vectors += [v for axes in tensors.values() for _, v in axes]
+    vectors += [v for several in pieces.values() for axes in several for _, v in axes]
     signature = _signatures(len(roots), vectors)
     groups = _groups(walk, parameters, signature)
     # Units without a group (nothing makes them) stay: they are fixed from here on.
@@ -136,12 +149,16 @@ def _collect(walk: Walk, captured: Captured) -> Coupling:
         v = None if v is None else np.where(grouped[v], v, 0)
         return shared.setdefault(v.tobytes(), v) if v is not None and v.any() else None
 
+    def settled_lengths(axes: Lengths) -> Lengths:
+        return tuple((length, settle(v)) for length, v in axes)
+
     return Coupling(
         units=len(roots) - 1,
         groups=groups,
         parameters={name: tuple(settle(v) for v in axes) for name, axes in parameters.items()},
         canonical=dict(walk.canonical),
-        tensors={k: tuple((length, settle(v)) for length, v in axes) for k, axes in tensors.items()},
+        tensors={k: settled_lengths(axes) for k, axes in tensors.items()},
+        pieces={k: [settled_lengths(axes) for axes in several] for k, several in pieces.items()},
         constants=tuple(
             Constant(c.node, c.argument, c.element, v)
             for c in walk.constants

@@ -1,0 +1,100 @@
+"""Screen and stderr of the command line: tables, JSON, and what is being done at the moment."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDE = 160  # columns where nobody says how wide: a file, a pipe
+
+
+def printer() -> Console:
+    """Where tables go: stdout."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDE)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout, and nothing else."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table on stdout below its title; columns of figures stand to the right."""
+    from rich import box
+    from rich.table import Table
+
+    if title:
+        print(title)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, heading in enumerate(headings):
+        figures = all(row[position][:1].isdigit() or row[position] in ("", "-") for row in rows)
+        table.add_column(heading, justify="right" if figures and rows else "left")
+    for row in rows:
+        table.add_row(*row)
+    printer().print(table)
+
+
+def program() -> str:
+    """What to type for this program: its path where the shell would not find it by name."""
+    if shutil.which("netcarve"):
+        return "netcarve"
+    started = Path(sys.argv[0])
+    return os.path.relpath(started) if started.name == "netcarve" else "python -m netcarve"
+
+
+@contextmanager
+def busy(*, spinner: bool = True) -> Iterator[Callable[[str], None]]:
+    """Work is going on: what is said, and what netcarve logs meanwhile, is shown on stderr.
+
+    On a terminal it is one line that changes; elsewhere one line each. Whatever the user's own code prints
+    goes to stderr too, so that stdout holds results alone.
+
+    Args:
+        spinner: draw that line; not while something else draws one.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    alive = spinner and console.is_terminal
+    with console.status("") if alive else nullcontext() as status:
+
+        def say(text: str) -> None:
+            if status is not None:
+                status.update(text)
+            elif spinner:
+                console.print(text, soft_wrap=True, markup=False)
+
+        handler = _Handler(say, lambda text: console.print(text, soft_wrap=True, markup=False))
+        logger = logging.getLogger("netcarve")
+        level = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            with redirect_stdout(sys.stderr):
+                yield say
+        finally:
+            logger.setLevel(level)
+            logger.removeHandler(handler)
+
+
+class _Handler(logging.Handler):
+    """News replace each other on the line; warnings stay."""
+
+    def __init__(self, say: Callable[[str], None], stay: Callable[[str], None]) -> None:
+        super().__init__()
+        self.say, self.stay = say, stay
+
+    def emit(self, record: logging.LogRecord) -> None:
+        (self.stay if record.levelno >= logging.WARNING else self.say)(record.getMessage())

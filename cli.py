@@ -1,0 +1,398 @@
+"""The command line: reads arguments, calls the library, shows what came of it.
+
+Everything heavy is imported inside the commands, so that ``--help`` is instant. Results go to stdout,
+progress and errors to stderr; ``__main__`` turns errors into exit codes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ._terminal import busy, print_json, print_table, printer, program
+
+if TYPE_CHECKING:
+    from .results import Front
+    from .search import Run
+
+KINDS = ("prune",)  # what this version can decide about a model
+LATER_KINDS = ("drop", "operators", "splits", "bits")
+PICTURES = (".png", ".svg", ".pdf")
+TRIALS = 300  # by default
+
+app = typer.Typer(
+    help="Search what a trained network can become. `netcarve sweep digits` shows netcarve at work.",
+    rich_markup_mode=None,  # plain help: importing rich would take longer than all else
+    add_completion=False,
+)
+
+TaskName = Annotated[
+    str, typer.Argument(metavar="TASK", help="digits, file.py:function or package.module:function")
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, as `sweep` says at its end")]
+TrialNumber = Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="number of a trial; 0 is unchanged")]
+Objectives = Annotated[
+    list[str] | None,
+    typer.Option("--objective", metavar="M", help="metric to trade off, or NAME:min, NAME:max; repeat"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"netcarve {version('netcarve')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def sweep(
+    task: TaskName,
+    space: Annotated[str, typer.Option(metavar="KINDS", help="what to decide: prune")] = "prune",
+    searcher: Annotated[
+        str, typer.Option(metavar="NAME", help="nsga2, greedy, random, or an installed one")
+    ] = "nsga2",
+    objective: Objectives = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EXPR", help="such as 'macs<=0.5x', x: of the unchanged model; repeat"),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help=f"stop after N in all [default: {TRIALS}]")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(metavar="M", help="stop after M minutes instead")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="processes [default: the cores, at most 4]")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="of a Ray cluster [default: this machine]")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="same seed, same trials")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="new folder [default: runs/TASK-SEARCHER-N]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the run in --out, or else the latest of its kind")
+    ] = False,
+    trial_timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="a trial that takes longer has failed")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search the Pareto front of a task."""
+    from .results import Limit, Objective
+    from .results.document import sweep_document
+    from .results.table import render_front
+    from .search import Interrupted, known_searchers
+    from .search import sweep as run_sweep
+    from .search.progress import RichProgress
+
+    # What can be wrong without a model is said before the task loads, which may take a while.
+    kinds = _kinds(space)
+    for text in objective or ():
+        Objective.parse(text)
+    for text in limit or ():
+        Limit(text)
+    if searcher not in known_searchers():
+        raise ValueError(f"unknown searcher {searcher!r}; known are {', '.join(known_searchers())}")
+    if trials is not None and minutes is not None:
+        raise typer.BadParameter("give --trials or --minutes, not both")
+
+    with busy() as say:
+        from .evaluators.resolve import resolve_task
+        from .spaces import trace
+
+        say(f"reading the task {task}")
+        made = resolve_task(task)
+        say("tracing the model")
+        candidates = trace(made.model, made.example).space(*kinds)
+    try:
+        with busy(spinner=False):
+            run = run_sweep(
+                made,
+                candidates,
+                searcher,
+                objective or None,
+                limit or (),
+                trials=TRIALS if trials is None and minutes is None else trials,
+                minutes=minutes,
+                workers=_cores() if workers is None else workers,
+                seed=seed,
+                out=out,
+                resume=resume,
+                trial_timeout=trial_timeout,
+                address=address,
+                progress=RichProgress(),
+            )
+    except Interrupted as stop:
+        typer.echo(f"{stop}: the same command with --resume --out {stop.path}", err=True)
+        raise typer.Exit(1) from None
+
+    front, failed = run.front, sum(t.failed for t in run.trials)
+    if as_json:
+        print_json(
+            sweep_document(
+                front,
+                **_about(run),
+                out=str(run.path),
+                evaluated=len(run.trials),
+                failed=failed,
+                seconds=run.info["seconds"],
+            )
+        )
+    else:
+        if len(front):
+            printer().print(render_front(front, run.baseline))
+        summary = f"{len(run.trials)} trials in {run.info['seconds']:.0f} s, {len(front)} on the front"
+        print(f"{summary}, hypervolume {front.hypervolume():.4f}" + (f", {failed} failed" if failed else ""))
+        print(f"The run is in {run.path}")
+    if not len(front):
+        limits = " and ".join(m.text for m in run.limits)
+        why = f"no trial keeps {limits}; loosen it, or" if limits else "every trial failed;"
+        typer.echo(f"error: the front is empty: {why} see `{program()} front {run.path}`", err=True)
+        raise typer.Exit(1)
+    if not as_json:
+        name, number = program(), front.knee.number
+        print("Next:")
+        print(f"  {name} front {run.path} --plot front.png")
+        print(f"  {name} show {run.path} {number}")
+        print(f"  {name} export {run.path} {number} --format pt2,onnx,state")
+
+
+@app.command()
+def inspect(task: TaskName, as_json: AsJson = False) -> None:
+    """Show what may be changed in a model, and what its layers cost."""
+    with busy() as say:
+        from .evaluators.inspection import inspection
+        from .evaluators.resolve import resolve_task
+        from .spaces import trace
+
+        say(f"reading the task {task}")
+        made = resolve_task(task)
+        say("tracing the model")
+        found = inspection(made, trace(made.model, made.example))
+    if as_json:
+        print_json(found)
+        return
+    from .results.table import si
+
+    macs, params = found["macs"], found["params"]
+    print(f"{found['task']}: {found['model']}, {si(macs)} MACs a sample, {si(params)} parameters")
+    print_table(
+        "Coupled groups: channels that can only be removed together",
+        ("group", "units", "made and read by"),
+        [(g["name"], str(g["units"]), ", ".join(g["modules"])) for g in found["groups"]],
+    )
+    if found["left_out"]:
+        print_table("Left as they are", ("what", "why"), list(found["left_out"].items()))
+    print_table(
+        "Layers",
+        ("layer", "kind", "MACs", "share", "parameters", "share"),
+        [
+            (
+                *(y["name"], y["kind"]),
+                *(si(y["macs"]), _share(y["macs"], macs), si(y["params"]), _share(y["params"], params)),
+            )
+            for y in found["layers"]
+        ],
+    )
+
+
+@app.command()
+def front(
+    run: RunPath,
+    objective: Objectives = None,
+    csv: Annotated[Path | None, typer.Option(metavar="F", help="write the front's table")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="F.png", help="draw the front: .png, .svg or .pdf")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the Pareto front of a run."""
+    from .results.document import front_document
+    from .results.table import render_front
+    from .search import load
+
+    if plot is not None and plot.suffix.lower() not in PICTURES:
+        raise typer.BadParameter(f"--plot writes {', '.join(PICTURES)}, got {str(plot)!r}")
+    loaded = load(run)
+    best = _front(loaded, objective)
+    if csv is not None:
+        csv.write_text(best.table.to_csv(), encoding="utf-8")
+        typer.echo(f"wrote {csv}", err=True)
+    if plot is not None:
+        from .results.plot import plot_front
+
+        plot_front(best, loaded.trials, plot)
+        typer.echo(f"wrote {plot}", err=True)
+    if as_json:
+        print_json(front_document(best, **_about(loaded)))
+    elif len(best):
+        printer().print(render_front(best, loaded.baseline))
+    else:
+        reasons = {t.reason for t in loaded.trials if t.failed}
+        print(f"the front of {run} is empty: {len(loaded.trials)} trials, none succeeded within the limits")
+        print("\n".join(f"  failed: {reason}" for reason in sorted(reasons)))
+
+
+@app.command()
+def show(run: RunPath, trial: TrialNumber, as_json: AsJson = False) -> None:
+    """Show what was cut where in one trial, against the unchanged model."""
+    from .search import load
+
+    loaded = load(run)
+    if not as_json:
+        print(loaded.show(trial))
+        return
+    found = loaded[trial]
+    print_json(
+        {
+            "number": found.number,
+            "candidate": found.candidate.values,
+            "unchanged": {choice.name: choice.options[0] for choice, _ in found.candidate.items()},
+            "scores": dict(found.scores),
+            "baseline": dict(loaded.baseline.scores) if loaded.baseline else {},
+            "error": found.error,
+        }
+    )
+
+
+@app.command()
+def export(
+    run: RunPath,
+    trial: TrialNumber,
+    formats: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="of pt2, onnx, state; with commas")
+    ] = "pt2,onnx,state",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="new folder [default: RUN/export-TRIAL]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export one trial's subnetwork; every file is proven in a fresh process."""
+    from .results.table import metric_text
+    from .search import load
+
+    loaded = load(run)
+    folder = loaded.path / f"export-{trial}" if out is None else out
+    with busy() as say:
+        say(f"exporting trial {trial}: {formats}, each checked in a fresh process")
+        receipt = loaded.export(trial, folder, _names(formats))
+    if as_json:
+        print_json({"out": str(folder), **receipt.to_json()})
+        return
+    print_table(
+        f"Trial {trial} in {folder}",
+        ("format", "files", "size", "max relative difference", receipt.metric),
+        [
+            (
+                name,
+                ", ".join(record.files),
+                f"{sum(receipt.files[file].bytes for file in record.files) / 1e6:.2f} MB",
+                f"{record.max_relative_difference:.1e}",
+                "" if record.score is None else metric_text(receipt.metric, record.score),
+            )
+            for name, record in receipt.formats.items()
+        ],
+    )
+    print(f"Proven in fresh processes on {receipt.samples} samples; see {folder / 'receipt.json'}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs")],
+    objective: Objectives = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the fronts of several runs under one reference."""
+    from .results.comparison import budget_rows, common_objectives, compare_fronts
+    from .results.table import metric_text
+    from .search import load
+
+    loaded = {str(path): load(path) for path in runs}
+    shared = common_objectives({name: _front(r, objective) for name, r in loaded.items()})
+    fronts = {name: _front(r, shared) for name, r in loaded.items()}
+    figures = compare_fronts(fronts)
+    if as_json:
+        print_json(figures)
+        return
+    print_table(
+        "",
+        (
+            "run",
+            "task",
+            "searcher",
+            "seed",
+            "trials",
+            "front",
+            *(f"best {o.name}" for o in shared),
+            "hypervolume",
+        ),
+        [
+            (
+                row["run"],
+                *(str(value) for value in _about(loaded[row["run"]]).values()),
+                str(len(loaded[row["run"]].trials)),
+                str(row["size"]),
+                *(metric_text(o.name, row["best"][o.name], o.unit) if row["best"] else "-" for o in shared),
+                f"{row['hypervolume']:.4f}",
+            )
+            for row in figures["runs"]
+        ],
+    )
+    metric, cost, rows = budget_rows(fronts)
+    if rows:
+        print_table(f"Best {metric} within a budget of {cost}", (cost, *fronts), rows)
+
+
+def _kinds(text: str) -> list[str]:
+    kinds = _names(text)
+    if not kinds:
+        raise typer.BadParameter(f"--space {text!r} names nothing; this version knows {', '.join(KINDS)}")
+    for kind in kinds:
+        if kind in LATER_KINDS:
+            raise typer.BadParameter(
+                f"--space {kind}: this version does not know it yet, only {', '.join(KINDS)}"
+            )
+        if kind not in KINDS:
+            raise typer.BadParameter(f"--space {kind}: unknown; this version knows {', '.join(KINDS)}")
+    return kinds
+
+
+def _names(text: str) -> list[str]:
+    """``"pt2, onnx"`` as a list, without repeats."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def _front(run: Run, objectives: Iterable[Any] | None) -> Front:
+    from .results import Front
+
+    return Front(run.trials, list(objectives), limits=run.limits) if objectives else run.front
+
+
+def _about(run: Run) -> dict[str, Any]:
+    return {key: run.settings[key] for key in ("task", "searcher", "seed")}
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
+def _cores() -> int:
+    """Workers by default: the cores this process may use, at most 4, since each worker holds the model."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, 4)

@@ -1,0 +1,67 @@
+"""What scores a candidate: the task, one evaluator per metric, and the pools that run them.
+
+Names are loaded on first use, so that pools of pure spaces and the command line need no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .accuracy import Quality
+    from .base import Evaluator, Measured
+    from .batchnorm import reestimate_batchnorm
+    from .cost import Counted
+    from .errors import PoolError, TaskError
+    from .lane import Lane
+    from .latency import Latency, LatencyRecord, measure_latency
+    from .pool import InProcessPool, Job, Outcome, Pool
+    from .ray_pool import RayPool
+    from .resolve import known_tasks, resolve_task
+    from .task import Task
+
+_HOME = {
+    ".accuracy": ("Quality",),
+    ".base": ("Evaluator", "Measured"),
+    ".batchnorm": ("reestimate_batchnorm",),
+    ".cost": ("Counted",),
+    ".errors": ("PoolError", "TaskError"),
+    ".lane": ("Lane",),
+    ".latency": ("Latency", "LatencyRecord", "measure_latency"),
+    ".pool": ("InProcessPool", "Job", "Outcome", "Pool"),
+    ".ray_pool": ("RayPool",),
+    ".resolve": ("known_tasks", "resolve_task"),
+    ".task": ("Task",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Counted",
+    "Evaluator",
+    "InProcessPool",
+    "Job",
+    "Lane",
+    "Latency",
+    "LatencyRecord",
+    "Measured",
+    "Outcome",
+    "Pool",
+    "PoolError",
+    "Quality",
+    "RayPool",
+    "Task",
+    "TaskError",
+    "known_tasks",
+    "measure_latency",
+    "reestimate_batchnorm",
+    "resolve_task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(_MODULE_OF[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

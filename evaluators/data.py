@@ -1,0 +1,151 @@
+"""Reading what people hand over as data: loaders, datasets, lists of batches, tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from .batches import (
+    CALIBRATION_BATCH,
+    CALIBRATION_SAMPLES,
+    SCORING_BATCH,
+    Batch,
+    Inputs,
+    batch_size,
+    call_of,
+    describe,
+    describe_call,
+    on_cpu,
+    spaced,
+    spread,
+)
+from .errors import TaskError, first_line
+from .seeding import seeded
+
+_FORMS = (
+    "give a DataLoader, a Dataset of (input, target) pairs, a list of (inputs, targets) batches, "
+    "or a tuple of two tensors (inputs, targets)"
+)
+
+
+def read(source: Any, what: str) -> list[Batch]:
+    """All batches of ``source``, in memory. Repeatable: shuffling and augmentation are seeded.
+
+    Raises:
+        TaskError: not one of the accepted forms, empty, or reading it raises.
+    """
+    with seeded(0):
+        batches = list(_batches(source, what))
+    if not batches:
+        raise TaskError(f"{what} is empty: it yields no batch; {_FORMS}")
+    return batches
+
+
+def sample_inputs(source: Any, what: str) -> list[Inputs]:
+    """Inputs of about :data:`CALIBRATION_SAMPLES` samples spread over ``source``; targets are not used.
+
+    An indexable dataset is read at evenly spaced indices, because the first samples of one that is
+    sorted by class would give the statistics of that class. Repeatable, as :func:`read` is.
+
+    Raises:
+        TaskError: as :func:`read`.
+    """
+    if isinstance(source, Tensor | np.ndarray):
+        source = (source, source)
+    taken: list[Batch] = []
+    seen = 0
+    with seeded(0):
+        for batch in _batches(_thinned(source), what, needs_targets=False):
+            taken.append(batch)
+            seen += batch_size(batch[:2]) or 1
+            if seen >= CALIBRATION_SAMPLES:
+                break
+    if not taken:
+        raise TaskError(f"{what} is empty: it yields no batch; {_FORMS}")
+    return spread(taken)
+
+
+def _thinned(source: Any) -> Any:
+    """A loader over evenly spaced samples, where the data can be indexed."""
+    dataset = source.dataset if isinstance(source, DataLoader) else source
+    if not isinstance(dataset, Dataset) or isinstance(dataset, IterableDataset):
+        return source
+    try:
+        count = len(dataset)  # type: ignore[arg-type]
+    except TypeError:
+        return source
+    picked = Subset(dataset, spaced(count, CALIBRATION_SAMPLES) if count else [])
+    collate = source.collate_fn if isinstance(source, DataLoader) else None
+    return DataLoader(picked, batch_size=CALIBRATION_BATCH, collate_fn=collate)
+
+
+def _batches(source: Any, what: str, *, needs_targets: bool = True) -> Iterator[Batch]:
+    if _is_whole(source):
+        source = [source]
+    elif isinstance(source, Dataset) and not isinstance(source, IterableDataset):
+        source = DataLoader(source, batch_size=SCORING_BATCH)
+    try:
+        if isinstance(source, str | bytes | Tensor | np.ndarray):
+            raise TypeError("not batches")
+        items = iter(source)
+    except TypeError:
+        raise TaskError(f"{what} is {describe(source)}: {_FORMS}") from None
+    number = 0
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except Exception as error:
+            raise TaskError(f"reading {what} failed at batch {number}: {first_line(error)}") from error
+        yield _batch(item, f"{what} batch {number}", needs_targets)
+        number += 1
+
+
+def _is_whole(source: Any) -> bool:
+    """Is this all the data at once: ``(inputs, targets)``, or a dict of tensors?"""
+    if isinstance(source, Mapping):
+        return True
+    return (
+        isinstance(source, tuple | list) and len(source) == 2 and isinstance(source[1], Tensor | np.ndarray)
+    )
+
+
+def _batch(item: Any, where: str, needs_targets: bool) -> Batch:
+    inputs, targets = _pair(item, where, needs_targets)
+    if needs_targets and targets is None:
+        raise TaskError(f"{where} has no targets: give (inputs, targets), or a dict with 'labels'")
+    args, kwargs = call_of(inputs)
+    targets = _targets(targets)
+    length = batch_size((args, kwargs))
+    if length == 0:
+        raise TaskError(f"{where} holds no samples: {describe_call((args, kwargs))}")
+    if isinstance(targets, Tensor) and targets.dim() and length and len(targets) % length:
+        raise TaskError(f"{where}: {length} inputs but {len(targets)} targets; each input needs its target")
+    return args, kwargs, targets
+
+
+def _pair(item: Any, where: str, needs_targets: bool) -> tuple[Any, Any]:
+    if isinstance(item, Mapping):
+        return {k: v for k, v in item.items() if k != "labels"}, item.get("labels")
+    if isinstance(item, tuple | list) and len(item) == 2:
+        return item[0], item[1]
+    if not needs_targets:
+        return item, None
+    if isinstance(item, tuple | list):
+        raise TaskError(
+            f"{where} is {len(item)} things, not a pair (inputs, targets); "
+            "write several inputs as ((x1, x2), targets)"
+        )
+    raise TaskError(f"{where} is {describe(item)}, not a pair (inputs, targets)")
+
+
+def _targets(targets: Any) -> Any:
+    numbers = targets if isinstance(targets, list | tuple) else [targets]
+    if all(isinstance(t, bool | int | float) for t in numbers):
+        targets = np.asarray(targets)
+    return on_cpu(targets)

@@ -1,0 +1,88 @@
+"""What there is to change in a task's model, and where the model spends its work."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..spaces import Blueprint
+from .batches import Inputs, batch_size, resize
+from .task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """What one module does and holds itself, its children not included."""
+
+    name: str  # path in the model; "" is the model itself
+    kind: str  # class name
+    macs: float  # multiply-accumulates per sample
+    params: int
+
+
+def inspection(task: Task, blueprint: Blueprint) -> dict[str, Any]:
+    """The model's proven groups, what stays as it is and why, and its cost by layer, as plain JSON values.
+
+    Returns:
+        ``{"task", "metric", "model", "macs", "params", "groups": [{"name", "units", "modules": [path]}],
+        "left_out": {name: reason}, "layers": [{"name", "kind", "macs", "params"}]}``.
+    """
+    blueprint.prove()
+    layers = layer_costs(task.model, task.example)
+    return {
+        "task": task.name,
+        "metric": task.metric_name,
+        "model": type(task.model).__name__,
+        "macs": sum(layer.macs for layer in layers),
+        "params": sum(layer.params for layer in layers),
+        "groups": [
+            {
+                "name": group.name,
+                "units": group.size,
+                # "stem.0.weight" is of "stem.0"; a parameter of the model itself stands for itself
+                "modules": list(
+                    dict.fromkeys(m.parameter.rpartition(".")[0] or m.parameter for m in group.members)
+                ),
+            }
+            for group in blueprint.groups
+        ],
+        "left_out": blueprint.left_out,
+        "layers": [asdict(layer) for layer in layers],
+    }
+
+
+def layer_costs(model: nn.Module, example: Inputs) -> list[LayerCost]:
+    """Cost of every module that computes or holds parameters itself, in the model's order.
+
+    Counted by running the model once under torch's own counter, so that the sum of ``macs`` is the
+    model's. Parameters shared by several modules count where they appear first.
+
+    Args:
+        example: ``(args, kwargs)`` of one batch.
+    """
+    args, kwargs = resize(example, 1)
+    samples = batch_size((args, kwargs)) or 1
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, depth=None) as counter:
+        model(*args, **kwargs)
+    root = type(model).__name__
+    totals = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+
+    def total(path: str) -> int:
+        return totals.get(f"{root}.{path}" if path else "Global", 0)
+
+    costs = []
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        children = [f"{path}.{name}".lstrip(".") for name, _ in module.named_children()]
+        own = total(path) - sum(map(total, children))
+        mine = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        seen.update(map(id, mine))
+        params = sum(p.numel() for p in mine)
+        if own > 0 or params:
+            costs.append(LayerCost(path, type(module).__name__, own / 2 / samples, params))
+    return costs

@@ -1,0 +1,180 @@
+"""Who evaluates candidates: the job, its outcome, the protocol of pools, and the pool of this process."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+
+from ..spaces import Candidate, Space
+from .seeding import seeded
+
+if TYPE_CHECKING:
+    from .task import Task
+
+Scorer = Callable[[Any, Any, Candidate], Mapping[str, float]]  # an Evaluator, or a function of its form
+Repair = Callable[[Any, Any], None]  # (model, calibration batches): mends a cut model in place
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of evaluating one candidate: ``scores`` or ``error``, never both."""
+
+    number: int
+    scores: dict[str, float] | None = None  # metric name -> finite value
+    error: str | None = None  # traceback text, the reason in its last line
+    seconds: float = 0.0  # wall time
+    worker: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)  # what evaluators keep beside scores, plain JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How to evaluate a candidate; the same in every worker, and picklable.
+
+    Args:
+        task: ``None`` for a space without a model.
+        space: builds the candidates. Without a model, evaluators are called with ``model=None``.
+        evaluators: called in this order with ``(task, model, candidate)``; their scores are joined.
+        repair: called in this order with ``(model, calibration batches)`` before the evaluators;
+            ``None`` re-estimates BatchNorm.
+    """
+
+    task: Task | None
+    space: Space
+    evaluators: Sequence[Scorer]
+    repair: Sequence[Repair] | None = None
+
+    def evaluate(self, number: int, candidate: Candidate) -> Outcome:
+        """Build, repair, score, on one thread, with generators seeded from the candidate.
+
+        Never raises, but for an interruption: what goes wrong is the outcome.
+        """
+        start = time.perf_counter()
+        scores: dict[str, float] | None = None
+        error, detail = None, {}
+        try:
+            with seeded(_seed(candidate)), self._one_thread():
+                scores, detail = self._score(candidate)
+        except (Exception, SystemExit):  # a user's metric may call sys.exit
+            error = traceback.format_exc()
+        return Outcome(number, scores, error, time.perf_counter() - start, worker_name(), detail)
+
+    def build(self, candidate: Candidate) -> Any:
+        """The repaired model in eval mode; ``None`` for a space without a model."""
+        if self.space.model is None:
+            return None
+        model = self.space.build(candidate).eval()
+        if self.task is not None:
+            for mend in self._repairs():
+                mend(model, self.task.calibration_batches)
+        return model
+
+    def _score(self, candidate: Candidate) -> tuple[dict[str, float], dict[str, Any]]:
+        model = self.build(candidate)
+        scores: dict[str, float] = {}
+        detail: dict[str, Any] = {}
+        for evaluator in self.evaluators:
+            given = evaluator(self.task, model, candidate)
+            _check(given, scores, getattr(evaluator, "name", "") or type(evaluator).__name__)
+            scores.update({metric: float(value) for metric, value in given.items()})
+            detail.update(getattr(given, "detail", {}))
+        return scores, detail
+
+    def _repairs(self) -> Sequence[Repair]:
+        if self.repair is not None:
+            return self.repair
+        from .batchnorm import reestimate_batchnorm
+
+        return (reestimate_batchnorm,)
+
+    def _one_thread(self) -> Any:
+        if self.space.model is None:
+            return nullcontext()
+        from .latency import one_thread
+
+        return one_thread()
+
+
+class Pool(Protocol):
+    """Evaluates candidates somewhere; results come back by number, in any order."""
+
+    def room(self) -> int:
+        """How many more candidates it would take now to stay busy."""
+
+    def submit(self, jobs: Sequence[tuple[int, Candidate]]) -> None:
+        """Take ``(number, candidate)`` pairs; more than :meth:`room` are queued."""
+
+    def finished(self, timeout: float | None = None) -> list[Outcome]:
+        """What has finished since the last call.
+
+        Waits for at least one outcome, at most ``timeout`` seconds; empty when time is up or nothing
+        is in flight.
+        """
+
+    def close(self) -> None:
+        """Give up what is in flight and leave nothing behind. May be called twice."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class InProcessPool:
+    """Evaluates one candidate at a time in this process; the simplest pool, and the others' yardstick."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._queue: deque[tuple[int, Candidate]] = deque()
+
+    def room(self) -> int:
+        return max(0, 1 - len(self._queue))
+
+    def submit(self, jobs: Sequence[tuple[int, Candidate]]) -> None:
+        self._queue.extend(jobs)
+
+    def finished(self, timeout: float | None = None) -> list[Outcome]:
+        """One outcome, however long it takes: there is nobody else to wait."""
+        return [self.job.evaluate(*self._queue.popleft())] if self._queue else []
+
+    def close(self) -> None:
+        self._queue.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def worker_name() -> str:
+    """``host:pid`` of this process."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+def _seed(candidate: Candidate) -> int:
+    return int(np.random.SeedSequence(candidate.indices).generate_state(1)[0])
+
+
+def _check(given: Any, scores: Mapping[str, float], name: str) -> None:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"evaluator {name!r} must return {{metric: number}}, got {type(given).__name__}")
+    for metric, value in given.items():
+        if metric in scores:
+            raise ValueError(f"two evaluators give the metric {metric!r}, the second is {name!r}")
+        if not math.isfinite(value):
+            raise ValueError(f"{metric} is {value}: evaluator {name!r} gave no finite number")

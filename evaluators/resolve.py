@@ -1,0 +1,128 @@
+"""From the text a person types to a :class:`Task`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .errors import TaskError, first_line
+
+if TYPE_CHECKING:
+    from .task import Task
+
+GROUP = "netcarve.tasks"
+BUILT_IN = {"digits": "netcarve.evaluators.tasks.digits:task"}  # there even where nothing is installed
+
+
+def known_tasks() -> dict[str, str]:
+    """Names of installed tasks, each with its ``module:function``."""
+    return BUILT_IN | {point.name: point.value for point in entry_points(group=GROUP)}
+
+
+def resolve_task(text: str) -> Task:
+    """The task that ``text`` names: a known name, ``file.py:function`` or ``package.module:function``.
+
+    ``task.spec`` is then a text that names it from any folder.
+
+    Raises:
+        TaskError: unknown name, missing file or function, code that raises (its traceback, ours
+            removed, is in ``detail``), or something else than a Task.
+    """
+    known = known_tasks()
+    target = known.get(text, text)
+    where, colon, name = target.rpartition(":")
+    if not colon or not where or not name:
+        raise TaskError(
+            f"unknown task {text!r}: known are {', '.join(sorted(known))}; "
+            "for one of your own write file.py:function or package.module:function"
+        )
+    is_file = where.endswith(".py") or "/" in where
+    module = _from_file(Path(where).expanduser(), text) if is_file else _from_package(where, text)
+    task = _call(module, name, text)
+    task.spec = text if text in known else f"{Path(where).expanduser().resolve()}:{name}" if is_file else text
+    return task
+
+
+def _from_file(path: Path, text: str) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        raise TaskError(f"task {text!r}: there is no file {path}")
+    # Stable, so that pickles and repeated calls agree; with the folder in it, since many are task.py.
+    name = f"netcarve_task_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise TaskError(f"task {text!r}: {path.name} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:  # as when Python runs a script: it may import its neighbours
+        sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise TaskError(
+            f"task {text!r}: {_failed('importing the file', error)}", detail=_trace(error)
+        ) from None
+    # Workers cannot import the file by its name, so what it defines travels with the pickles.
+    importlib.import_module("cloudpickle").register_pickle_by_value(module)
+    return module
+
+
+def _from_package(where: str, text: str) -> ModuleType:
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # a console script does not look in the working folder
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name and (where == error.name or where.startswith(f"{error.name}.")):
+            raise TaskError(
+                f"task {text!r}: there is no module {error.name!r}; for a file write {where}.py:function"
+            ) from None
+        raise TaskError(f"task {text!r}: {_failed('importing it', error)}", detail=_trace(error)) from None
+    except (Exception, SystemExit) as error:
+        raise TaskError(f"task {text!r}: {_failed('importing it', error)}", detail=_trace(error)) from None
+
+
+def _call(module: ModuleType, name: str, text: str) -> Task:
+    from .task import Task
+
+    made = getattr(module, name, None)
+    if made is None:
+        there = [
+            k
+            for k, v in vars(module).items()
+            if callable(v) and getattr(v, "__module__", "") == module.__name__
+        ]
+        raise TaskError(f"task {text!r}: no {name!r} in it; it defines {', '.join(there) or 'no function'}")
+    if callable(made) and not isinstance(made, Task):
+        try:
+            made = made()
+        except TaskError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise TaskError(f"task {text!r}: {_failed(f'{name}()', error)}", detail=_trace(error)) from None
+    if not isinstance(made, Task):
+        raise TaskError(f"task {text!r}: {name} must return a netcarve.Task, got {type(made).__name__}")
+    return made
+
+
+def _failed(what: str, error: BaseException) -> str:
+    return f"{what} raised {first_line(error)}"
+
+
+def _trace(error: BaseException) -> str:
+    """The traceback from the user's first frame on: ours and the import machinery's say nothing to them."""
+    frames = error.__traceback__
+    kept: Any = frames
+    while kept is not None and (
+        kept.tb_frame.f_code.co_filename == __file__ or "importlib" in kept.tb_frame.f_code.co_filename
+    ):
+        kept = kept.tb_next
+    return "".join(traceback.format_exception(type(error), error, kept or frames))

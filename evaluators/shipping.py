@@ -1,0 +1,169 @@
+"""Sending a job to workers once: the data as arrays that they share, the rest as one pickle."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import sys
+import sysconfig
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from types import FunctionType, ModuleType
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from .pool import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A job ready for an object store, which keeps the arrays out of the pickle (zero-copy on a machine)."""
+
+    pickled: bytes  # the job, its task without batches
+    data: Any  # (batches, calibration batches) of the task with arrays for tensors, or None
+    path: tuple[str, ...]  # where the driver imports from
+
+    @property
+    def size(self) -> int:
+        """Bytes, roughly."""
+        return len(self.pickled) + _array_bytes(self.data)
+
+
+def pack(job: Job) -> Parcel:
+    """Whatever ``job`` refers to arrives: what workers could not import goes by value.
+
+    That is: what a script, a notebook, a task file or a test module defines.
+    """
+    data = None
+    if job.task is not None:
+        light = job.task.without_train()
+        data = _map(_to_array, (light.batches, light.calibration_batches))
+        light.batches, light.calibration_batches = [], []
+        job = replace(job, task=light)
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer)
+    try:
+        pickler.dump(job)
+    finally:
+        for module in pickler.registered:
+            cloudpickle.unregister_pickle_by_value(module)
+    path = tuple(os.path.abspath(p) for p in sys.path)
+    return Parcel(buffer.getvalue(), data, path)
+
+
+def unpack(parcel: Parcel) -> Job:
+    """The job, in a worker. The data is shared memory: models must not write into their inputs."""
+    sys.path.extend(p for p in parcel.path if p not in sys.path)
+    job: Job = cloudpickle.loads(parcel.pickled)
+    if job.task is not None and parcel.data is not None:
+        task = copy.copy(job.task)
+        with warnings.catch_warnings():
+            # torch warns of read-only arrays; Task refuses models that overwrite their inputs.
+            warnings.simplefilter("ignore", UserWarning)
+            task.batches, task.calibration_batches = _map(_to_tensor, parcel.data)
+        job = replace(job, task=task)
+    return job
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Registers, while it dumps, the modules whose contents must go by value."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file, protocol=5)
+        self.registered: list[ModuleType] = []
+
+    def reducer_override(self, obj: Any) -> Any:
+        name = obj.__name__ if isinstance(obj, ModuleType) else None
+        if isinstance(obj, type | FunctionType):
+            name = obj.__module__
+        module = sys.modules.get(name) if isinstance(name, str) else None
+        if (
+            module is not None
+            and name not in cloudpickle.list_registry_pickle_by_value()
+            and not _found(name)
+        ):
+            cloudpickle.register_pickle_by_value(module)
+            self.registered.append(module)
+        return super().reducer_override(obj)
+
+
+_INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+@cache
+def _found(name: str) -> bool:
+    """Would a worker, given our ``sys.path``, import the same file under this name?
+
+    Not where a tool loaded a file under a name of its own (pytest, a task file).
+    """
+    file = getattr(sys.modules[name], "__file__", None)
+    if name == "__main__" or file is None or name.partition(".")[0] == __name__.partition(".")[0]:
+        return True  # cloudpickle knows about __main__ itself
+    if os.path.abspath(file).startswith(_INSTALLED):
+        return True
+    where, spec = None, None
+    parts = name.split(".")
+    for end in range(1, len(parts) + 1):
+        spec = _find(".".join(parts[:end]), where)
+        if spec is None:
+            return False
+        where = spec.submodule_search_locations
+    return (
+        spec is not None
+        and spec.origin is not None
+        and os.path.realpath(spec.origin) == os.path.realpath(file)
+    )
+
+
+def _find(name: str, where: Any) -> Any:
+    """As ``importlib.util.find_spec``, but ignoring what is already imported."""
+    for finder in sys.meta_path:
+        spec = finder.find_spec(name, where)
+        if spec is not None:
+            return spec
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Array:
+    """A tensor as an array; a class of its own, since tasks may hold arrays too."""
+
+    values: np.ndarray
+
+
+def _to_array(value: Any) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor) and value.layout is torch.strided:
+        try:
+            return _Array(value.contiguous().numpy())
+        except TypeError:  # bfloat16 and the like have no array; they are copied
+            return value
+    return value
+
+
+def _to_tensor(value: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(value.values) if isinstance(value, _Array) else value
+
+
+def _map(change: Callable[[Any], Any], value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _map(change, v) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_map(change, v) for v in value)
+    return change(value)
+
+
+def _array_bytes(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(map(_array_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_array_bytes, value))
+    return value.values.nbytes if isinstance(value, _Array) else getattr(value, "nbytes", 0)

@@ -1,0 +1,66 @@
+"""A front as one JSON object: what ``netcarve front --json`` and ``netcarve sweep --json`` print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .front import Front
+
+
+def front_document(front: Front, *, task: str | None, searcher: str, seed: int) -> dict[str, Any]:
+    """The front as plain JSON values, the non-dominated trials only, best first objective first.
+
+    Args:
+        task: its name; ``None`` for a space without a model.
+        searcher: its name.
+        seed: the run's.
+
+    Returns:
+        ``{"task", "searcher", "seed", "objectives": [{"name", "goal", "unit"}], "baseline": {metric: value},
+        "trials": [{"number", "candidate": {choice: value}, "scores": {metric: value}}]}``; the baseline is
+        ``{}`` when the unchanged model has no scores.
+    """
+    return {
+        "task": task,
+        "searcher": searcher,
+        "seed": seed,
+        "objectives": [{"name": o.name, "goal": o.goal, "unit": o.unit} for o in front.objectives],
+        "baseline": _numbers(front.baseline.scores) if front.baseline else {},
+        "trials": [
+            {"number": t.number, "candidate": t.candidate.values, "scores": _numbers(t.scores)} for t in front
+        ],
+    }
+
+
+def sweep_document(
+    front: Front,
+    *,
+    task: str | None,
+    searcher: str,
+    seed: int,
+    out: str,
+    evaluated: int,
+    failed: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """:func:`front_document` with how the run went.
+
+    Args:
+        out: the run's folder.
+        evaluated: trials with an outcome, the failed ones among them.
+        failed: trials that failed.
+        seconds: wall time of the run, all sessions together.
+    """
+    return front_document(front, task=task, searcher=searcher, seed=seed) | {
+        "out": out,
+        "evaluated": evaluated,
+        "failed": failed,
+        "seconds": seconds,
+        "hypervolume": front.hypervolume(),
+    }
+
+
+def _numbers(scores: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in scores.items()}

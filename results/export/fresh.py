@@ -1,0 +1,53 @@
+"""A process of its own that loads one exported file and runs it: ``python -P fresh.py job.json``.
+
+Imports numpy and what the format needs, nothing of netcarve: what runs here runs at the user's. Arrays
+travel as ``.npz`` without pickle.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def main(job_file: str) -> None:
+    """Answer the batches of a job; the job's fields are written in :mod:`.verify`."""
+    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    sys.path.extend(job["search_path"])
+    # As a file and not by its package: importing that would import netcarve.
+    spec = importlib.util.spec_from_file_location("format_file", job["code"])
+    assert spec is not None
+    assert spec.loader is not None
+    code = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(code)
+    run = code.load(Path(job["folder"]), job["structure"], job["threads"])
+    answers: dict[str, np.ndarray] = {}
+    with np.load(job["inputs"], allow_pickle=False) as arrays:
+        for batch in range(job["batches"]):
+            leaves = [
+                arrays[f"{batch}.{position}"] if constant is None else constant[0]
+                for position, constant in enumerate(job["constants"])
+            ]
+            for position, output in enumerate(run(leaves)):
+                answers[f"{batch}.{position}"] = as_array(output)
+    np.savez(job["outputs"], **answers)  # type: ignore[arg-type]
+    modules = sorted({name.partition(".")[0] for name in sys.modules})
+    Path(job["report"]).write_text(json.dumps({"modules": modules}), encoding="utf-8")
+
+
+def as_array(output: Any) -> np.ndarray:
+    """An array as it is, a tensor as an array; bfloat16, which numpy lacks, as float32."""
+    if isinstance(output, np.ndarray):
+        return output
+    output = output.detach().cpu()
+    array: np.ndarray = (output.float() if str(output.dtype) == "torch.bfloat16" else output).numpy()
+    return array
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,48 @@
+"""``model.pt2``: a ``torch.export`` program with a dynamic batch axis. Loading it needs torch alone.
+
+Use: ``torch.export.load("model.pt2").module()(x)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .source import Source
+
+FILE = "model.pt2"
+NEEDS = "torch"
+STANDALONE = True
+
+
+def require(describe: Mapping[str, Any]) -> None:
+    """Torch is all it takes."""
+
+
+def write(source: Source, folder: Path) -> tuple[str, ...]:
+    import torch
+
+    torch.export.save(source.program, folder / FILE)
+    return (FILE,)
+
+
+def load(folder: Path, structure: str, threads: int) -> Callable[[list[Any]], list[Any]]:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    torch.set_num_threads(threads)
+    program = torch.export.load(folder / FILE)
+    module = program.module()
+    own_structure = program.call_spec.in_spec
+    assert own_structure is not None
+
+    def run(leaves: list[Any]) -> list[Any]:
+        tensors = [torch.from_numpy(leaf) if hasattr(leaf, "dtype") else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(tensors, own_structure)
+        with torch.inference_mode():
+            outputs = module(*args, **kwargs)
+        return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+
+    return run

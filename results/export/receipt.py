@@ -1,0 +1,108 @@
+"""``receipt.json``: what was exported, with which versions, and how well each file was seen to reproduce."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+RECEIPT = "receipt.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file of the export."""
+
+    bytes: int
+    sha256: str  # hex
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        with path.open("rb") as file:
+            return cls(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+@dataclass(frozen=True)
+class FormatRecord:
+    """One format, as its files answered in a fresh process."""
+
+    files: tuple[str, ...]  # names within the folder
+    needs: str  # what must be installed to load them
+    max_relative_difference: float  # to the module in memory, relative to the largest absolute output
+    score: float | None  # the task's metric, measured again from these files; None: no metric given
+    write_seconds: float
+    check_seconds: float
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """The record of one export."""
+
+    directory: Path  # where the files are; not written into the file, which may be moved
+    created: str  # ISO 8601, UTC
+    describe: Mapping[
+        str, Any
+    ]  # as given by the exporter's caller: candidate, costs, task, fingerprints, ...
+    metric: str  # name of the score
+    score: float | None  # of the module in memory, on the same samples
+    samples: int  # real samples that every format answered
+    batches: tuple[int, ...]  # further batch lengths tried; one alone: the module has a fixed batch
+    macs: int  # multiply-accumulates of one sample, counted on the module
+    params: int  # counted on the module
+    formats: Mapping[str, FormatRecord]
+    files: Mapping[str, FileRecord]  # of every file but the receipt
+    versions: Mapping[str, str]  # netcarve, python and the packages that took part
+    machine: str  # platform of the exporting machine
+
+    @property
+    def candidate(self) -> Mapping[str, Any]:
+        """Option chosen for each choice; empty when none was described."""
+        candidate: Mapping[str, Any] = self.describe.get("candidate", {})
+        return candidate
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of ``receipt.json``."""
+        return {"schema": SCHEMA, **{k: v for k, v in asdict(self).items() if k != "directory"}}
+
+    def save(self, directory: Path) -> None:
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False)
+        (directory / RECEIPT).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Receipt:
+        """The receipt of an exported folder.
+
+        Raises:
+            ValueError: the folder has no receipt, or one of another version.
+        """
+        directory = Path(directory)
+        try:
+            data = json.loads((directory / RECEIPT).read_text(encoding="utf-8"))
+            if data.pop("schema") != SCHEMA:
+                raise ValueError(f"schema is not {SCHEMA}")
+            data["formats"] = {
+                name: FormatRecord(**{**record, "files": tuple(record["files"])})
+                for name, record in data["formats"].items()
+            }
+            data["files"] = {name: FileRecord(**record) for name, record in data["files"].items()}
+            data["batches"] = tuple(data["batches"])
+            return cls(
+                directory=directory, **{f.name: data[f.name] for f in fields(cls) if f.name != "directory"}
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{directory} is not a folder that this version of netcarve exported "
+                f"({type(error).__name__}: {error})"
+            ) from error
+
+    def changed(self) -> list[str]:
+        """Names of the files that are missing or no longer those that were checked."""
+        return [
+            name
+            for name, record in self.files.items()
+            if not (self.directory / name).is_file() or FileRecord.of(self.directory / name) != record
+        ]

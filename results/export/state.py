@@ -1,0 +1,122 @@
+"""``weights.safetensors`` and ``description.json``: weights, and in plain words what netcarve rebuilds.
+
+Use: ``netcarve.results.export.load_state("folder")``. The description holds everything that the exporter
+was told (candidate, choices, task, ...) and under ``rebuild`` the function that makes the module:
+``{"function": "package.module:function", "arguments": {...}}``. The weights are then loaded over whatever
+that function gives.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from .source import Source
+
+WEIGHTS = "weights.safetensors"
+DESCRIPTION = "description.json"
+NEEDS = "netcarve"
+STANDALONE = False
+
+
+def require(describe: Mapping[str, Any]) -> None:
+    from .error import ExportError
+
+    rebuild = describe.get("rebuild")
+    if (
+        not isinstance(rebuild, Mapping)
+        or not isinstance(rebuild.get("arguments", {}), Mapping)
+        or str(rebuild.get("function")).count(":") != 1
+    ):
+        raise ExportError(
+            "the state format holds weights only and must know what to load them into: describe needs "
+            "'rebuild': {'function': 'package.module:function', 'arguments': {...}} with a function that "
+            f"returns the module; got {rebuild!r}. Or export to pt2 and onnx only"
+        )
+
+
+def write(source: Source, folder: Path) -> tuple[str, ...]:
+    from safetensors.torch import save_model
+
+    save_model(source.model, str(folder / WEIGHTS))  # unlike save_file, takes tied weights
+    text = json.dumps(dict(source.describe), indent=2, allow_nan=False)
+    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    return WEIGHTS, DESCRIPTION
+
+
+def load(folder: Path, structure: str, threads: int) -> Callable[[list[Any]], list[Any]]:
+    import torch
+    from torch.utils import _pytree as pytree
+
+    torch.set_num_threads(threads)
+    # Whoever exports named the function a moment ago, in the process that waits for this one.
+    module = _rebuilt(folder, _description(folder))
+    inputs = pytree.treespec_loads(structure)
+
+    def run(leaves: list[Any]) -> list[Any]:
+        tensors = [torch.from_numpy(leaf) if hasattr(leaf, "dtype") else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(tensors, inputs)
+        with torch.inference_mode():
+            outputs = module(*args, **kwargs)
+        return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+
+    return run
+
+
+def load_state(folder: str | Path, *, trust: Iterable[str] = ()) -> nn.Module:
+    """The module of an exported ``state``, in eval mode.
+
+    The description names the function that rebuilds it, and a file from elsewhere could name any function
+    of any package; so only functions that netcarve itself defines are called.
+
+    Args:
+        folder: holds ``weights.safetensors`` and ``description.json``.
+        trust: further packages whose functions may be called, e.g. ``["my_package"]``.
+
+    Raises:
+        ValueError: no such folder or files, a description that is not one, a function that is not trusted.
+    """
+    folder = Path(folder)
+    try:
+        description = _description(folder)
+        module = description["rebuild"]["function"].partition(":")[0]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder} holds no exported state ({type(error).__name__}: {error}); "
+            "give the folder that netcarve export --format state made"
+        ) from error
+    trusted = ("netcarve", *trust)
+    if not any(module == name or module.startswith(f"{name}.") for name in trusted):
+        raise ValueError(
+            f"{folder / DESCRIPTION} asks to call a function of {module!r}; if you trust that package, "
+            f"pass trust=[{module.partition('.')[0]!r}]"
+        )
+    return _rebuilt(folder, description)
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    return description
+
+
+def _rebuilt(folder: Path, description: Mapping[str, Any]) -> nn.Module:
+    from safetensors.torch import load_model
+    from torch import nn
+
+    rebuild = description["rebuild"]
+    module_name, _, name = rebuild["function"].partition(":")
+    function = getattr(importlib.import_module(module_name), name)
+    if getattr(function, "__module__", None) != module_name:
+        # An imported name (say, of os) would widen the trust in a package to all that it imports.
+        raise ValueError(f"{module_name} does not itself define {name!r}")
+    module = function(**rebuild.get("arguments", {}))
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{rebuild['function']} must return an nn.Module, got {type(module).__name__}")
+    load_model(module, str(folder / WEIGHTS))
+    return module.eval()

@@ -1,0 +1,184 @@
+"""The front: the trials that no other trial beats, and the questions people ask of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .hypervolume import knee, nondominated
+from .objective import ALIASES, Limit, Objective, total_violation
+from .points import (
+    Reference,
+    default_reference,
+    has_scores,
+    points_of,
+    read_limits,
+    read_objectives,
+    read_reference,
+    scaled_hypervolume,
+)
+from .trial import Trial
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Front:
+    """The non-dominated trials among those that succeeded, have every objective and keep every limit.
+
+    Of trials with equal objectives the lowest number stands for all. ``trials`` are sorted by the first
+    objective, best first, then by number.
+
+    Args:
+        trials: any trials, in any order; number 0 is the unchanged model, the base of relative limits.
+        objectives: what is traded off; objects or names as :meth:`Objective.parse` reads them.
+        limits: what must be kept; objects or texts such as ``"macs<=0.5x"``.
+
+    Raises:
+        ValueError: no objectives, or a limit relative to what the unchanged model lacks.
+    """
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        objectives: Sequence[Objective | str],
+        *,
+        limits: Sequence[Limit | str] = (),
+    ) -> None:
+        self.objectives = read_objectives(objectives)
+        self.limits = read_limits(limits)
+        self.baseline = next((t for t in trials if t.number == 0 and not t.failed), None)
+        complete = [t for t in trials if has_scores(t, self.objectives)]
+        # [objectives], minimised
+        self._worst = points_of(complete, self.objectives).max(axis=0, initial=-np.inf)
+        base = self.baseline.scores if self.baseline else {}
+        kept = [t for t in complete if total_violation(self.limits, t.scores, base) == 0]
+        self._excluded = {
+            "failed": sum(t.failed for t in trials),
+            "lack an objective": sum(not t.failed for t in trials) - len(complete),
+            "break a limit": len(complete) - len(kept),
+        }
+        kept.sort(key=lambda t: t.number)
+        points = points_of(kept, self.objectives)
+        best = np.flatnonzero(nondominated(points))
+        first: dict[tuple[float, ...], Trial] = {}
+        for i in best:
+            first.setdefault(tuple(points[i]), kept[i])
+        lead = self.objectives[0]
+        self.trials: list[Trial] = sorted(
+            first.values(), key=lambda t: (lead.sign * t.scores[lead.name], t.number)
+        )
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def __iter__(self) -> Iterator[Trial]:
+        return iter(self.trials)
+
+    def __repr__(self) -> str:
+        return f"Front({len(self)} trials, {', '.join(o.name for o in self.objectives)})"
+
+    @property
+    def points(self) -> np.ndarray:
+        """Objectives of the front's trials, float64 [trials, objectives], signed so that less is better."""
+        return points_of(self.trials, self.objectives)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per trial of the front (index ``trial``), one column per metric, the objectives first.
+
+        A metric that a trial lacks is NaN.
+        """
+        import pandas as pd
+
+        names = list(
+            dict.fromkeys([o.name for o in self.objectives] + [name for t in self for name in t.scores])
+        )
+        index = pd.Index([t.number for t in self], name="trial", dtype="int64")
+        columns = {n: [t.scores.get(n, np.nan) for t in self] for n in names}
+        return pd.DataFrame(columns, index=index, dtype=float)
+
+    @property
+    def reference(self) -> dict[str, float]:
+        """The reference point that :meth:`hypervolume` takes by default, in the metrics' own units."""
+        return default_reference(self.objectives, self.baseline, self._worst)
+
+    def hypervolume(self, reference: Reference | None = None) -> float:
+        """Volume of objective space that the front dominates: more is better, one number for a whole front.
+
+        Every objective is divided by the size of its reference (by 1 where that is 0), so that the number has
+        no unit: 0.4 for accuracy and MACs is an area of 0.4 x (accuracy 1) x (the unchanged model's MACs).
+        Fronts can be compared only under one reference.
+
+        Args:
+            reference: worst values that count, by metric or in the order of the objectives. By default 0 for
+                a metric to maximise; for a known cost (MACs, latency, ...) the unchanged model's; for any
+                other metric to minimise, or without an unchanged model, the worst of all trials given.
+
+        Raises:
+            ValueError: a reference that does not name every objective.
+        """
+        given = self.reference if reference is None else read_reference(reference, self.objectives)
+        return scaled_hypervolume(self.points, self.objectives, given)
+
+    @property
+    def knee(self) -> Trial:
+        """The best compromise: the trial where the front bulges most (see :func:`hypervolume.knee`).
+
+        Raises:
+            ValueError: the front is empty.
+        """
+        self._need_trials()
+        return self.trials[knee(self.points)]
+
+    def best(self, metric: str, where: str | Limit | Sequence[str | Limit] = ()) -> Trial:
+        """The front's best trial in one metric, among those that keep the limits in ``where``.
+
+        Args:
+            metric: an objective or any other metric of the trials; ``"my_metric:max"`` tells the goal of an
+                unknown one.
+            where: ``"macs<=0.5x"``, or several of them. A trial that lacks a limited metric does not fit.
+
+        Raises:
+            ValueError: nothing fits (the message says what can be reached), nobody has the metric, or
+                the front is empty.
+        """
+        self._need_trials()
+        goal = next((o for o in self.objectives if o.name == ALIASES.get(metric, metric)), None)
+        goal = goal or Objective.parse(metric)
+        limits = read_limits([where] if isinstance(where, (str, Limit)) else where)
+        for name in (goal.name, *(limit.metric for limit in limits)):
+            if not any(name in t.scores for t in self):
+                known = sorted({n for t in self for n in t.scores})
+                raise ValueError(f"no trial of the front has {name!r}; known are {', '.join(known)}")
+        base = self.baseline.scores if self.baseline else {}
+        having = [t for t in self if goal.name in t.scores and all(m.metric in t.scores for m in limits)]
+        fitting = [t for t in having if total_violation(limits, t.scores, base) == 0]
+        if not fitting:
+            wanted = " and ".join(limit.text for limit in limits)
+            raise ValueError(f"no trial of the front keeps {wanted}; {self._reachable(limits, having, base)}")
+        return min(fitting, key=lambda t: goal.sign * t.scores[goal.name])
+
+    def _reachable(self, limits: Sequence[Limit], having: Sequence[Trial], base: Mapping[str, float]) -> str:
+        if not having:
+            return "no trial has all of these metrics"
+        texts = []
+        for limit in limits:
+            low = "<=" in limit.text
+            t = (min if low else max)(having, key=lambda t: t.scores[limit.metric])
+            value, unchanged = t.scores[limit.metric], base.get(limit.metric)
+            relative = f" ({value / unchanged:.3g}x)" if limit.relative and unchanged else ""
+            extreme = "smallest" if low else "largest"
+            texts.append(f"the {extreme} {limit.metric} is {value:.4g}{relative}, of trial {t.number}")
+        if len(limits) > 1:
+            near = min(having, key=lambda t: total_violation(limits, t.scores, base))
+            values = ", ".join(f"{limit.metric} {near.scores[limit.metric]:.4g}" for limit in limits)
+            texts.append(f"nearest to all is trial {near.number} ({values})")
+        return "; ".join(texts)
+
+    def _need_trials(self) -> None:
+        if not self.trials:
+            why = ", ".join(f"{n} {what}" for what, n in self._excluded.items() if n) or "there are none"
+            raise ValueError(f"the front is empty: of the trials {why}; run more trials or loosen the limits")

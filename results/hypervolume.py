@@ -1,0 +1,145 @@
+"""Dominance, hypervolume and knee of point sets. Pure functions; everything is minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def nondominated(points: ArrayLike) -> np.ndarray:
+    """Which points no other point dominates.
+
+    One point dominates another when it is nowhere worse and somewhere better, so equal points are kept
+    or dropped together. O(n log n) for two objectives, O(n x front) for more.
+
+    Args:
+        points: [n, objectives], minimised; infinities are allowed.
+
+    Returns:
+        Bool mask [n].
+
+    Raises:
+        ValueError: not two-dimensional, or NaN.
+    """
+    points = _matrix(points)
+    n, m = points.shape
+    keep = np.zeros(n, dtype=bool)
+    if n == 0:
+        return keep
+    # In lexicographic order a point can only be dominated by an earlier one, and duplicates are adjacent.
+    order = np.lexsort(points.T[::-1])
+    ordered = points[order]
+    first = np.ones(n, dtype=bool)
+    first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    unique = ordered[first]
+    kept = np.zeros(len(unique), dtype=bool)
+    if m == 2:
+        best = np.minimum.accumulate(unique[:, 1])
+        kept[0] = True
+        kept[1:] = unique[1:, 1] < best[:-1]
+    else:
+        left = np.arange(len(unique))
+        while len(left):
+            kept[left[0]] = True
+            left = left[(unique[left] < unique[left[0]]).any(axis=1)]
+    keep[order] = kept[np.cumsum(first) - 1]
+    return keep
+
+
+def hypervolume(points: ArrayLike, reference: Sequence[float] | np.ndarray) -> float:
+    """Volume that the points dominate up to the reference point, exact for any number of objectives.
+
+    Two objectives: one sweep, O(n log n). More: the exclusive volumes of WFG (While, Bradstreet, Barone,
+    "A fast way of calculating exact hypervolumes", IEEE Trans. Evol. Comput. 16(1), 2012, algorithm 1),
+    taken in the order of the last objective so that every level has one objective fewer.
+
+    Args:
+        points: [n, objectives], minimised, finite; only those below the reference everywhere count.
+        reference: [objectives], finite.
+
+    Raises:
+        ValueError: shapes that do not fit, or a number that is not finite.
+    """
+    points, corner = _matrix(points), np.asarray(reference, dtype=np.float64)
+    if corner.ndim != 1 or not len(corner) or (len(points) and points.shape[1] != len(corner)):
+        raise ValueError(
+            f"the reference needs one number per objective, got shape {corner.shape} for points "
+            f"of shape {points.shape}"
+        )
+    if not (np.isfinite(points).all() and np.isfinite(corner).all()):
+        raise ValueError("hypervolume needs finite points and a finite reference")
+    if not len(points):
+        return 0.0
+    points = points[(points < corner).all(axis=1)]
+    return _volume(points[nondominated(points)] if points.shape[1] > 2 else points, corner)
+
+
+def _volume(points: np.ndarray, corner: np.ndarray) -> float:
+    """Hypervolume of points [n, m] that are all at or below ``corner`` [m]."""
+    if not len(points):
+        return 0.0
+    if len(corner) == 1:
+        return float(corner[0] - points.min())
+    if len(corner) == 2:
+        points = points[np.argsort(points[:, 0], kind="stable")]
+        height = np.minimum.accumulate(np.concatenate((corner[1:], points[:, 1])))  # [n + 1]
+        return float((corner[0] - points[:, 0]) @ (height[:-1] - height[1:]))
+    points = points[np.argsort(points[:, -1], kind="stable")]
+    total = 0.0
+    for i, point in enumerate(points):
+        # Earlier points reach at least as low in the last objective, so what they leave of this point's box
+        # is a prism: a base in the other objectives times one height.
+        covered = np.maximum(points[:i, :-1], point[:-1])
+        if covered.shape[1] > 2:
+            covered = covered[nondominated(covered)]
+        base = float(np.prod(corner[:-1] - point[:-1])) - _volume(covered, corner[:-1])
+        total += base * float(corner[-1] - point[-1])
+    return total
+
+
+def knee(points: ArrayLike) -> int:
+    """Index of the point that bulges most towards the ideal: the best compromise, lowest index on ties.
+
+    The front is scaled to [0, 1] in every objective; the knee is the point farthest from the hyperplane
+    through the front's extremes, on the ideal's side (I. Das, "On characterizing the knee of the Pareto
+    curve based on normal-boundary intersection", Structural Optimization 18, 1999).
+
+    Args:
+        points: [n, objectives], minimised, finite, mutually non-dominated, n >= 1.
+
+    Raises:
+        ValueError: no points, or not finite.
+    """
+    points = _matrix(points)
+    if not len(points) or not np.isfinite(points).all():
+        raise ValueError(f"a knee needs at least one point and finite numbers, got shape {points.shape}")
+    low, high = points.min(axis=0), points.max(axis=0)
+    varies = high > low
+    if not varies.any():
+        return 0
+    scaled = (points[:, varies] - low[varies]) / (high - low)[varies]  # [n, k]
+    # The extreme of an objective: its best point, the best compromise among equals.
+    extremes = [np.lexsort((scaled.sum(axis=1), scaled[:, j]))[0] for j in range(scaled.shape[1])]
+    normal = np.ones(scaled.shape[1])
+    try:
+        plane = np.linalg.solve(scaled[extremes], normal)  # plane @ extreme = 1
+        if (plane > 0).all():
+            normal = plane
+    except np.linalg.LinAlgError:  # extremes that coincide span no plane: take the diagonal one
+        pass
+    # 1e-12: points that differ by rounding only are equal, so that the first of them is taken.
+    towards_ideal = -(scaled @ normal)
+    return int(np.flatnonzero(towards_ideal >= towards_ideal.max() - 1e-12)[0])
+
+
+def _matrix(points: ArrayLike) -> np.ndarray:
+    array = np.asarray(points, dtype=np.float64)
+    if array.ndim == 1 and not array.size:
+        return array.reshape(0, 0)
+    if array.ndim != 2:
+        raise ValueError(f"points must be an array [n, objectives], got shape {array.shape}")
+    if np.isnan(array).any():
+        raise ValueError("points hold NaN; leave failed trials out")
+    return array

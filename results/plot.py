@@ -1,0 +1,224 @@
+"""A picture of a front: cost across, quality up, what was beaten in grey."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .hypervolume import nondominated
+from .objective import Objective
+from .table import COUNTS, HEADINGS, PERCENT, USUAL, metric_text, ratio_text, si
+from .trial import Trial
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .front import Front
+
+INK, MUTED, FAINT = "#1f2933", "#7b8794", "#e4e7eb"
+GREY, FRONT, KNEE = "#b8c2cc", "#2563eb", "#d97706"
+
+
+def plot_front(
+    front: Front,
+    all_trials: Sequence[Trial],
+    path: str | os.PathLike[str],
+    x: str | None = None,
+    y: str | None = None,
+    *,
+    title: str | None = None,
+) -> None:
+    """Draw the front into an image file; the ending of ``path`` (.png, .svg, .pdf) says which kind.
+
+    Args:
+        all_trials: the trials behind the front, drawn dimmed.
+        x, y: metrics of the axes; by default an objective to minimise (a known cost first) across and the
+            first other objective up.
+        title: by default made of the metrics' names.
+
+    Raises:
+        ValueError: no second metric to draw against, or no trial has one of the metrics.
+        OSError: the file cannot be written.
+    """
+    # A figure of its own canvas: pyplot would keep global state and may look for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    across, up = _axes(front, x, y)
+    # With another metric on an axis, or more than two objectives, the staircase is that of the picture.
+    on_front = [t for t in front if across.name in t.scores and up.name in t.scores]
+    numbers = {t.number for t in on_front}
+    rest = [
+        t
+        for t in all_trials
+        if across.name in t.scores and up.name in t.scores and t.number not in numbers and t.number != 0
+    ]
+    if not on_front and not rest:
+        raise ValueError(f"no trial has both {across.name!r} and {up.name!r}, so there is nothing to draw")
+
+    figure = Figure(figsize=(8.0, 5.2), dpi=160, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    points = np.array([[t.scores[across.name], t.scores[up.name]] for t in on_front]).reshape(-1, 2)
+    if rest:
+        axes.scatter(
+            [t.scores[across.name] for t in rest],
+            [t.scores[up.name] for t in rest],
+            s=16,
+            color=GREY,
+            alpha=0.7,
+            linewidths=0,
+            label=f"other trials ({len(rest)})",
+            zorder=2,
+        )
+    _style(axes, across, up, front)
+    if on_front:
+        _staircase(axes, points, across, up)
+    _marks(axes, front, on_front, across, up)
+    failed = sum(t.failed for t in all_trials)
+    trials = f"{len(all_trials)} trial{'s' * (len(all_trials) != 1)}"
+    counts = f"{trials}, {len(front)} on the front" + (f", {failed} failed" if failed else "")
+    rise = 22 if _base(front, across) else 0  # points, for the ratios along the top
+    heading = title or f"{_name(up)} against {_name(across, start=False)}"
+    axes.set_title(heading, loc="left", fontsize=13, fontweight="bold", color=INK, pad=26 + rise)
+    above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    axes.annotate(counts, (0, 1), xytext=(0, 9 + rise), fontsize=9, color=MUTED, **above)
+    axes.legend(
+        loc="best",
+        fontsize=9,
+        frameon=True,
+        facecolor="white",
+        edgecolor=FAINT,
+        labelcolor=INK,
+        framealpha=0.9,
+    )
+    figure.savefig(path)
+
+
+def _axes(front: Front, x: str | None, y: str | None) -> tuple[Objective, Objective]:
+    """The objectives (or other metrics) across and up."""
+    by_name = {o.name: o for o in front.objectives}
+
+    def named(text: str) -> Objective:
+        asked = text.partition(":")[0]
+        return by_name.get(asked) or Objective.parse(text)
+
+    objectives = list(front.objectives)
+    across, up = named(x) if x else None, named(y) if y else None
+    if across is None:
+        left = [o for o in objectives if o != up]
+        left.sort(key=lambda o: (o.goal != "min", o.name == "loss"))  # sorted stably: costs before qualities
+        others = [Objective(n) for n in USUAL if n not in by_name and any(n in t.scores for t in front)]
+        pool = left if (len(left) > 1 or up is not None) else [*others, *left]
+        across = pool[0] if pool else None
+    if up is None:
+        up = next((o for o in objectives if o != across), None)
+    if across is None or up is None or across == up:
+        raise ValueError("a picture needs two metrics; name another one for x or y")
+    return across, up
+
+
+def _staircase(axes: Axes, points: np.ndarray, across: Objective, up: Objective) -> None:
+    """The border of what the front dominates in this picture, and the front's points."""
+    signed = points * [across.sign, up.sign]
+    corner = points[nondominated(signed)]
+    corner = corner[np.argsort(across.sign * corner[:, 0], kind="stable")]
+    axes.step(corner[:, 0], corner[:, 1], where="post", color=FRONT, linewidth=1.6, alpha=0.55, zorder=3)
+    axes.scatter(
+        points[:, 0],
+        points[:, 1],
+        s=38,
+        color=FRONT,
+        edgecolors="white",
+        linewidths=0.8,
+        label=f"front ({len(points)})",
+        zorder=4,
+    )
+
+
+def _marks(axes: Axes, front: Front, on_front: Sequence[Trial], across: Objective, up: Objective) -> None:
+    """The knee, with its numbers, and the unchanged model."""
+    base = front.baseline
+    if len(front) > 2 and front.knee in on_front:
+        knee = front.knee
+        at = (knee.scores[across.name], knee.scores[up.name])
+        text = ", ".join(_value(o, knee.scores[o.name]) for o in (up, across))
+        if base and base.scores.get(across.name):
+            text += f" ({ratio_text(at[0], base.scores[across.name])})"
+        axes.scatter(
+            *at,
+            s=120,
+            marker="D",
+            color=KNEE,
+            edgecolors="white",
+            linewidths=1.0,
+            zorder=5,
+            label=f"knee: trial {knee.number}, {text}",
+        )
+    if base and across.name in base.scores and up.name in base.scores:
+        axes.scatter(
+            base.scores[across.name],
+            base.scores[up.name],
+            s=170,
+            marker="*",
+            color=INK,
+            edgecolors="white",
+            linewidths=0.8,
+            zorder=5,
+            label="unchanged model",
+        )
+
+
+def _style(axes: Axes, across: Objective, up: Objective, front: Front) -> None:
+    """Quiet frame, units on the axes, and the ratio to the unchanged model along the top."""
+    from matplotlib.ticker import FuncFormatter
+
+    axes.set_axisbelow(True)
+    axes.grid(color=FAINT, linewidth=0.8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(GREY)
+    axes.tick_params(colors=MUTED, labelsize=9, length=0, pad=6)
+    axes.margins(0.06)
+    axes.set_xlabel(_label(across), fontsize=10, color=INK)
+    axes.set_ylabel(_label(up), fontsize=10, color=INK)
+    for axis, objective in ((axes.xaxis, across), (axes.yaxis, up)):
+        if objective.name in PERCENT:
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+        elif objective.name in COUNTS:
+            axis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
+    base = _base(front, across)
+    if base:
+        ratio: Any = (lambda value: value / base, lambda value: value * base)
+        top: Any = axes.secondary_xaxis("top", functions=ratio)
+        top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+        top.tick_params(colors=MUTED, labelsize=9, length=0, pad=4)
+        top.spines["top"].set_visible(False)
+
+
+def _base(front: Front, across: Objective) -> float:
+    """The unchanged model's value along x where a ratio to it makes sense, else 0."""
+    return (
+        float(front.baseline.scores.get(across.name, 0.0)) if front.baseline and across.goal == "min" else 0.0
+    )
+
+
+def _name(objective: Objective, *, start: bool = True) -> str:
+    """The metric's name in words, capitalised at the start of a label."""
+    name = HEADINGS.get(objective.name, objective.name)
+    return name[:1].upper() + name[1:] if start else name
+
+
+def _value(objective: Objective, value: float) -> str:
+    name = f" {_name(objective, start=False)}" if objective.name in COUNTS else ""
+    return metric_text(objective.name, value, objective.unit) + name
+
+
+def _label(objective: Objective) -> str:
+    unit = "%" if objective.name in PERCENT else "" if objective.name in COUNTS else objective.unit
+    better = "less is better" if objective.goal == "min" else "more is better"
+    return f"{_name(objective)}{f' [{unit}]' if unit else ''}  ({better})"

@@ -1,0 +1,155 @@
+"""A front as text: numbers as people write them, ratios against the unchanged model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .objective import ALIASES, METRICS
+from .trial import Trial
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from .front import Front
+
+PERCENT = ("accuracy", "robust_accuracy")  # fractions, shown as percent
+COUNTS = ("macs", "flops", "params")  # large integers, shown with k, M, G
+HEADINGS = {
+    "macs": "MACs",
+    "flops": "FLOPs",
+    "params": "parameters",
+    "size_mb": "size",
+    "activation_mb": "activations",
+    "memory_mb": "memory",
+    "traffic_kb": "traffic",
+    "latency_ms": "latency",
+    "throughput_per_s": "throughput",
+    "robust_accuracy": "robust accuracy",
+    "energy_mj": "energy",
+}
+USUAL = ("macs", "params", "latency_ms")  # shown beside the objectives where trials have them
+
+
+def si(value: float, digits: int = 3) -> str:
+    """``1_213_440`` as ``"1.21 M"``, ``42_567`` as ``"42.6 k"``; whole numbers below 1000 as they are."""
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) < 1000 and value == int(value):
+        return str(int(value))
+    power = 0
+    # Rounding may carry over: 999_950 is 1.00 M, not 1000 k.
+    while abs(float(f"{value / 1000**power:.{digits}g}")) >= 1000 and power < 5:
+        power += 1
+    return f"{plain(value / 1000**power, digits)} {('', 'k', 'M', 'G', 'T', 'P')[power]}".strip()
+
+
+def plain(value: float, digits: int = 3) -> str:
+    """``digits`` significant digits without an exponent, for numbers of everyday size."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.3g}"
+    rounded = float(f"{value:.{digits}g}")
+    exponent = math.floor(math.log10(abs(rounded)))
+    if not -5 <= exponent < 9:
+        return f"{value:.{digits}g}"
+    return f"{rounded:.{max(0, digits - 1 - exponent)}f}"
+
+
+def metric_text(name: str, value: float, unit: str = "") -> str:
+    """A score with its unit: ``"98.67 %"``, ``"1.21 M"``, ``"0.412 ms"``.
+
+    Args:
+        name: metric name; accuracies are fractions and become percent.
+        unit: of a metric that netcarve does not know.
+    """
+    name = ALIASES.get(name, name)
+    if name in PERCENT:
+        return f"{100 * value:.2f} %"
+    if name in COUNTS:
+        return si(value)
+    known = name in METRICS
+    return (
+        f"{plain(value, 3 if known else 4)} {METRICS[name][1] if known and name != 'loss' else unit}".strip()
+    )
+
+
+def ratio_text(value: float, base: float) -> str:
+    """``value / base`` as ``"0.43x"``, at least two significant digits; empty when ``base`` is 0."""
+    if not base or not math.isfinite(value / base):
+        return ""
+    ratio = value / base
+    if ratio == 0 or 0.095 <= abs(ratio) < 9.995:
+        return f"{ratio:.2f}x"
+    return f"{plain(ratio, 2 if abs(ratio) < 1 else 3)}x"
+
+
+def front_rows(
+    front: Front, baseline: Trial | None = None, extra: Sequence[str] = USUAL
+) -> list[dict[str, str]]:
+    """The front as rows of text, best first objective first, the unchanged model on top.
+
+    Args:
+        baseline: the unchanged model; the front's own by default. Costs are given as ratios to it too.
+        extra: metrics to show beside the objectives; those that no trial has are left out.
+
+    Returns:
+        Per row ``"trial"`` (number), one entry per metric (empty where the trial lacks it), and ``"note"``:
+        ``"unchanged"``, ``"knee"``, both with a comma, or ``""``. A cost looks like ``"1.21 M 0.43x"``.
+    """
+    baseline = baseline or front.baseline
+    names = shown_metrics(front, baseline, extra)
+    units = {o.name: o.unit for o in front.objectives}
+    knee = front.knee.number if len(front) > 2 else None  # of one or two points neither is a compromise
+    trials = list(front)
+    if baseline is not None:
+        trials = [baseline, *(t for t in trials if t.number != baseline.number)]
+    rows = []
+    for trial in trials:
+        notes = []
+        if baseline is not None and trial.number == baseline.number:
+            notes.append("unchanged")
+        if trial.number == knee:
+            notes.append("knee")
+        cells = {name: _cell(name, trial, baseline, units.get(name, "")) for name in names}
+        rows.append({"trial": str(trial.number), **cells, "note": ", ".join(notes)})
+    return rows
+
+
+def shown_metrics(front: Front, baseline: Trial | None, extra: Sequence[str] = USUAL) -> list[str]:
+    """The objectives, then those of ``extra`` that the front or the baseline has."""
+    trials = [*front, *([baseline] if baseline else [])]
+    wanted = [ALIASES.get(name, name) for name in extra]
+    present = [name for name in wanted if any(name in t.scores for t in trials)]
+    return list(dict.fromkeys([o.name for o in front.objectives] + present))
+
+
+def _cell(name: str, trial: Trial, baseline: Trial | None, unit: str) -> str:
+    if name not in trial.scores:
+        return ""
+    text = metric_text(name, trial.scores[name], unit)
+    is_cost = METRICS.get(name, ("", ""))[0] == "min" and name != "loss"
+    if baseline is None or trial.number == baseline.number or name not in baseline.scores or not is_cost:
+        return text
+    ratio = ratio_text(trial.scores[name], baseline.scores[name])
+    return f"{text} {ratio:>5}" if ratio else text  # padded, so that the numbers before it stay in line
+
+
+def render_front(
+    front: Front, baseline: Trial | None = None, extra: Sequence[str] = USUAL, *, title: str | None = None
+) -> Table:
+    """:func:`front_rows` as a rich table: the unchanged model dimmed, the knee in bold."""
+    from rich import box
+    from rich.table import Table
+
+    baseline = baseline or front.baseline
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("trial", justify="right")
+    names = shown_metrics(front, baseline, extra)
+    for name in names:
+        table.add_column(HEADINGS.get(name, name), justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for row in front_rows(front, baseline, extra):
+        style = "bold green" if "knee" in row["note"] else "dim" if "unchanged" in row["note"] else None
+        table.add_row(row["trial"], *(row[name] for name in names), row["note"], style=style)
+    return table

@@ -1,0 +1,139 @@
+"""What every search algorithm is: something to ask for candidates and to tell what came of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from ..results.objective import Limit, Objective, total_violation
+from ..results.trial import Trial
+from ..spaces import Candidate, Space
+
+
+class Searcher(ABC):
+    """Proposes candidates and learns from trials. Sees no executor, no model, no clock.
+
+    The loop around it is::
+
+        while candidates := searcher.ask(8):
+            searcher.tell([score(candidate) for candidate in candidates])
+
+    What an algorithm must keep to (``search/testing.py`` checks it):
+
+    * It is a function of (space, objectives, seed, sequence of calls): its randomness is ``self.rng``.
+    * Trials are matched by their candidate, never by position. They may come late, in any order within one
+      call, failed, and for candidates that it never asked for (the unchanged model, earlier runs, repairs).
+    * ``ask`` may return fewer than wanted. ``[]`` means that it waits for trials, or has finished.
+
+    Args:
+        space: where to search.
+        objectives: at least one, as :class:`Objective` or text (``"accuracy"``, ``"my_metric:max"``).
+        seed: of all randomness.
+
+    Raises:
+        ValueError: no objectives, one named twice, or an unknown metric without a goal.
+    """
+
+    limits: tuple[Limit, ...] = ()  # what a wanted candidate keeps; set by `searcher()` and `sweep()`
+
+    def __init__(self, space: Space, objectives: Iterable[Objective | str], *, seed: int = 0) -> None:
+        self.space = space
+        self.objectives = parse_objectives(objectives)
+        self.seed = seed
+        self.rng = np.random.default_rng(seed)
+        # Scores of the unchanged model, which relative limits refer to: analytic ones at once, measured
+        # ones when its trial is told.
+        costs = space.cost_arrays([space.baseline])
+        self.baseline: dict[str, float] = {name: float(values[0]) for name, values in costs.items()}
+
+    @abstractmethod
+    def ask(self, n: int) -> list[Candidate]:
+        """At most ``n`` candidates to score; ``[]`` while waiting for trials, or when finished."""
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Outcomes, in number order. An algorithm that learns extends this."""
+        for trial in trials:
+            if not trial.failed and not any(trial.candidate.indices):
+                self.baseline.update(trial.scores)
+
+    @property
+    def finished(self) -> bool:
+        """True when there is nothing more to propose, whatever is told."""
+        return False
+
+    def loss(self, trial: Trial) -> np.ndarray:
+        """The objectives as numbers to minimise, float64 [objectives]; inf where failed or not measured."""
+        scores = trial.scores
+        return np.array([o.sign * scores[o.name] if o.name in scores else np.inf for o in self.objectives])
+
+    def violation(self, trial: Trial) -> float:
+        """Total relative violation of ``self.limits``: 0 when all are kept, inf for a failed trial.
+
+        A limit relative to what is not known yet of the unchanged model counts as kept.
+        """
+        if trial.failed:
+            return float("inf")
+        known = [m for m in self.limits if not m.relative or m.metric in self.baseline]
+        return total_violation(known, trial.scores, self.baseline)
+
+
+class Wrapper(Searcher):
+    """A searcher around another, with the same space, objectives, seed and limits."""
+
+    def __init__(self, inner: Searcher) -> None:
+        super().__init__(inner.space, inner.objectives, seed=inner.seed)
+        self.inner = inner
+        self.limits = inner.limits
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        super().tell(trials)
+        self.inner.tell(trials)
+
+    @property
+    def finished(self) -> bool:
+        return self.inner.finished
+
+
+def set_limits(searcher: Searcher, limits: tuple[Limit, ...]) -> None:
+    """Make the limits known to a searcher and to all that it wraps."""
+    searcher.limits = limits
+    while isinstance(searcher, Wrapper):
+        searcher = searcher.inner
+        searcher.limits = limits
+
+
+def innermost(searcher: Searcher) -> Searcher:
+    """The algorithm itself, without its wrappers."""
+    while isinstance(searcher, Wrapper):
+        searcher = searcher.inner
+    return searcher
+
+
+def parse_objectives(objectives: Iterable[Objective | str]) -> tuple[Objective, ...]:
+    """Objectives from text or instances.
+
+    Raises:
+        ValueError: none given, one named twice, or an unknown metric without a goal.
+    """
+    if isinstance(objectives, str | Objective):
+        objectives = [objectives]
+    parsed = tuple(o if isinstance(o, Objective) else Objective.parse(o) for o in objectives)
+    names = [o.name for o in parsed]
+    if not parsed:
+        raise ValueError("a search needs at least one objective, got none; for example ('accuracy', 'macs')")
+    if twice := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"objectives must be distinct; given more than once: {twice}")
+    return parsed
+
+
+def parse_limits(limits: Iterable[Limit | str]) -> tuple[Limit, ...]:
+    """Limits from text or instances.
+
+    Raises:
+        ValueError: a text that cannot be read as a limit.
+    """
+    if isinstance(limits, str | Limit):
+        limits = [limits]
+    return tuple(m if isinstance(m, Limit) else Limit(m) for m in limits)

@@ -1,0 +1,91 @@
+"""The pool of a sweep: workers, and behind them a latency lane for what must run alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from ..evaluators.lane import Lane
+from ..evaluators.pool import InProcessPool, Job, Outcome, Pool
+from ..spaces import Candidate, Space
+
+if TYPE_CHECKING:
+    from ..evaluators.pool import Scorer
+    from ..evaluators.task import Task
+
+
+def make_pool(
+    task: Task | None,
+    space: Space,
+    scorers: Sequence[Scorer],
+    workers: int,
+    address: str | None,
+    trial_timeout: float | None,
+) -> Pool:
+    """Workers for what may run side by side (0: this process), and a lane behind them for what must not."""
+    light = task.without_train() if task is not None else None
+    beside = [s for s in scorers if not getattr(s, "lane", False)]
+    alone = [s for s in scorers if getattr(s, "lane", False)]
+    job = Job(light, space, beside)
+    pool: Pool
+    if workers == 0:
+        pool = InProcessPool(job)
+    else:
+        from ..evaluators.ray_pool import RayPool
+
+        pool = RayPool(job, workers=workers, address=address, trial_timeout=trial_timeout)
+    return LanePool(pool, Lane(light, space, alone)) if alone else pool
+
+
+class LanePool:
+    """Scores by ``pool`` first; once it is idle, by ``lane``, one candidate at a time.
+
+    An outcome is complete only with both, and a failure in either fails the candidate; the lane sees only
+    candidates that the pool has scored.
+    """
+
+    def __init__(self, pool: Pool, lane: Lane) -> None:
+        self.pool = pool
+        self.lane = lane
+        self._in_flight: dict[int, Candidate] = {}
+
+    def room(self) -> int:
+        return self.pool.room()
+
+    def submit(self, jobs: Sequence[tuple[int, Candidate]]) -> None:
+        self._in_flight.update(jobs)
+        self.pool.submit(jobs)
+
+    def finished(self, timeout: float | None = None) -> list[Outcome]:
+        """All that was submitted: waits, whatever ``timeout``, until nothing else runs on this machine."""
+        outcomes: list[Outcome] = []
+        while len(outcomes) < len(self._in_flight):
+            outcomes += self.pool.finished()
+        outcomes.sort(key=lambda o: o.number)
+        done = [self._measured(o, self._in_flight[o.number]) for o in outcomes]
+        self._in_flight.clear()
+        return done
+
+    def close(self) -> None:
+        self.pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _measured(self, outcome: Outcome, candidate: Candidate) -> Outcome:
+        if outcome.scores is None:
+            return outcome
+        lane = self.lane.evaluate(outcome.number, candidate)
+        seconds = outcome.seconds + lane.seconds
+        if lane.scores is None:
+            return replace(outcome, scores=None, error=lane.error, seconds=seconds)
+        return replace(
+            outcome, scores=outcome.scores | lane.scores, seconds=seconds, detail=outcome.detail | lane.detail
+        )

@@ -1,0 +1,131 @@
+"""What a sweep is asked to do, checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from ..results.objective import Limit, Objective
+from ..results.trial import Trial
+from ..spaces import Space
+from .base import Searcher, parse_objectives
+from .settings import RunError
+
+if TYPE_CHECKING:
+    from ..evaluators.pool import Scorer
+    from ..evaluators.task import Task
+
+
+def choose_objectives(
+    given: Iterable[Objective | str] | None, searcher: str | Searcher, task: Task | None
+) -> tuple[Objective, ...]:
+    """The objectives given, else those of a searcher that is given, else the task's metric and MACs.
+
+    Raises:
+        ValueError: others than the searcher was made with; an unknown metric without a goal.
+    """
+    own = searcher.objectives if isinstance(searcher, Searcher) else None
+    if given is None:
+        return own or parse_objectives((task.metric_name if task is not None else "accuracy", "macs"))
+    objectives = parse_objectives(given)
+    if own is not None and own != objectives:
+        raise ValueError(
+            f"the searcher was made for {[o.name for o in own]}, the sweep is asked for "
+            f"{[o.name for o in objectives]}; give the objectives once"
+        )
+    return objectives
+
+
+def choose_evaluators(
+    task: Task | None,
+    given: Sequence[Scorer] | None,
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+) -> list[Scorer]:
+    """What scores a candidate: ``given`` or the task's quality, and latency where it is wanted.
+
+    Raises:
+        ValueError: neither a task nor evaluators.
+    """
+    if task is None:
+        if not given:
+            raise ValueError("a sweep without a task needs evaluators=[...] that score its candidates")
+        return list(given)
+    from ..evaluators.accuracy import Quality
+    from ..evaluators.latency import Latency
+
+    scorers: list[Scorer] = [Quality()] if given is None else list(given)
+    wanted = {o.name for o in objectives} | {m.metric for m in limits}
+    if "latency_ms" in wanted and "latency_ms" not in metrics_of(scorers, task):
+        scorers.append(Latency())
+    return scorers
+
+
+def metrics_of(scorers: Sequence[Scorer], task: Task | None) -> list[str]:
+    """Names of the scores that evaluators say they give; plain functions say nothing."""
+    names: list[str] = []
+    for scorer in scorers:
+        gives = getattr(scorer, "gives", None)
+        names += gives(task) if gives is not None else getattr(scorer, "metrics", ())
+    return names
+
+
+def check_metrics(
+    space: Space,
+    scorers: Sequence[Scorer],
+    task: Task | None,
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+) -> None:
+    """Everything wanted must be measured or computed by somebody.
+
+    Raises:
+        ValueError: names the metric, and what there is.
+    """
+    if any(not hasattr(s, "metrics") for s in scorers):
+        return  # a plain function: what it gives is seen on the unchanged model
+    known = [*metrics_of(scorers, task), *space.cost_arrays([space.baseline])]
+    wanted = [("objective", o.name) for o in objectives] + [("limit on", m.metric) for m in limits]
+    for what, name in wanted:
+        if name not in known:
+            raise ValueError(
+                f"nothing measures the {what} {name!r}; this sweep knows {', '.join(dict.fromkeys(known))}. "
+                "Add an evaluator that gives it"
+            )
+
+
+def check_baseline(trial: Trial, objectives: Sequence[Objective]) -> None:
+    """A search makes no sense where the unchanged model itself cannot be scored.
+
+    Raises:
+        RunError: why not; ``detail`` is the traceback.
+    """
+    if trial.failed:
+        raise RunError(f"the unchanged model cannot be scored: {trial.reason}", detail=trial.error or "")
+    if missing := [o.name for o in objectives if o.name not in trial.scores]:
+        raise RunError(
+            f"nothing measures the objective {missing[0]!r}; on the unchanged model the evaluators gave "
+            f"{', '.join(trial.scores)}"
+        )
+
+
+def check_numbers(
+    *,
+    trials: int | None,
+    minutes: float | None,
+    trial_timeout: float | None,
+    workers: int,
+    window: int,
+) -> None:
+    """
+    Raises:
+        ValueError: a number out of its range.
+    """
+    for name, value, least in (("trials", trials, 1), ("window", window, 1), ("workers", workers, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    for name, number in (("minutes", minutes), ("trial_timeout", trial_timeout)):
+        if number is not None and not number > 0:
+            raise ValueError(f"{name} must be more than 0, got {number}")
+    if trial_timeout is not None and workers == 0:
+        raise ValueError("trial_timeout needs workers: a candidate cannot be stopped in this process")

@@ -1,0 +1,129 @@
+"""What a sweep tells while it runs, and how it is shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from ..results.objective import Limit, Objective
+from ..results.tracker import FrontTracker
+from ..results.trial import Trial
+from .budget import Budget
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+REFRESH = 0.1  # seconds between two updates of the screen: the engine does not wait for a terminal
+
+
+class Progress(Protocol):
+    """Follows a sweep. Called by the driver, between two trials: be quick."""
+
+    def started(self, budget: Budget, objectives: Sequence[Objective], limits: Sequence[Limit]) -> None:
+        """The sweep begins."""
+
+    def told(self, trial: Trial, *, replayed: bool) -> None:
+        """One more trial, in number order; ``replayed`` when an earlier session scored it."""
+
+    def says(self, text: str) -> None:
+        """What is being done now, in a few words: ``"measuring latency"``."""
+
+    def finished(self) -> None:
+        """Nothing more comes. Also called after an error or Ctrl-C, and when nothing was started."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def started(self, budget: Budget, objectives: Sequence[Objective], limits: Sequence[Limit]) -> None: ...
+
+    def told(self, trial: Trial, *, replayed: bool) -> None: ...
+
+    def says(self, text: str) -> None: ...
+
+    def finished(self) -> None: ...
+
+
+class RichProgress:
+    """One line on standard error: trials, rate, time left, front size, hypervolume, failures.
+
+    Args:
+        console: where to draw; standard error by default.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[facts]}"),
+            console=console or Console(stderr=True),
+        )
+        self._task = self._bar.add_task("starting", total=None, facts="")
+        self._tracker: FrontTracker | None = None
+        self._budget = Budget()
+        self._done = self._failed = self._replayed = 0
+        self._shown = 0.0
+        self._first: float | None = None  # when the first new trial came: starting workers is not in the rate
+
+    def started(self, budget: Budget, objectives: Sequence[Objective], limits: Sequence[Limit]) -> None:
+        self._tracker = FrontTracker(objectives, limits)
+        self._budget = budget
+        self._bar.start()
+
+    def told(self, trial: Trial, *, replayed: bool) -> None:
+        assert self._tracker is not None
+        self._tracker.add(trial)
+        self._done += 1
+        self._failed += trial.failed
+        self._replayed += replayed
+        now = time.perf_counter()
+        if self._first is None and not replayed:
+            self._first = now
+        if now - self._shown >= REFRESH:
+            self._shown = now
+            self._show("searching")
+
+    def says(self, text: str) -> None:
+        self._show(text)
+
+    def finished(self) -> None:
+        if self._done:
+            self._show("searched")
+        self._bar.stop()
+
+    def _show(self, what: str) -> None:
+        budget = self._budget
+        if budget.trials is not None:
+            total, done = float(budget.trials), float(self._done)
+        else:
+            total, done = 60.0 * (budget.minutes or 0.0), budget.seconds
+        self._bar.update(
+            self._task, description=what, total=max(total, done), completed=done, facts=self.facts()
+        )
+
+    def _rate(self) -> float:
+        """New trials per second; 0 until there are two."""
+        new = self._done - self._replayed
+        return (new - 1) / (time.perf_counter() - self._first) if self._first is not None and new > 1 else 0.0
+
+    def facts(self) -> str:
+        """The text beside the bar."""
+        budget = self._budget
+        rate = self._rate()
+        of = f"/{budget.trials}" if budget.trials is not None else ""
+        parts = [f"{self._done}{of} trials"]
+        if rate:
+            parts.append(f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each")
+        left = budget.left(self._done, rate)
+        if left:
+            parts.append(f"{int(left) // 60}:{int(left) % 60:02d} left")
+        if self._tracker is not None:
+            parts.append(f"front {self._tracker.size}, hypervolume {self._tracker.hypervolume():.4f}")
+        if self._failed:
+            parts.append(f"{self._failed} failed")
+        return ", ".join(parts)

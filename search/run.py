@@ -1,0 +1,263 @@
+"""A run that has been: its trials, its front, and what to do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..results.front import Front
+from ..results.ledger import Ledger
+from ..results.objective import Limit, Objective
+from ..results.table import metric_text, ratio_text
+from ..results.trial import Trial
+from ..spaces import Space
+from .rebuild import rebuild_space
+from .settings import RunError, ledger_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from ..evaluators.task import Task
+    from ..results.export import Receipt
+
+
+class Run:
+    """Everything about one run, as its ledger has it at this moment.
+
+    Looking at it needs neither the task nor torch; :meth:`model` and :meth:`export` do, and find the task
+    again by the text it was started with.
+
+    Args:
+        path: folder of the run, or its ledger.
+        task: the task it was made with, where it cannot be found again or is at hand.
+        space: likewise.
+
+    Attributes:
+        path: folder of the run.
+        settings: what it was started with.
+        info: ``status`` (``"finished"`` or ``"interrupted"``), ``seconds`` spent.
+        trials: every trial, in number order, with later measurements in their scores.
+
+    Raises:
+        RunError: there is no run.
+        LedgerError: the ledger cannot be read.
+    """
+
+    def __init__(self, path: str | Path, *, task: Task | None = None, space: Space | None = None) -> None:
+        file = ledger_path(path)
+        self.path = file.parent
+        with Ledger(file) as ledger:
+            self.settings: dict[str, Any] = ledger.settings
+            self.info: dict[str, Any] = ledger.info
+            self.trials: list[Trial] = ledger.trials(space)
+        self._task = task
+        self._space = space
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}, {len(self.trials)} trials, front of {len(self.front)})"
+
+    def __len__(self) -> int:
+        return len(self.trials)
+
+    def __getitem__(self, number: int) -> Trial:
+        """The trial with this number.
+
+        Raises:
+            RunError: there is none.
+        """
+        found = next((t for t in self.trials if t.number == number), None)
+        if found is None:
+            raise RunError(
+                f"there is no trial {number} in {self.path}; it has {len(self.trials)}, on the front are "
+                f"{', '.join(str(t.number) for t in self.front)}"
+            )
+        return found
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        return tuple(Objective(**o) for o in self.settings["objectives"])
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        return tuple(Limit(text) for text in self.settings["limits"])
+
+    @property
+    def baseline(self) -> Trial | None:
+        """The unchanged model's trial."""
+        return next((t for t in self.trials if t.number == 0 and not t.failed), None)
+
+    @cached_property
+    def front(self) -> Front:
+        """The non-dominated trials that keep the run's limits."""
+        return Front(self.trials, self.objectives, limits=self.limits)
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per trial (index ``trial``): scores, ``front`` (bool), ``seconds``, ``error``."""
+        import pandas as pd
+
+        frame = pd.DataFrame([dict(t.scores) for t in self.trials], index=[t.number for t in self.trials])
+        frame.index.name = "trial"
+        best = {t.number for t in self.front}
+        frame["front"] = [t.number in best for t in self.trials]
+        frame["seconds"] = [t.seconds for t in self.trials]
+        frame["error"] = [t.reason for t in self.trials]
+        return frame
+
+    def show(self, number: int) -> str:
+        """What was cut where in one trial, against the unchanged model, as text.
+
+        Raises:
+            RunError: there is no such trial.
+        """
+        trial = self[number]
+        lines = [f"trial {number} of {self.path}"]
+        if trial.failed:
+            return "\n".join([*lines, "failed:", trial.error or ""])
+        base = self.baseline.scores if self.baseline else {}
+        units = {o.name: o.unit for o in self.objectives}
+        rows = [("", "this", "unchanged", "ratio")]
+        for name, value in trial.scores.items():
+            was, unit = base.get(name), units.get(name, "")
+            cells = ("", "") if was is None else (metric_text(name, was, unit), ratio_text(value, was))
+            rows.append((name, metric_text(name, value, unit), *cells))
+        choices = [("choice", "taken", "unchanged")]
+        for choice, option in trial.candidate.items():
+            was_option = str(choice.options[0]) if option != choice.options[0] else ""
+            choices.append((choice.name, str(option), was_option))
+        return "\n".join([*lines, *_columns(rows), "", *_columns(choices)])
+
+    @cached_property
+    def task(self) -> Task:
+        """The task of the run.
+
+        Raises:
+            RunError: the run has none, it cannot be found again, or it is another one by now.
+            TaskError: its file does not load.
+        """
+        task = self._task
+        if task is None:
+            if not self.settings.get("spec"):
+                raise RunError(f"{self.path} does not say where its task is; give it: load(path, task=...)")
+            from ..evaluators.resolve import resolve_task
+
+            task = resolve_task(self.settings["spec"])
+        if task.fingerprint() != self.settings["fingerprint"]:
+            raise RunError(
+                f"the task {task.name!r} is not the one of {self.path}: the model's weights or the "
+                "validation data have changed since; give the original one: load(path, task=...)"
+            )
+        return task
+
+    @cached_property
+    def space(self) -> Space:
+        """The space of the run, able to build.
+
+        Raises:
+            RunError: it cannot be made again from the task.
+        """
+        return self._space if self._space is not None else rebuild_space(self.task, self.settings)
+
+    def model(self, number: int) -> torch.nn.Module:
+        """The subnetwork of one trial: built, BatchNorm re-estimated, in eval mode.
+
+        Raises:
+            RunError: no such trial, or the task cannot be found again.
+        """
+        from ..evaluators.pool import Job
+
+        candidate = self.space.from_values(self[number].candidate.values)
+        return Job(self.task, self.space, ()).build(candidate)
+
+    def export(
+        self,
+        number: int,
+        directory: str | Path,
+        formats: Sequence[str] = ("pt2", "onnx", "state"),
+        *,
+        overwrite: bool = False,
+    ) -> Receipt:
+        """Files of one trial's subnetwork, each proven in a fresh process; see :func:`results.export.export`.
+
+        Raises:
+            RunError: no such trial, or the task cannot be found again.
+            ExportError: a file that cannot be made or does not reproduce; nothing is left behind.
+        """
+        from ..results.export import export
+
+        task, trial = self.task, self[number]
+        args, kwargs = task.example
+        return export(
+            self.model(number),
+            example_args=args,
+            example_kwargs=kwargs,
+            inputs=[(a, k) for a, k, _ in task.batches],
+            score=lambda outputs: task.measure(outputs)[task.metric_name],
+            metric_name=task.metric_name,
+            directory=directory,
+            formats=formats,
+            describe=self._description(trial),
+            overwrite=overwrite,
+        )
+
+    def _description(self, trial: Trial) -> dict[str, Any]:
+        settings = self.settings
+        about = {
+            "run": str(self.path),
+            "trial": trial.number,
+            "candidate": trial.candidate.values,
+            "scores": dict(trial.scores),
+            "choices": settings["choices"],
+            "task": settings["task"],
+            "fingerprint": settings["fingerprint"],
+        }
+        if settings.get("spec"):
+            arguments = {key: settings[key] for key in ("spec", "space", "choices")}
+            about["rebuild"] = {
+                "function": "netcarve.search.rebuild:rebuild",
+                "arguments": {**arguments, "candidate": trial.candidate.values},
+            }
+        return about
+
+
+def load(path: str | Path, task: Task | None = None, *, space: Space | None = None) -> Run:
+    """A run from its folder (or its ledger), also one that is still going on.
+
+    Args:
+        task, space: what it was made with, where it cannot be found again by name.
+
+    Raises:
+        RunError: there is no run.
+        LedgerError: the ledger cannot be read.
+    """
+    return Run(path, task=task, space=space)
+
+
+def measure_front(ledger: Ledger, task: Task, space: Space) -> None:
+    """Measure the latency of the unchanged model and of the front, where it is not known yet, and keep it.
+
+    Nothing else may run meanwhile. A model that fails here stays without a latency.
+    """
+    from ..evaluators.lane import Lane
+    from ..evaluators.latency import Latency
+
+    settings = ledger.settings
+    objectives = [Objective(**o) for o in settings["objectives"]]
+    front = Front(ledger.trials(space), objectives, limits=settings["limits"])
+    lane = Lane(task, space, [Latency()])
+    wanted = {t.number: t for t in (front.baseline, *front) if t is not None and "latency_ms" not in t.scores}
+    for number, trial in sorted(wanted.items()):
+        outcome = lane.evaluate(number, trial.candidate)
+        if outcome.scores is not None:
+            ledger.measure(number, outcome.scores, outcome.detail)
+
+
+def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows as text, the first column to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+    ]

@@ -1,0 +1,196 @@
+"""What a run is: its settings, the folder it lives in, and what may change when it is resumed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..results.ledger import Ledger, LedgerError
+from ..results.objective import Limit, Objective
+from ..spaces import Space
+
+if TYPE_CHECKING:
+    from ..evaluators import Task
+
+LEDGER = "ledger.sqlite"  # in the folder of a run
+HOME = Path("runs")  # folders of runs are made here, in the working directory
+NEEDED_BYTES = 16_000_000  # free on disk, to start: far more than a ledger of ten thousand trials
+
+
+class RunError(ValueError):
+    """A run that cannot be started, resumed or read as asked; the message says why and how to mend it.
+
+    ``detail`` is the traceback where an evaluation raised, else empty.
+    """
+
+    def __init__(self, message: str, *, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail
+
+
+def describe(
+    *,
+    task: Task | None,
+    space: Space,
+    searcher: str,
+    seed: int,
+    window: int,
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+    metrics: Sequence[str],
+) -> dict[str, Any]:
+    """The settings that decide what a run proposes and what its scores mean, as plain JSON.
+
+    How much and where (trials, minutes, workers, time limits) is left out: it may differ on resuming.
+    """
+    return {
+        "task": task.name if task is not None else None,
+        "spec": task.spec if task is not None else None,
+        "fingerprint": task.fingerprint() if task is not None else None,
+        "searcher": searcher,
+        "seed": seed,
+        "window": window,
+        "objectives": [{"name": o.name, "goal": o.goal, "unit": o.unit} for o in objectives],
+        "limits": [m.text for m in limits],
+        "metrics": list(metrics),
+        "choices": [[c.name, list(c.options)] for c in space.choices],
+        "space": getattr(space, "recipe", None),
+        "version": _version(),
+    }
+
+
+def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What keeps a run from being resumed with other settings, one phrase each; empty when nothing does."""
+    found = []
+    if stored.get("fingerprint") != now["fingerprint"]:
+        found.append("the model's weights or the validation data have changed")
+    if stored.get("choices") != now["choices"]:
+        found.append(_choices_differ(stored.get("choices") or [], now["choices"]))
+    for key in ("task", "searcher", "seed", "window", "objectives", "limits", "metrics"):
+        if stored.get(key) != now[key]:
+            found.append(f"{key} was {_short(stored.get(key))}, is now {_short(now[key])}")
+    return found
+
+
+def open_run(
+    out: str | Path | None, settings: Mapping[str, Any], *, resume: bool, home: Path = HOME
+) -> Ledger:
+    """The ledger of a new run, or of the one to resume, open for writing.
+
+    Args:
+        out: folder of the run. By default ``runs/<task>-<searcher>-<n>``: the next free one, or when
+            resuming the latest.
+        resume: whether the run is there already.
+
+    Raises:
+        RunError: the folder holds another run; nothing to resume; or other settings than the stored ones.
+        LedgerError: no room on disk, not writable, damaged, or in use by another process.
+    """
+    folder = Path(out) if out is not None else _default_folder(settings, resume, home)
+    path = folder / LEDGER
+    if resume:
+        if not path.exists():
+            raise RunError(f"nothing to resume: there is no run in {folder}; leave out resume to start one")
+        ledger = Ledger(path, write=True, create=False)
+        try:
+            _check_same(ledger.settings, settings, folder)
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+    if path.exists():
+        raise RunError(f"{folder} holds another run; resume it, or choose another folder")
+    _make_room(folder)
+    ledger = Ledger(path, write=True)
+    ledger.save_settings(settings)
+    return ledger
+
+
+def close_run(ledger: Ledger, status: str, seconds: float) -> None:
+    """Note how it ended and close it; a run in which nothing was scored is not left behind."""
+    try:
+        kept = status == "finished" or bool(ledger.trials())
+        if kept:
+            ledger.note("seconds", seconds)
+            ledger.note("status", status)
+    finally:
+        ledger.close()
+    if not kept:
+        for name in (LEDGER, f"{LEDGER}.lock", f"{LEDGER}-wal", f"{LEDGER}-shm"):
+            ledger.path.with_name(name).unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: it was there before
+            ledger.path.parent.rmdir()
+
+
+def ledger_path(path: str | Path) -> Path:
+    """The ledger of a run, given its folder or the ledger itself.
+
+    Raises:
+        RunError: there is none.
+    """
+    path = Path(path)
+    ledger = path if path.is_file() else path / LEDGER
+    if not ledger.exists():
+        known = sorted(str(p.parent) for p in HOME.glob(f"*/{LEDGER}"))
+        hint = f"; runs here: {', '.join(known[-5:])}" if known else ""
+        raise RunError(f"there is no run in {path}{hint}")
+    return ledger
+
+
+def _version() -> str:
+    try:
+        return metadata.version("netcarve")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _check_same(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    if found := differences(stored, now):
+        raise RunError(
+            f"cannot resume {folder} with other settings: {'; '.join(found)}; "
+            "give the same, or start a new run"
+        )
+
+
+def _default_folder(settings: Mapping[str, Any], resume: bool, home: Path) -> Path:
+    stem = re.sub(r"[^\w.-]+", "_", f"{settings['task'] or 'space'}-{settings['searcher']}")
+    pattern = re.compile(re.escape(stem) + r"-(\d+)")
+    found = [pattern.fullmatch(p.name) for p in home.glob(f"{stem}-*")] if home.is_dir() else []
+    last = max((int(m.group(1)) for m in found if m), default=0)
+    if resume and not last:
+        raise RunError(f"nothing to resume: there is no {home / stem}-*; name the folder of the run")
+    return home / f"{stem}-{last if resume else last + 1}"
+
+
+def _make_room(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise LedgerError(
+            f"cannot make the run's folder {folder} ({error.strerror or error}); choose another with out="
+        ) from error
+    if free < NEEDED_BYTES:
+        raise LedgerError(
+            f"no room on disk for a run in {folder}: {free / 1e6:.1f} MB free, {NEEDED_BYTES / 1e6:.0f} MB "
+            "needed; free some, or choose another folder"
+        )
+
+
+def _choices_differ(stored: Sequence[Any], now: Sequence[Any]) -> str:
+    if len(stored) != len(now):
+        return f"the space had {len(stored)} choices, has now {len(now)}"
+    was, is_ = next((a, b) for a, b in zip(stored, now, strict=True) if a != b)
+    return f"the choice {was[0]!r} of {_short(was[1])} is now {is_[0]!r} of {_short(is_[1])}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        value = [v["name"] for v in value]
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,255 @@
+"""One search from beginning to end, and the only loop: ask, evaluate, record, tell."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..evaluators.pool import Outcome, Pool
+from ..results.ledger import Ledger
+from ..results.objective import Limit, Objective
+from ..results.trial import Trial
+from ..spaces import Candidate, Space
+from .base import Searcher, innermost, parse_limits
+from .budget import Budget
+from .lane_pool import make_pool
+from .plan import (
+    check_baseline,
+    check_metrics,
+    check_numbers,
+    choose_evaluators,
+    choose_objectives,
+    metrics_of,
+)
+from .progress import Progress, Silent
+from .registry import guard
+from .registry import searcher as searcher_by_name
+from .run import Run, measure_front
+from .settings import RunError, close_run, describe, open_run
+
+if TYPE_CHECKING:
+    from ..evaluators.pool import Scorer
+    from ..evaluators.task import Task
+
+TRIALS = 100  # where neither trials nor minutes are given
+WINDOW = 16
+NOTE_EVERY = 1.0  # seconds between two notes of the time spent; a killed session loses at most this
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a sweep: the run is kept whole, and can be resumed."""
+
+    def __init__(self, path: Path, trials: int) -> None:
+        kept = f"{trials} trials are kept in {path}, resume it to go on"
+        super().__init__(f"stopped; {kept if trials else 'nothing was scored yet'}")
+        self.path = path
+
+
+def sweep(
+    task: Task | None,
+    space: Space,
+    searcher: str | Searcher = "nsga2",
+    objectives: Iterable[Objective | str] | None = None,
+    limits: Iterable[Limit | str] = (),
+    trials: int | None = None,
+    minutes: float | None = None,
+    workers: int = 2,
+    seed: int = 0,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    trial_timeout: float | None = None,
+    evaluators: Sequence[Scorer] | None = None,
+    address: str | None = None,
+    progress: Progress | None = None,
+    window: int = WINDOW,
+) -> Run:
+    """Search ``space`` for the best subnetworks of ``task``, and keep every outcome.
+
+    The same seed gives the same trials whatever the number of workers and whenever it was interrupted
+    (measured times excepted, and what a search for short latency makes of them).
+
+    Args:
+        task: ``None`` for a space without a model, scored by ``evaluators``.
+        space: the candidates.
+        searcher: a name (see :func:`known_searchers`), or a fresh instance.
+        objectives: what to trade off; by default the task's metric and ``"macs"``.
+        limits: what every wanted candidate keeps (``"macs<=0.5x"``). Those on analytic costs are checked
+            before anything is built.
+        trials: how many in all, the unchanged model (trial 0) included.
+        minutes: no new trial after this time, earlier sessions included. With neither: 100 trials.
+        workers: processes, one thread each; 0 scores in this process.
+        seed: of the search.
+        out: folder of the run; by default ``runs/<task>-<searcher>-<n>``.
+        resume: go on with the run in ``out`` (by default the latest of this task and searcher). Nothing is
+            scored again; only trials, minutes and what concerns the workers may differ.
+        trial_timeout: seconds after which a candidate fails; needs workers.
+        evaluators: in place of the task's quality; ``latency_ms`` is added where it is wanted.
+        address: of a Ray cluster; by default this machine.
+        progress: told of every trial.
+        window: candidates under way at a time, whatever the number of workers; part of the result.
+
+    Raises:
+        ValueError: anything in the arguments that cannot work, before any work: unknown searcher, metric or
+            unreachable limit, a folder with another run, other settings than those of the run to resume.
+        LedgerError: the run cannot be written or read.
+        Interrupted: Ctrl-C.
+    """
+    goals = choose_objectives(objectives, searcher, task)
+    bounds = parse_limits(limits)
+    scorers = choose_evaluators(task, evaluators, goals, bounds)
+    check_numbers(trials=trials, minutes=minutes, trial_timeout=trial_timeout, workers=workers, window=window)
+    check_metrics(space, scorers, task, goals, bounds)
+    if isinstance(searcher, Searcher):
+        search = guard(searcher, bounds)
+    else:
+        search = searcher_by_name(searcher, space, goals, seed=seed, limits=bounds)
+    settings = describe(
+        task=task,
+        space=space,
+        searcher=searcher if isinstance(searcher, str) else type(innermost(searcher)).__name__.lower(),
+        seed=search.seed,
+        window=window,
+        objectives=goals,
+        limits=search.limits,
+        metrics=metrics_of(scorers, task),
+    )
+    if trials is None and minutes is None:
+        trials = TRIALS
+    progress = progress or Silent()
+    ledger = open_run(out, settings, resume=resume)
+    budget = Budget(trials, minutes, spent=ledger.info.get("seconds", 0.0))
+    status = "interrupted"
+    try:
+        ledger.note("status", "running")
+        progress.started(budget, goals, search.limits)
+        with make_pool(task, space, scorers, workers, address, trial_timeout) as pool:
+            Driver(search, pool, ledger, budget=budget, progress=progress, window=window).run()
+        if task is not None:
+            progress.says("measuring latency")
+            measure_front(ledger, task, space)
+        status = "finished"
+    except KeyboardInterrupt:
+        raise Interrupted(ledger.path.parent, len(ledger.trials())) from None
+    finally:
+        progress.finished()
+        close_run(ledger, status, budget.seconds)
+    return Run(ledger.path, task=task, space=space)
+
+
+class Driver:
+    """Runs a search to the end of its budget, or of the space.
+
+    The searcher sees one fixed sequence of calls, whatever finishes first and however many workers there
+    are: trials are told one by one in number order, and after each it is asked for as many candidates as
+    make ``window`` of them under way. Trial 0 is the unchanged model, alone, since limits refer to it.
+
+    That is also how a run is resumed: the same calls, with the ledger's outcomes in place of evaluations.
+
+    Args:
+        window: candidates that are under way logically; at least 1. More workers than this stay idle.
+    """
+
+    def __init__(
+        self,
+        searcher: Searcher,
+        pool: Pool,
+        ledger: Ledger,
+        *,
+        budget: Budget,
+        progress: Progress,
+        window: int,
+    ) -> None:
+        self.searcher, self.space = searcher, searcher.space
+        self.pool, self.ledger = pool, ledger
+        self.budget, self.progress, self.window = budget, progress, window
+        self.asked = self.told = 0  # how many candidates, and the number of the next
+        self._proposed = ledger.proposals(self.space)  # by number: what earlier sessions asked for
+        self._recorded = {t.number: t for t in ledger.trials(self.space, measured=False)}
+        self._new: list[tuple[int, Candidate]] = []  # not in the ledger yet
+        self._todo: deque[tuple[int, Candidate]] = deque()  # not submitted yet
+        self._in_flight: dict[int, Candidate] = {}
+        self._ready: dict[int, Trial] = {}  # known outcomes that wait for their turn
+        self._noted = 0.0
+
+    def run(self) -> None:
+        """Everything, to the end.
+
+        Raises:
+            RunError: the unchanged model cannot be scored, or a replayed search proposes something else.
+            LedgerError: an outcome cannot be kept.
+        """
+        self._ask()
+        while True:
+            while (trial := self._ready.pop(self.told, None)) is not None:
+                self.searcher.tell([trial])
+                self.progress.told(trial, replayed=trial.number in self._recorded)
+                self.told += 1
+                self._ask()
+            self._dispatch()
+            if not self._in_flight:
+                return
+            self._collect()
+
+    def _ask(self) -> None:
+        wanted = self.window - (self.asked - self.told)
+        allowed = self.budget.allows(len(self._proposed)) - self.asked
+        if self.asked == 0:
+            candidates = [self.space.baseline]
+        elif self.told == 0 or wanted <= 0 or allowed <= 0 or self.searcher.finished:
+            return
+        else:
+            # All that is wanted, even where less is allowed: a longer run then starts with the same calls.
+            candidates = self.searcher.ask(wanted)[: int(min(wanted, allowed))]
+        for number, candidate in enumerate(candidates, start=self.asked):
+            if self._proposed.setdefault(number, candidate) != candidate:
+                raise RunError(
+                    f"cannot resume: trial {number} was {self._proposed[number].to_json()}, the search now "
+                    f"proposes {candidate.to_json()}; resume with the netcarve that started the run "
+                    f"({self.ledger.settings.get('version', 'unknown')}), or start a new one"
+                )
+            if number in self._recorded:
+                self._ready[number] = self._recorded[number]
+            else:
+                self._new.append((number, candidate))
+        self.asked += len(candidates)
+
+    def _dispatch(self) -> None:
+        """Hand to the pool what it has room for; first of all, make the proposals durable."""
+        if self._new:
+            self.ledger.propose(self._new)
+            self._todo.extend(self._new)
+            self._new = []
+        room = self.pool.room() if self._todo else 0
+        jobs = [self._todo.popleft() for _ in range(min(room, len(self._todo)))]
+        if jobs:
+            self._in_flight.update(jobs)
+            self.pool.submit(jobs)
+
+    def _collect(self) -> None:
+        """Wait for outcomes, and make them durable before the searcher hears of them."""
+        outcomes = self.pool.finished()
+        trials = self._trials(outcomes)
+        self.ledger.record(trials)
+        for outcome in outcomes:
+            if outcome.detail and outcome.scores:
+                self.ledger.measure(outcome.number, outcome.scores, outcome.detail)
+        self._ready.update((t.number, t) for t in trials)
+        if self.budget.seconds - self._noted > NOTE_EVERY:
+            self._noted = self.budget.seconds
+            self.ledger.note("seconds", self._noted)
+
+    def _trials(self, outcomes: list[Outcome]) -> list[Trial]:
+        """Outcomes with the analytic costs of their candidates; the measured wins over the computed."""
+        candidates = [self._in_flight.pop(o.number) for o in outcomes]
+        costs = self.space.cost_arrays(candidates) if candidates else {}
+        trials = []
+        for i, (o, candidate) in enumerate(zip(outcomes, candidates, strict=True)):
+            computed = {metric: float(values[i]) for metric, values in costs.items()}
+            scores = {**computed, **(o.scores or {})} if o.error is None else {}
+            trials.append(Trial(o.number, candidate, scores, o.error, o.seconds, o.worker))
+            if o.number == 0:
+                check_baseline(trials[-1], self.searcher.objectives)
+        return trials

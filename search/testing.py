@@ -1,0 +1,217 @@
+"""For tests: a toy problem, and what every searcher must do, as a class to inherit::
+
+    from netcarve.search.testing import SearcherConformance
+
+    class TestMine(SearcherConformance):
+        searcher = MySearcher
+
+Runs under pytest, without torch and in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..results.objective import Objective
+from ..results.trial import Trial
+from ..spaces import Candidate, Choice, Space
+from .base import Searcher
+from .registry import guard
+from .run import Run
+from .sweep import sweep
+
+OBJECTIVES = (Objective("quality", "max"), Objective("cost", "min"))
+
+
+def toy_space(choices: int = 4, options: int = 4) -> Space:
+    """A pure space with options 0, 1, 2, ... in every choice."""
+    return Space([Choice(f"c{d}", tuple(range(options))) for d in range(choices)])
+
+
+def toy_scores(candidate: Candidate) -> dict[str, float]:
+    """Smooth and conflicting: ``quality`` falls and ``cost`` falls with compression, at rates that differ by
+    choice. Both in (0, 1]."""
+    x = np.asarray(candidate.indices) / np.maximum([len(c) - 1 for c in candidate.choices], 1)
+    weight = 1.0 / (1.0 + np.arange(len(x)))
+    return {
+        "quality": float(1.0 - (weight * x**2).sum() / (weight.sum() + 1e-9)),
+        "cost": float(1.0 - 0.9 * x.mean()),
+    }
+
+
+def drive(
+    searcher: Searcher,
+    n: int,
+    *,
+    batch: int = 4,
+    fail: Callable[[Candidate], bool] = lambda _: False,
+    order: Callable[[Sequence[Trial]], Sequence[Trial]] = lambda trials: trials,
+    scores: Callable[[Candidate], dict[str, float]] = toy_scores,
+) -> list[Trial]:
+    """Ask and tell until ``n`` trials, or until the searcher asks for nothing more; all trials in order."""
+    trials: list[Trial] = []
+    while len(trials) < n and (asked := searcher.ask(min(batch, n - len(trials)))):
+        numbered = list(enumerate(asked, start=len(trials)))
+        told = [Trial(i, c, error="on purpose") if fail(c) else Trial(i, c, scores(c)) for i, c in numbered]
+        trials += told
+        searcher.tell(list(order(told)))
+    return trials
+
+
+class ToyScorer:
+    """Gives :func:`toy_scores`, fails where told, keeps the candidates it was called for."""
+
+    name = "toy"
+    metrics = ("quality", "cost")
+    lane = False
+
+    def __init__(self, fail: Callable[[Candidate], bool] = lambda _: False) -> None:
+        self.fail = fail
+        self.calls: list[Candidate] = []
+
+    def __call__(self, task: Any, model: Any, candidate: Candidate) -> dict[str, float]:
+        self.calls.append(candidate)
+        if self.fail(candidate):
+            raise ValueError("bad candidate")
+        return toy_scores(candidate)
+
+
+def toy_sweep(
+    out: Path | None,
+    *,
+    space: Space | None = None,
+    searcher: str | Searcher = "nsga2",
+    trials: int | None = 40,
+    toy: ToyScorer | None = None,
+    **options: Any,
+) -> Run:
+    """A sweep over a pure space in this process."""
+    scorers, goals = [toy or ToyScorer()], ("quality:max", "cost:min")
+    space = space or toy_space()
+    return sweep(
+        None, space, searcher, goals, trials=trials, workers=0, out=out, evaluators=scorers, **options
+    )
+
+
+def facts(trials: Sequence[Trial]) -> list[tuple[int, tuple[int, ...], dict[str, float], str]]:
+    """All of a trial but times and workers: number, indices, scores, reason of failure."""
+    return [(t.number, t.candidate.indices, dict(t.scores), t.reason) for t in trials]
+
+
+class _Cost:
+    """A model side whose cost falls linearly from 1 to 0.1."""
+
+    def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]:
+        most = np.array([len(c) - 1 for c in choices])
+        return {"cost": 1.0 - 0.9 * (indices / most).mean(axis=1)}
+
+    def build(self, candidate: Candidate) -> Any:
+        raise NotImplementedError
+
+
+class SearcherConformance:
+    """Inherit, and set ``searcher`` to the class (or to a function of space, objectives, seed)."""
+
+    searcher: ClassVar[Callable[..., Searcher]]
+    random: ClassVar[bool] = True  # False: the same whatever the seed
+
+    def make(self, space: Space, objectives: Sequence[Objective] = OBJECTIVES, seed: int = 0) -> Searcher:
+        return type(self).searcher(space, objectives, seed=seed)
+
+    def proposals(self, space: Space, n: int = 40, *, seed: int = 0, **options: Any) -> list[tuple[int, ...]]:
+        return [t.candidate.indices for t in drive(self.make(space, seed=seed), n, **options)]
+
+    def test_proposes_candidates_of_the_space(self) -> None:
+        space = Space([Choice("a", (1.0, 0.5)), Choice("b", ("x",)), Choice("c", tuple(range(9)))])
+        proposals = self.proposals(space)
+        assert proposals
+        for indices in proposals:
+            assert space.candidate(indices).choices == space.choices
+            assert all(type(i) is int for i in indices)
+
+    def test_proposes_at_most_what_is_asked_for(self) -> None:
+        searcher = self.make(toy_space())
+        for n in (1, 3, 1, 16, 2):
+            asked = searcher.ask(n)
+            assert len(asked) <= n
+            searcher.tell([Trial(i, c, toy_scores(c)) for i, c in enumerate(asked)])
+
+    def test_same_seed_same_proposals(self) -> None:
+        assert self.proposals(toy_space(), seed=3) == self.proposals(toy_space(), seed=3)
+
+    def test_other_seed_other_proposals(self) -> None:
+        if self.random:
+            assert self.proposals(toy_space(8), seed=3) != self.proposals(toy_space(8), seed=4)
+
+    def test_global_random_state_does_not_matter(self) -> None:
+        np.random.seed(1)
+        first = self.proposals(toy_space())
+        np.random.seed(2)
+        assert self.proposals(toy_space()) == first
+
+    def test_order_within_a_batch_does_not_matter(self) -> None:
+        in_order = self.proposals(toy_space(6), batch=6)
+        assert self.proposals(toy_space(6), batch=6, order=lambda trials: trials[::-1]) == in_order
+
+    def test_survives_failures(self) -> None:
+        proposals = self.proposals(toy_space(), fail=lambda c: sum(c.indices) % 2 == 1)
+        assert proposals
+        searcher = guard(self.make(toy_space()))
+        drive(searcher, 40, fail=lambda _: True)
+
+    def test_survives_trials_without_an_objective(self) -> None:
+        drive(self.make(toy_space()), 40, scores=lambda c: {"quality": 1.0})
+
+    def test_accepts_trials_that_it_never_asked_for(self) -> None:
+        space = toy_space()
+        searcher = self.make(space)
+        strangers = space.sample(np.random.default_rng(0), 6)
+        searcher.tell([Trial(i, c, toy_scores(c)) for i, c in enumerate([space.baseline, *strangers])])
+        searcher.tell([Trial(-1, space.candidate([3, 3, 3, 3]), error="refused")])
+        assert drive(searcher, 20)
+
+    def test_late_trials(self) -> None:
+        """With a window of candidates under way, told one by one, it neither stops nor repeats itself."""
+        searcher = guard(self.make(toy_space()))
+        waiting: list[Candidate] = []
+        told: list[Candidate] = []
+        while len(told) < 30:
+            waiting += searcher.ask(8 - len(waiting))
+            if not waiting:
+                break
+            told.append(waiting.pop(0))
+            searcher.tell([Trial(len(told) - 1, told[-1], toy_scores(told[-1]))])
+        assert len(told) == len(set(told))
+        assert len(told) == 30 or searcher.finished
+
+    def test_exhausts_a_tiny_space_without_repeats(self) -> None:
+        space = toy_space(2, 3)
+        searcher = guard(self.make(space))
+        trials = drive(searcher, 50)
+        assert len({t.candidate for t in trials}) == len(trials) <= space.size
+        assert searcher.finished
+        assert searcher.ask(1) == []
+
+    def test_one_choice_and_one_candidate(self) -> None:
+        assert drive(guard(self.make(toy_space(1, 5))), 20)
+        assert [t.candidate.indices for t in drive(guard(self.make(toy_space(1, 1))), 20)] == [(0,)]
+
+    def test_one_objective(self) -> None:
+        searcher = guard(self.make(toy_space(), objectives=OBJECTIVES[1:]))
+        assert drive(searcher, 30)
+
+    def test_three_objectives(self) -> None:
+        objectives = (*OBJECTIVES, Objective("third", "max"))
+        searcher = guard(self.make(toy_space(), objectives=objectives))
+        assert drive(searcher, 30, scores=lambda c: {**toy_scores(c), "third": float(c.indices[0])})
+
+    def test_keeps_limits_that_nearly_everything_breaks(self) -> None:
+        space = Space(toy_space(6).choices, model=_Cost())
+        searcher = guard(self.make(space), ["cost<=0.28x"])  # 1 % of the space
+        trials = drive(searcher, 30)
+        assert trials
+        assert all(t.scores["cost"] <= 0.28 + 1e-9 for t in trials)

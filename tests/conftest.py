@@ -1,0 +1,23 @@
+"""Set for every test: one thread, a cache folder of the tests' own, the markers."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+# Before anything imports torch: tests run side by side, and threads that fight over cores make them slow.
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_variable] = "1"
+
+_MARKERS = ("ray: starts real Ray workers, some seconds",)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in _MARKERS:
+        config.addinivalue_line("markers", marker)
+    # Never the user's own cache. Kept between runs, since the bundled task trains for some seconds;
+    # workers of pytest-xdist and subprocesses inherit it.
+    cache = config.rootpath / ".pytest_cache" / "user"
+    cache.mkdir(parents=True, exist_ok=True)
+    os.environ["XDG_CACHE_HOME"] = str(cache)

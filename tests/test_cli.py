@@ -1,0 +1,413 @@
+"""The command line through its real entry point: what it prints, where, and its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from netcarve.__main__ import run
+
+TASKS = """
+import torch
+from torch import nn
+from netcarve import Task
+
+torch.manual_seed(0)
+X, Y = torch.randn(48, 3, 8, 8), torch.arange(48) % 4
+
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    )
+
+
+def task():
+    print("their own words")
+    torch.manual_seed(1)
+    return Task(net(), X[:1], (X, Y), name="tiny")
+
+
+def other():
+    torch.manual_seed(2)
+    return Task(net(), X[:1], (X, Y), name="tiny")
+
+
+def slow():
+    torch.manual_seed(1)
+    return Task(net(), X[:1], (X, Y), name="slow", metric=pause)
+
+
+def pause(outputs, targets):
+    import time
+
+    time.sleep(0.05)
+    return -float(nn.functional.cross_entropy(outputs, targets))
+
+
+def empty():
+    return Task(net(), X[:1], [])
+
+
+def misshapen():
+    return Task(net(), X[:1], (torch.randn(48, 5, 8, 8), Y))
+
+
+def wrong_example():
+    return Task(net(), X[:1, :2], (X, Y))
+
+
+def nan():
+    model = net()
+    nn.init.constant_(model[-1].bias, float("nan"))
+    return Task(model, X[:1], (X, Y))
+
+
+def number():
+    return 3
+
+
+def crash():
+    raise RuntimeError("cannot find my weights")
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    """One command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with task files and one small run, ``runs/a``."""
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "mine.py").write_text(TASKS)
+    (folder / "broken.py").write_text("import torch\n\nimport no_such_package\n")
+    done = netcarve(
+        "sweep", "mine.py:task", "--trials", "12", "--workers", "0", "--out", "runs/a", cwd=folder
+    )
+    assert done.code == 0, done.err
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+
+
+def netcarve(*arguments: str, cwd: Path | None = None) -> Done:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "netcarve", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]):
+    """The same in this process, for the many small cases."""
+
+    def call(*arguments: str) -> Done:
+        capsys.readouterr()
+        code = run(arguments)
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def refused(call):
+    """Runs a command that must fail in one or two lines that hold all of ``texts``."""
+
+    def refused(arguments: str, code: int, *texts: str) -> Done:
+        done = call(*arguments.split())
+        said = done.err[done.err.index("error: ") :]
+        assert done.code == code, done.err
+        assert done.out == ""
+        assert len(said.strip().splitlines()) <= 2, said
+        assert "Traceback" not in said
+        for text in texts:
+            assert text in said
+        return done
+
+    return refused
+
+
+# -- mistakes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "texts"),
+    [
+        ("swoop digits", ["swoop"]),
+        ("sweep", ["TASK"]),
+        ("sweep digits --trails 5", ["--trails"]),
+        ("sweep digits --trials none", ["--trials"]),
+        ("sweep digits --trials 0", ["--trials"]),
+        ("sweep digits --trials 5 --minutes 1", ["--trials", "--minutes"]),
+        ("sweep digits --minutes 0 --out runs/x", ["minutes", "0"]),
+        ("sweep digits --space drop", ["drop", "does not know it yet", "prune"]),
+        ("sweep digits --space prune,colours", ["colours", "prune"]),
+        ("sweep digits --space ,", ["--space", "prune"]),
+        ("sweep digits --searcher newton", ["newton", "greedy, nsga2, random"]),
+        ("sweep digits --objective beauty", ["beauty", "accuracy", "beauty:max"]),
+        ("sweep digits --objective macs:sideways", ["macs", "sideways"]),
+        ("sweep digits --limit macs<half", ["macs<half", "macs<=0.5x"]),
+        ("sweep mnist", ["mnist", "digits", "file.py:function"]),
+        ("sweep nowhere.py:task", ["nowhere.py"]),
+        ("sweep no.such.module:task", ["'no'"]),
+        ("sweep mine.py:tsak", ["tsak", "task"]),
+        ("sweep mine.py:number", ["number", "netcarve.Task", "int"]),
+        ("sweep mine.py:empty", ["validation", "no"]),
+        ("sweep mine.py:misshapen", ["validation", "5"]),
+        ("sweep mine.py:wrong_example", ["example"]),
+        ("sweep mine.py:nan", ["finite"]),
+        ("sweep mine.py:task --objective beauty:max", ["beauty", "accuracy"]),
+        ("sweep mine.py:task --limit macs<=0.0001x", ["macs<=0.0001x", "smallest", "x"]),
+        ("sweep mine.py:task --limit beauty<=0.5", ["beauty", "accuracy"]),
+        ("sweep mine.py:task --out runs/a", ["runs/a", "another run", "resume"]),
+        ("sweep mine.py:task --resume --out runs/none", ["nothing to resume", "runs/none"]),
+        ("sweep mine.py:task --resume --out runs/a --seed 5", ["seed was 0, is now 5"]),
+        ("sweep mine.py:task --resume --out runs/a --searcher random", ["searcher was 'nsga2'"]),
+        ("sweep mine.py:other --resume --out runs/a", ["the model's weights"]),
+        ("sweep mine.py:task --trial-timeout 5 --workers 0", ["timeout", "workers"]),
+        ("inspect mnist", ["mnist", "digits"]),
+        ("front runs/none", ["runs/none", "runs/a"]),
+        ("front runs/a --objective beauty", ["beauty"]),
+        ("front runs/a --plot front.gif", ["front.gif", ".png"]),
+        ("show runs/a 99", ["99"]),
+        ("show runs/a best", ["TRIAL"]),
+        ("export runs/a 99", ["99"]),
+        ("compare runs/a runs/none", ["runs/none"]),
+    ],
+)
+def test_a_mistake_in_the_input_is_told_in_two_lines(refused, arguments: str, texts: list[str]) -> None:
+    refused(arguments, 2, *texts)
+    assert not Path("runs/x").exists()
+
+
+def test_their_traceback_is_shown_and_ours_hidden(refused) -> None:
+    done = refused("sweep broken.py:task", 2, "broken.py", "no_such_package")
+    assert 'broken.py", line 3, in <module>' in done.err
+    assert "ModuleNotFoundError" in done.err
+    assert "resolve.py" not in done.err
+    done = refused("sweep mine.py:crash", 2, "crash()", "cannot find my weights")
+    assert "in crash" in done.err
+    assert "resolve.py" not in done.err
+
+
+def test_what_stands_in_the_way_is_a_failure(refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("runs/damaged").mkdir()
+    Path("runs/damaged/ledger.sqlite").write_bytes(b"not a database at all" * 100)
+    refused("front runs/damaged", 1, "runs/damaged", "ledger")
+    refused("sweep mine.py:task --resume --out runs/damaged", 1, "runs/damaged")
+    Path("file").write_text("")
+    refused("sweep mine.py:task --out file/run", 1, "file/run")
+    refused("front runs/a --csv no/such/folder.csv", 1, "no/such/folder.csv", "No such file")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=1000))
+    refused("sweep mine.py:task --out runs/full", 1, "no room on disk", "free")
+    assert not list(Path("runs").glob("full/*"))
+
+
+def test_a_defect_of_ours_keeps_its_traceback(call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netcarve.search.load", lambda path: [][0])
+    with pytest.raises(IndexError):
+        call("front", "runs/a")
+
+
+def test_mistakes_in_a_process_of_their_own() -> None:
+    done = netcarve("sweep", "mnist")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines()[-1].startswith("error: unknown task 'mnist'")
+    assert "Traceback" not in done.err
+    assert netcarve().out.startswith("Usage: netcarve")
+
+
+# -- commands ----------------------------------------------------------------------------------------------
+
+
+def test_sweep_ends_with_the_front_and_what_to_type_next(call) -> None:
+    done = call("sweep", "mine.py:task", "--trials", "8", "--workers", "0", "--searcher", "random")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert "their own words" in done.err
+    assert "unchanged" in done.out
+    assert "latency" in done.out
+    place = next(line for line in lines if line.startswith("The run is in ")).split()[-1]
+    assert place == "runs/tiny-random-1"
+    commands = [line.split()[-1 * len(line.split()) :] for line in lines[lines.index("Next:") + 1 :]]
+    wanted = [f"front {place} --plot front.png", f"show {place}", f"export {place}"]
+    assert len(commands) == 3
+    for command, start in zip(commands, wanted, strict=True):
+        at = next(i for i, word in enumerate(command) if word in ("front", "show", "export"))
+        assert " ".join(command[at:]).startswith(start)
+    knee = commands[1][-1]
+    shown = call("show", place, knee)
+    assert shown.code == 0
+    assert f"trial {knee} of {place}" in shown.out
+
+
+def test_json_is_alone_on_stdout(call) -> None:
+    done = call("sweep", "mine.py:task", "--trials", "6", "--workers", "0", "--out", "runs/j", "--json")
+    assert done.code == 0, done.err
+    swept = json.loads(done.out)
+    front = json.loads(call("front", "runs/j", "--json").out)
+    extra = ["out", "evaluated", "failed", "seconds", "hypervolume"]
+    assert list(front) == ["task", "searcher", "seed", "objectives", "baseline", "trials"]
+    assert list(swept) == [*front, *extra]
+    assert {key: swept[key] for key in front} == front
+    assert (swept["task"], swept["searcher"], swept["seed"], swept["evaluated"]) == ("tiny", "nsga2", 0, 6)
+    assert [o["name"] for o in front["objectives"]] == ["accuracy", "macs"]
+    assert {"accuracy", "macs", "params", "latency_ms"} <= set(front["baseline"])
+    assert all(set(trial) == {"number", "candidate", "scores"} for trial in front["trials"])
+
+
+def test_objectives_and_limits_reach_the_search(call) -> None:
+    arguments = "sweep mine.py:task --trials 8 --workers 0 --out runs/o --json --seed 3"
+    goals = ["--objective", "loss", "--objective", "params", "--limit", "macs<=0.6x"]
+    swept = json.loads(call(*arguments.split(), *goals).out)
+    assert [(o["name"], o["goal"]) for o in swept["objectives"]] == [("loss", "min"), ("params", "min")]
+    assert swept["seed"] == 3
+    assert all(t["scores"]["macs"] <= 0.6 * swept["baseline"]["macs"] for t in swept["trials"])
+
+
+def test_front_as_table_csv_and_picture(call, tmp_path: Path) -> None:
+    csv, png = tmp_path / "front.csv", tmp_path / "front.png"
+    done = call("front", "runs/a", "--csv", str(csv), "--plot", str(png))
+    assert done.code == 0, done.err
+    assert "accuracy" in done.out
+    document = json.loads(call("front", "runs/a", "--json").out)
+    rows = csv.read_text().splitlines()
+    assert rows[0].startswith("trial,accuracy,macs")
+    assert [int(row.split(",")[0]) for row in rows[1:]] == [t["number"] for t in document["trials"]]
+    assert png.read_bytes().startswith(b"\x89PNG")
+    other = json.loads(call("front", "runs/a", "--objective", "loss", "--objective", "params", "--json").out)
+    assert [o["name"] for o in other["objectives"]] == ["loss", "params"]
+
+
+def test_show_as_json(call) -> None:
+    shown = json.loads(call("show", "runs/a", "0", "--json").out)
+    assert shown["candidate"] == shown["unchanged"]
+    assert shown["scores"] == shown["baseline"]
+    assert shown["error"] is None
+
+
+def test_inspect(call) -> None:
+    found = json.loads(call("inspect", "mine.py:task", "--json").out)
+    assert [group["units"] for group in found["groups"]] == [8, 8]
+    assert found["groups"][0]["modules"] == ["0", "1", "3"]
+    conv = 8 * 8 * 9 * (3 * 8 + 8 * 8)
+    assert found["macs"] == sum(layer["macs"] for layer in found["layers"]) == conv + 8 * 4
+    assert found["params"] == sum(layer["params"] for layer in found["layers"])
+    table = call("inspect", "mine.py:task").out
+    assert "Conv2d" in table
+    assert "made and read by" in table
+
+
+def test_compare(call) -> None:
+    call(
+        "sweep", "mine.py:task", "--trials", "4", "--workers", "0", "--searcher", "random", "--out", "runs/b"
+    )
+    found = json.loads(call("compare", "runs/a", "runs/b", "--json").out)
+    volumes = [row["hypervolume"] for row in found["runs"]]
+    assert {row["run"] for row in found["runs"]} == {"runs/a", "runs/b"}
+    assert volumes == sorted(volumes, reverse=True)
+    table = call("compare", "runs/a", "runs/b").out
+    assert "within a budget of macs" in table
+
+
+def test_export(call, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    done = call("export", "runs/a", "3", "--format", "pt2,state", "-o", str(folder), "--json")
+    assert done.code == 0, done.err
+    receipt = json.loads(done.out)
+    assert set(receipt["formats"]) == {"pt2", "state"}
+    assert all(record["max_relative_difference"] < 1e-4 for record in receipt["formats"].values())
+    assert all((folder / name).is_file() for name in [*receipt["files"], "receipt.json"])
+
+
+def test_export_refuses_an_unknown_format(refused, tmp_path: Path) -> None:
+    refused(f"export runs/a 3 --format gguf -o {tmp_path / 'x'}", 1, "gguf", "pt2")
+    assert not (tmp_path / "x").exists()
+
+
+# -- interruption and the main job ---------------------------------------------------------------------------
+
+
+def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(home: Path) -> None:
+    arguments = ["sweep", "mine.py:slow", "--trials", "30", "--workers", "0", "--objective", "pause:max"]
+    arguments += ["--objective", "macs"]
+    stopped = subprocess.Popen(
+        [sys.executable, "-m", "netcarve", *arguments, "--out", "runs/s"],
+        cwd=home,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and _recorded(home / "runs/s") < 5:
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGINT)
+    out, err = stopped.communicate(timeout=60)
+    assert stopped.returncode == 1, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert "--resume --out runs/s" in err
+    assert 5 <= _recorded(home / "runs/s") < 30
+    resumed = netcarve(*arguments, "--out", "runs/s", "--resume", "--json", cwd=home)
+    whole = netcarve(*arguments, "--out", "runs/w", "--json", cwd=home)
+    a, b = (json.loads(done.out) for done in (resumed, whole))
+    for document in (a, b):
+        for key in ("out", "seconds"):
+            del document[key]
+        for scores in (document["baseline"], *(t["scores"] for t in document["trials"])):
+            scores.pop("latency_ms", None)
+    assert a == b
+
+
+def _recorded(folder: Path) -> int:
+    from netcarve.results import Ledger
+    from netcarve.results.ledger import LedgerError
+
+    try:
+        with Ledger(folder / "ledger.sqlite", create=False) as ledger:
+            return len(ledger.trials())
+    except LedgerError:
+        return 0
+
+
+@pytest.mark.ray
+def test_the_main_job_with_real_workers(tmp_path: Path) -> None:
+    """What a newcomer does: sweep the bundled task on Ray, look at the front."""
+    done = netcarve("sweep", "digits", "--trials", "24", "--workers", "2", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "runs/digits-nsga2-1" in done.out
+    assert "knee" in done.out
+    for noise in ("Warning", "warning", "dashboard", "usage", "Traceback", "ray"):
+        assert noise not in done.err
+    front = netcarve("front", "runs/digits-nsga2-1", "--json", cwd=tmp_path)
+    document = json.loads(front.out)
+    assert document["baseline"]["accuracy"] > 0.98
+    assert len(document["trials"]) > 2
+
+
+def test_a_closed_pipe_is_no_traceback(home: Path) -> None:
+    command = f"{sys.executable} -m netcarve front runs/a --json | head -c 1"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=home, capture_output=True, text=True, env=os.environ, check=False
+    )
+    assert done.stderr == ""

@@ -1,0 +1,227 @@
+"""The repository root is the package: what ships, what may import what, and how fast it starts."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import netcarve
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+ORDER = (
+    "spaces",
+    "results",
+    "evaluators",
+    "search",
+    "cli",
+    "__main__",
+)  # each imports only from those before it
+NOT_SHIPPED = {"tests", "benchmarks", "examples", "docs", "build", "dist", "runs"}
+HEAVY = ("torch", "ray", "pandas", "plotly", "matplotlib", "sklearn", "scipy", "pymoo", "optuna", "onnx")
+
+
+def folders() -> Iterator[Path]:
+    """Every folder below the root that is part of the package."""
+    for path in sorted(ROOT.rglob("__init__.py")):
+        parts = path.parent.relative_to(ROOT).parts
+        if not parts or not (parts[0].startswith(".") or parts[0] in NOT_SHIPPED):
+            yield path.parent
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, of everything that ships."""
+    found = {}
+    for folder in folders():
+        for path in folder.glob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(["netcarve", *(p for p in parts if p != "__init__")])] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str, *, types: bool) -> set[str]:
+    """Modules of ours that ``name`` imports anywhere, in functions too.
+
+    ``types``: also what it imports for type checkers only.
+    """
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
+    skipped: set[ast.AST] = set()
+    found = set()
+    for node in ast.walk(tree):
+        if not types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            skipped.update(inner for stmt in node.body for inner in ast.walk(stmt))
+        if node in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:  # a name taken from a package may be a module of it
+                module = f"{base}.{alias.name}"
+                found.add(module if module in MODULES else base)
+    return {module for module in found if module in MODULES and module != name}
+
+
+def layer(name: str) -> int:
+    parts = name.split(".")
+    return ORDER.index(parts[1]) if len(parts) > 1 else len(ORDER)
+
+
+def python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_every_folder_is_listed_as_a_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = settings["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(
+        ".".join(("netcarve", *folder.relative_to(ROOT).parts)) for folder in folders()
+    )
+
+
+def test_no_module_lies_in_a_folder_that_does_not_ship() -> None:
+    shipped = set(folders())
+    strays = [
+        str(path.relative_to(ROOT))
+        for top in ("spaces", "results", "evaluators", "search")
+        for path in (ROOT / top).rglob("*.py")
+        if path.parent not in shipped
+    ]
+    assert strays == []
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_follow_the_order_of_the_folders(name: str) -> None:
+    wrong = sorted(other for other in imports(name, types=True) if layer(other) > layer(name))
+    assert wrong == [], f"{name} may import only from {ORDER[: layer(name) + 1]}"
+
+
+def test_no_import_cycles() -> None:
+    graph = {name: imports(name, types=False) for name in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail("imports in a circle: " + " <- ".join(error.args[1]))
+
+
+def test_files_stay_small() -> None:
+    tops = [ROOT / name for name in ("tests", "benchmarks", "examples")]
+    paths = [*MODULES.values(), *(path for top in tops for path in top.rglob("*.py"))]
+    lengths = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in paths}
+    assert {path: lines for path, lines in lengths.items() if lines > 400} == {}
+
+
+def test_entry_points_name_things_that_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    targets = [*project["scripts"].values()]
+    targets += [target for group in project["entry-points"].values() for target in group.values()]
+    for target in targets:
+        module, _, attribute = target.partition(":")
+        tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+        assert attribute in {getattr(node, "name", None) for node in tree.body}, target
+
+
+def test_every_dependency_is_pinned_in_constraints() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    asked = [
+        *project["dependencies"],
+        *(d for extra in project["optional-dependencies"].values() for d in extra),
+    ]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    for requirement in map(Requirement, asked):
+        assert requirement.name in pins, f"constraints.txt lacks {requirement.name}"
+        assert requirement.specifier.contains(pins[requirement.name]), requirement
+    assert set(pins) == {Requirement(text).name for text in asked}
+
+
+def test_the_version_is_said_once_and_the_same() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == netcarve.__version__
+
+
+def test_the_root_names_are_lazy() -> None:
+    code = f"import sys, netcarve; print([m for m in {HEAVY!r} if m in sys.modules], netcarve.__version__)"
+    done = python("-c", code)
+    assert done.stdout.strip() == f"[] {netcarve.__version__}", done.stderr
+
+
+def test_the_root_names_exist() -> None:
+    for name in netcarve.__all__:
+        assert getattr(netcarve, name) is not None
+    assert set(netcarve.__all__) <= set(dir(netcarve))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        netcarve.no_such_name  # noqa: B018
+
+
+def test_searching_and_results_need_no_torch() -> None:
+    code = "import sys, netcarve.search, netcarve.results; print('torch' in sys.modules)"
+    done = python("-c", code)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["--version"]])
+def test_help_is_instant(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from netcarve.__main__ import main\n"
+        f"sys.argv = ['netcarve', *{arguments!r}]\n"
+        "try: main()\n"
+        f"finally: print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)\n"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = python("-c", code)
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.strip() == "[]"
+        assert "netcarve" in done.stdout
+    assert min(seconds) < 1.0  # 0.2 s on an idle machine; tests share theirs
+
+
+def test_pytest_collects_from_a_folder_of_any_name(tmp_path: Path) -> None:
+    clone = tmp_path / "a-b"
+    skip = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build", "dist", "tests")
+    shutil.copytree(ROOT, clone, ignore=skip)
+    (clone / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "conftest.py", clone / "tests")
+    (clone / "tests" / "test_one.py").write_text(
+        "import netcarve\n\n\ndef test_one(): assert netcarve.Limit\n"
+    )
+    for arguments in ((), (".",), ("tests/test_one.py",)):
+        done = python("-m", "pytest", "-p", "no:cacheprovider", *arguments, cwd=clone)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "1 passed" in done.stdout
+
+
+def test_make_says_what_is_missing(tmp_path: Path) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    environment = {**os.environ, "PYTHON": "/no/such/python"}
+    done = subprocess.run(
+        ["make", "test"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "needs Python 3.11 or newer" in done.stderr
+    assert not (tmp_path / ".venv").exists()

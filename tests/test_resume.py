@@ -1,0 +1,202 @@
+"""Resuming: nothing is scored twice, and the run ends as if it had never been interrupted."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from netcarve.results.ledger import LedgerError
+from netcarve.search import Interrupted, RunError, load, sweep
+from netcarve.search.settings import LEDGER
+from netcarve.search.testing import ToyScorer as Toy
+from netcarve.search.testing import facts, toy_space
+from netcarve.search.testing import toy_sweep as run
+from netcarve.spaces import Choice, Space
+
+NAMES = ("quality:max", "cost:min")
+
+
+def truncated(source, target, keep_outcomes, keep_proposals):
+    """A copy of a finished run as an interruption would have left it."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    with sqlite3.connect(source / LEDGER) as old, sqlite3.connect(target / LEDGER) as new:
+        old.backup(new)
+        new.execute("DELETE FROM proposals WHERE number >= ?", (keep_proposals,))
+        numbers = [n for (n,) in new.execute("SELECT number FROM outcomes")]
+        gone = [(n,) for n in numbers if n not in keep_outcomes]
+        new.executemany("DELETE FROM outcomes WHERE number = ?", gone)
+        new.executemany("DELETE FROM measurements WHERE number = ?", gone)
+    old.close()
+    new.close()
+
+
+@pytest.fixture(scope="module", params=["random", "nsga2", "greedy"])
+def finished(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    toy = Toy(lambda c: sum(c.indices) % 7 == 6)
+    return request.param, folder, run(folder, searcher=request.param, toy=toy, space=toy_space(6), trials=45)
+
+
+def resume(finished, folder):
+    name, _, whole = finished
+    toy = Toy(lambda c: sum(c.indices) % 7 == 6)
+    resumed = run(folder, searcher=name, toy=toy, space=toy_space(6), trials=45, resume=True)
+    assert facts(resumed.trials) == facts(whole.trials)
+    return toy.calls
+
+
+def test_resume_at_every_trial(finished, tmp_path):
+    _, source, whole = finished
+    for cut in range(len(whole.trials) + 1):
+        folder = tmp_path / str(cut)
+        truncated(source, folder, set(range(cut)), min(len(whole.trials), cut + 16))
+        assert len(resume(finished, folder)) == len(whole.trials) - cut
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_resume_after_any_interruption(finished, tmp_path, data):
+    """Whatever is missing, also out of order, as when several workers were under way: only that is scored."""
+    _, source, whole = finished
+    n = len(whole.trials)
+    proposed = data.draw(st.integers(0, n))
+    kept = data.draw(st.sets(st.sampled_from(range(proposed)))) if proposed else set()
+    truncated(source, tmp_path / "run", kept, proposed)
+    calls = resume(finished, tmp_path / "run")
+    assert len(calls) == len(set(calls)) == n - len(kept)
+    assert not set(calls) & {whole.trials[k].candidate for k in kept}
+
+
+def test_ctrl_c_loses_nothing(tmp_path):
+    class Interrupting(Toy):
+        def __call__(self, *args):
+            if len(self.calls) == 23:
+                raise KeyboardInterrupt
+            return super().__call__(*args)
+
+    toy = Interrupting()
+    with pytest.raises(Interrupted, match=r"23 trials are kept in .*run, resume it") as caught:
+        run(tmp_path / "run", toy=toy)
+    assert caught.value.path == tmp_path / "run"
+    assert load(tmp_path / "run").info["status"] == "interrupted"
+    assert len(load(tmp_path / "run").trials) == 23
+    rest = Toy()
+    resumed = run(tmp_path / "run", resume=True, toy=rest)
+    assert len(rest.calls) == 17
+    assert facts(resumed.trials) == facts(run(tmp_path / "other").trials)
+
+
+def test_ctrl_c_before_anything_leaves_nothing(tmp_path):
+    def interrupt(task, model, candidate):
+        raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="nothing was scored yet"):
+        sweep(None, toy_space(), "random", NAMES, workers=0, evaluators=[interrupt], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_after_the_driver_is_killed(tmp_path):
+    """SIGKILL at a moment nobody chose: nothing kept is scored again, and the run ends as if nothing was."""
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import sys, time\n"
+        "from netcarve.search import sweep\n"
+        "from netcarve.search.testing import toy_scores, toy_space\n"
+        "class Slow:\n"
+        "    metrics = ('quality', 'cost')\n"
+        "    def __call__(self, task, model, candidate):\n"
+        "        time.sleep(0.02)\n"
+        "        return toy_scores(candidate)\n"
+        "sweep(None, toy_space(), 'nsga2', ('quality:max', 'cost:min'), trials=40, workers=0,\n"
+        "      evaluators=[Slow()], out=sys.argv[1])\n"
+    )
+    folder = tmp_path / "run"
+    driver = subprocess.Popen([sys.executable, str(script), str(folder)], cwd=tmp_path)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and kept_in(folder) < 12:
+        time.sleep(0.005)
+    driver.kill()
+    driver.wait()
+    kept = kept_in(folder)
+    assert 12 <= kept < 40
+    toy = Toy()
+    resumed = run(folder, resume=True, toy=toy)
+    assert len(toy.calls) == 40 - kept
+    assert facts(resumed.trials) == facts(run(tmp_path / "other").trials)
+
+
+def kept_in(folder):
+    try:
+        return len(load(folder).trials)
+    except (RunError, LedgerError):
+        return 0
+
+
+def test_minutes_stop_asking_but_lose_nothing(tmp_path):
+    class Slow(Toy):
+        def __call__(self, *args):
+            time.sleep(0.01)
+            return super().__call__(*args)
+
+    toy = Slow()
+    start = time.perf_counter()
+    made = run(tmp_path / "run", space=toy_space(8), trials=None, minutes=0.3 / 60, toy=toy)
+    assert 0.3 <= time.perf_counter() - start < 3
+    assert 16 < len(made.trials) == len(toy.calls) < 60
+    assert [t.number for t in made.trials] == list(range(len(made.trials)))
+
+
+def test_a_longer_run_goes_on_where_minutes_ended(tmp_path):
+    class Slow(Toy):
+        def __call__(self, *args):
+            time.sleep(0.01)
+            return super().__call__(*args)
+
+    run(tmp_path / "run", trials=None, minutes=0.2 / 60, toy=Slow())
+    resumed = run(tmp_path / "run", trials=60, resume=True)
+    assert facts(resumed.trials) == facts(run(tmp_path / "other", trials=60).trials)
+
+
+@pytest.mark.parametrize("name", ["random", "nsga2", "greedy"])
+def test_more_trials_extend_a_run(tmp_path, name):
+    run(tmp_path / "run", searcher=name, trials=9)
+    resumed = run(tmp_path / "run", searcher=name, trials=50, resume=True)
+    assert facts(resumed.trials) == facts(run(tmp_path / "other", searcher=name, trials=50).trials)
+
+
+def test_fewer_trials_on_resuming_change_nothing(tmp_path):
+    first, toy = run(tmp_path / "run", trials=30), Toy()
+    again = run(tmp_path / "run", trials=10, resume=True, toy=toy)
+    assert facts(again.trials) == facts(first.trials)
+    assert toy.calls == []
+
+
+def test_resume_with_other_settings_names_the_difference(tmp_path):
+    run(tmp_path / "run", trials=5)
+    with pytest.raises(RunError, match=r"seed was 0, is now 3"):
+        run(tmp_path / "run", resume=True, seed=3)
+    with pytest.raises(RunError, match=r"searcher was 'nsga2', is now 'random'; window was 16, is now 4"):
+        run(tmp_path / "run", resume=True, searcher="random", window=4)
+    with pytest.raises(RunError, match=r"the space had 4 choices, has now 5"):
+        run(tmp_path / "run", resume=True, space=toy_space(5))
+    with pytest.raises(RunError, match=r"limits was \[\], is now \['quality>=0.1'\]"):
+        run(tmp_path / "run", resume=True, limits=["quality>=0.1"])
+    other = Space([*toy_space(3).choices, Choice("c3", (0, 1))])
+    with pytest.raises(RunError, match=r"the choice 'c3' of \[0, 1, 2, 3\] is now 'c3' of \[0, 1\]"):
+        run(tmp_path / "run", resume=True, space=other)
+    assert len(run(tmp_path / "run", resume=True, trials=6).trials) == 6
+
+
+def test_resume_notices_a_search_that_proposes_otherwise(tmp_path):
+    run(tmp_path / "run", trials=20)
+    with sqlite3.connect(tmp_path / "run" / LEDGER) as db:
+        db.execute("UPDATE proposals SET candidate = (SELECT candidate FROM proposals WHERE number = 3) "
+                   "WHERE number = 5")  # fmt: skip
+    db.close()
+    with pytest.raises(RunError, match="cannot resume: trial 5 was"):
+        run(tmp_path / "run", resume=True, trials=20)

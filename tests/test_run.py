@@ -1,0 +1,128 @@
+"""A run on disk: its folder, what it shows, and the progress of one that is going on."""
+
+import io
+import shutil
+
+import pytest
+from netcarve.results.ledger import Ledger, LedgerError
+from netcarve.results.objective import Objective
+from netcarve.search import Run, RunError, load, sweep
+from netcarve.search import settings as run_settings
+from netcarve.search.budget import Budget
+from netcarve.search.progress import RichProgress, Silent
+from netcarve.search.settings import LEDGER
+from netcarve.search.testing import ToyScorer as Toy
+from netcarve.search.testing import toy_space
+from netcarve.search.testing import toy_sweep as run
+
+# folders
+
+
+def test_a_folder_holds_one_run(tmp_path):
+    run(tmp_path / "run", trials=3)
+    with pytest.raises(RunError, match="holds another run; resume it, or choose another folder"):
+        run(tmp_path / "run", trials=3)
+
+
+def test_nothing_to_resume(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="nothing to resume: there is no run in"):
+        run(tmp_path / "run", resume=True)
+    with pytest.raises(RunError, match=r"nothing to resume: there is no runs/space-nsga2-\*"):
+        run(None, resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_default_folders_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [str(run(None, trials=3).path) for _ in range(11)]
+    assert paths[:2] == ["runs/space-nsga2-1", "runs/space-nsga2-2"]
+    assert str(run(None, trials=4, resume=True).path) == "runs/space-nsga2-11"
+    assert str(run(None, trials=3, searcher="random").path) == "runs/space-random-1"
+
+
+def test_no_room_on_disk(tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(run_settings.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(LedgerError, match=r"no room on disk .* 1.0 MB free, 16 MB needed"):
+        run(tmp_path / "run")
+
+
+def test_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LedgerError, match="cannot make the run's folder"):
+        run(tmp_path / "file" / "run")
+
+
+def test_one_driver_at_a_time(tmp_path):
+    run(tmp_path / "run", trials=3)
+    with Ledger(tmp_path / "run" / LEDGER, write=True), pytest.raises(LedgerError, match="another process"):
+        run(tmp_path / "run", resume=True)
+
+
+# looking at a run
+
+
+def test_show_and_table(tmp_path):
+    made = run(tmp_path / "run", toy=Toy(lambda c: c.indices == (3, 3, 3, 3)))
+    text = made.show(made.front.trials[1].number)
+    assert "quality" in text
+    assert "unchanged" in text
+    assert "c3" in text
+    failed = next(t for t in made.trials if t.failed)
+    assert "ValueError: bad candidate" in made.show(failed.number)
+    assert set(made.table.columns) == {"quality", "cost", "front", "seconds", "error"}
+    assert made.table["front"].sum() == len(made.front)
+    with pytest.raises(RunError, match="there is no trial 4000 in"):
+        made.show(4000)
+    assert isinstance(load(made.path / LEDGER), Run)
+
+
+def test_load_of_nothing_lists_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(None, trials=3)
+    with pytest.raises(RunError, match="there is no run in nowhere; runs here: runs/space-nsga2-1"):
+        load("nowhere")
+
+
+def test_progress_line(tmp_path):
+    from rich.console import Console
+
+    stream = io.StringIO()
+    progress = RichProgress(Console(file=stream, force_terminal=True, width=160))
+    run(tmp_path / "run", toy=Toy(lambda c: c.indices == (3, 3, 3, 3)), progress=progress)
+    for part in ("40/40 trials", "/s", "front ", "hypervolume 0.", "1 failed"):
+        assert part in progress.facts()
+    assert "40/40 trials" in stream.getvalue()
+
+
+def test_progress_after_resuming_counts_only_new_trials_in_the_rate(tmp_path):
+    run(tmp_path / "run", trials=30)
+
+    class Watch(Silent):
+        def __init__(self):
+            self.seen = []
+
+        def told(self, trial, *, replayed):
+            self.seen.append(replayed)
+
+    watch = Watch()
+    run(tmp_path / "run", trials=40, resume=True, progress=watch)
+    assert watch.seen == [True] * 30 + [False] * 10
+
+
+def test_budget():
+    budget = Budget(trials=10, minutes=1.0, spent=59.0)
+    assert budget.allows(3) == 10
+    assert budget.allows(12) == 12
+    assert budget.left(5, 1.0) == pytest.approx(1.0, abs=0.1)
+    assert Budget(trials=10, minutes=1.0, spent=61.0).allows(3) == 3
+    assert Budget().left(3, 1.0) is None
+
+
+def test_objective_instances_and_units_are_kept(tmp_path):
+    goals = (Objective("quality", "max", "points"), Objective("cost", "min"))
+    made = sweep(
+        None, toy_space(), "random", goals, trials=3, workers=0, evaluators=[Toy()], out=tmp_path / "run"
+    )
+    assert made.objectives == goals
