@@ -155,8 +155,7 @@ def sweep(
             )
         )
     else:
-        if len(front):
-            printer().print(render_front(front, run.baseline))
+        printer().print(render_front(front, run.baseline))
         summary = f"{len(run.trials)} trials in {run.info['seconds']:.0f} s, {len(front)} on the front"
         print(f"{summary}, hypervolume {front.hypervolume():.4f}" + (f", {failed} failed" if failed else ""))
         print(f"The run is in {run.path}")
@@ -203,10 +202,7 @@ def inspect(task: TaskName, as_json: AsJson = False) -> None:
         "Layers",
         ("layer", "kind", "MACs", "share", "parameters", "share"),
         [
-            (
-                *(y["name"], y["kind"]),
-                *(si(y["macs"]), _share(y["macs"], macs), si(y["params"]), _share(y["params"], params)),
-            )
+            (y["name"], y["kind"], *_cost(y["macs"], macs), *_cost(y["params"], params))
             for y in found["layers"]
         ],
     )
@@ -244,9 +240,9 @@ def front(
     elif len(best):
         printer().print(render_front(best, loaded.baseline))
     else:
-        reasons = {t.reason for t in loaded.trials if t.failed}
-        print(f"the front of {run} is empty: {len(loaded.trials)} trials, none succeeded within the limits")
-        print("\n".join(f"  failed: {reason}" for reason in sorted(reasons)))
+        print(f"The front of {run} is empty: none of {len(loaded.trials)} trials succeeded within the limits")
+        for reason in sorted({t.reason for t in loaded.trials if t.failed}):
+            print(f"  failed: {reason}")
 
 
 @app.command()
@@ -284,14 +280,18 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export one trial's subnetwork; every file is proven in a fresh process."""
+    from .results.export import FORMATS
     from .results.table import metric_text
     from .search import load
 
+    names = _names(formats)
+    if not names or not set(names) <= set(FORMATS):
+        raise typer.BadParameter(f"--format {formats!r}: known are {', '.join(FORMATS)}")
     loaded = load(run)
     folder = loaded.path / f"export-{trial}" if out is None else out
     with busy() as say:
         say(f"exporting trial {trial}: {formats}, each checked in a fresh process")
-        receipt = loaded.export(trial, folder, _names(formats))
+        receipt = loaded.export(trial, folder, names)
     if as_json:
         print_json({"out": str(folder), **receipt.to_json()})
         return
@@ -361,15 +361,10 @@ def compare(
 
 def _kinds(text: str) -> list[str]:
     kinds = _names(text)
-    if not kinds:
-        raise typer.BadParameter(f"--space {text!r} names nothing; this version knows {', '.join(KINDS)}")
-    for kind in kinds:
-        if kind in LATER_KINDS:
-            raise typer.BadParameter(
-                f"--space {kind}: this version does not know it yet, only {', '.join(KINDS)}"
-            )
+    for kind in kinds or [""]:
         if kind not in KINDS:
-            raise typer.BadParameter(f"--space {kind}: unknown; this version knows {', '.join(KINDS)}")
+            why = "this version does not know it yet" if kind in LATER_KINDS else "unknown"
+            raise typer.BadParameter(f"--space {kind!r}: {why}; known: {', '.join(KINDS)}")
     return kinds
 
 
@@ -388,8 +383,11 @@ def _about(run: Run) -> dict[str, Any]:
     return {key: run.settings[key] for key in ("task", "searcher", "seed")}
 
 
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else ""
+def _cost(part: float, whole: float) -> tuple[str, str]:
+    """A layer's cost, and its share of the model's."""
+    from .results.table import si
+
+    return si(part), f"{100 * part / whole:.1f} %" if whole else ""
 
 
 def _cores() -> int:

@@ -67,7 +67,7 @@ def layer_costs(model: nn.Module, example: Inputs) -> list[LayerCost]:
     """
     args, kwargs = resize(example, 1)
     samples = batch_size((args, kwargs)) or 1
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, depth=None) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*args, **kwargs)
     root = type(model).__name__
     totals = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}

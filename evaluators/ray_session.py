@@ -8,15 +8,21 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from .errors import PoolError, first_line
 
 _PREFIX = "netcarve-ray-"
-_SOCKET_LIMIT = 107  # bytes of a Unix socket's path; Ray adds about 65 to its temporary folder's
+_SOCKET_LIMIT = 107  # bytes of a Unix socket's path
+_SOCKET_TAIL = 67  # bytes that Ray adds to its temporary folder's path
+_MARK = "NETCARVE_RAY"  # in the environment of every process of a session; its value is the folder
+_GRACE = 0.5  # seconds
 _STORE_BYTES = 96 << 20  # Ray's least is 75 MiB
 
 _ENVIRONMENT = {
@@ -70,34 +76,42 @@ class RaySession:
 
     def close(self) -> None:
         """Stop what was started here. May be called twice."""
-        if self._owned:
-            self._owned = False
-            atexit.unregister(self.close)
-            import ray
+        folder, self._folder = self._folder, None
+        owned, self._owned = self._owned, False
+        try:
+            if owned:
+                atexit.unregister(self.close)
+                import ray
 
-            ray.shutdown()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+                ray.shutdown()
+        finally:
+            if folder is not None:
+                _end_processes(folder)
+                shutil.rmtree(folder, ignore_errors=True)
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
 
     def _start(self, address: str | None, workers: int, data_bytes: int) -> None:
         import ray
 
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": False}
         if address is not None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             return
-        self._folder, self._lock = _folder()
-        ray.init(
-            address="local",  # else Ray joins whatever cluster was started last on this machine
-            num_cpus=workers,
-            object_store_memory=_STORE_BYTES + int(1.3 * data_bytes),
-            _temp_dir=str(self._folder),
-            **quiet,
-        )
+        self._folder, self._lock = _new_folder()
+        os.environ[_MARK] = str(self._folder)
+        try:
+            ray.init(
+                address="local",  # else Ray joins whatever cluster was started last on this machine
+                num_cpus=workers,
+                object_store_memory=_STORE_BYTES + int(1.3 * data_bytes),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(self._folder),
+            )
+        finally:
+            del os.environ[_MARK]
 
 
 def _set_environment(local: bool) -> None:
@@ -112,31 +126,55 @@ def _set_environment(local: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-def _folder() -> tuple[Path, IO[str]]:
-    """A new private folder with a short path, and its lock, held as long as this process lives."""
-    for parent in ("/tmp", tempfile.gettempdir()):
-        if not os.access(parent, os.W_OK):
+def _new_folder() -> tuple[Path, IO[str]]:
+    """A private folder with a short path, and its lock, held as long as this process lives."""
+    for parent in dict.fromkeys(("/tmp", tempfile.gettempdir())):
+        if not os.access(parent, os.W_OK) or len(parent) + len(_PREFIX) + 9 + _SOCKET_TAIL > _SOCKET_LIMIT:
             continue
         _remove_stale(Path(parent))
         path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        if len(str(path)) + 65 > _SOCKET_LIMIT:
-            path.rmdir()
-            continue
         lock = open(path / "lock", "w")  # noqa: SIM115
         fcntl.flock(lock, fcntl.LOCK_EX)
         return path, lock
     raise PoolError(
-        f"Ray needs a writable temporary folder with a path of at most {_SOCKET_LIMIT - 65} characters; "
-        "set TMPDIR to one"
+        "Ray needs a writable temporary folder with a path of at most "
+        f"{_SOCKET_LIMIT - _SOCKET_TAIL - len(_PREFIX) - 9} characters; set TMPDIR to one"
     )
 
 
 def _remove_stale(parent: Path) -> None:
-    """Folders of processes that were killed: nobody holds their lock."""
+    """What killed processes left: folders whose lock nobody holds, and whatever still runs in them."""
     for path in parent.glob(f"{_PREFIX}*"):
         try:
-            with open(path / "lock") as lock:
+            if time.time() - path.stat().st_mtime < 10:
+                continue  # it may be about to be locked
+            with open(path / "lock", "a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _end_processes(path)
                 shutil.rmtree(path, ignore_errors=True)
         except OSError:
             continue
+
+
+def _end_processes(folder: Path) -> None:
+    """Kill what Ray left running: it forgets helpers that were starting up when it was interrupted."""
+    end = time.monotonic() + _GRACE
+    while pids := _marked(folder):
+        if time.monotonic() > end:
+            for pid in pids:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > end + _GRACE:
+                return
+        time.sleep(0.02)
+
+
+def _marked(folder: Path) -> list[int]:
+    """Processes started with our mark in their environment (where the system shows it: Linux)."""
+    mark = f"{_MARK}={folder}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in entry.read_bytes().split(b"\0"):
+                found.append(int(entry.parent.name))
+    return found

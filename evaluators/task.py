@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..results.objective import METRICS
 from .batches import Batch, Inputs, arguments, call_of, check_like, describe_call, recut, spread
 from .data import read, sample_inputs
 from .errors import TaskError, first_line
@@ -212,8 +213,6 @@ def _metric_name(metric: Any) -> str:
         return metric
     if not callable(metric):
         raise TaskError(f"metric must be a name or a function (outputs, targets) -> float, got {metric!r}")
-    from ..results.objective import METRICS
-
     name = getattr(metric, "__name__", type(metric).__name__)
     name = "metric" if name == "<lambda>" else name
     if name in METRICS and name != "accuracy":

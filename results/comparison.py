@@ -43,7 +43,7 @@ def compare_fronts(fronts: Mapping[str, Front]) -> dict[str, Any]:
         "best": {metric: value}}]}``, the largest hypervolume first; all hypervolumes are under one reference.
     """
     reference = common_reference(list(fronts.values()))
-    runs = [
+    runs: list[dict[str, Any]] = [
         {
             "run": name,
             "size": len(front),

@@ -107,7 +107,13 @@ class Blueprint:
             parameters = self._surgeon.tensors
             self._orders[key] = {g.name: order(g, parameters, by) for g in self.groups}
         choices = [pruning_choice(g, ratios=ratios, round_to=round_to, order=key) for g in self.groups]
-        return Space([c for c in choices if len(c) > 1] or choices, model=self)
+        options = {
+            "ratios": ratios if isinstance(ratios, int) else [float(r) for r in ratios],
+            "importance": importance,
+            "round_to": round_to,
+        }
+        recipe = {"kinds": list(kinds), "options": options} if isinstance(importance, str) else None
+        return Space([c for c in choices if len(c) > 1] or choices, model=self, recipe=recipe)
 
     # -- the model side of a space -------------------------------------------------------------------
 

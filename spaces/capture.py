@@ -6,13 +6,14 @@ import copy
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
@@ -133,6 +134,11 @@ def unlift(program: torch.export.ExportedProgram) -> fx.GraphModule:
     assert isinstance(module, fx.GraphModule)
     _normalise_splits(module)
     return module
+
+
+def flat_inputs(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """The graph's placeholders' values, in order."""
+    return fx_pytree.tree_flatten_spec((args, kwargs), module._in_spec)  # type: ignore[arg-type]
 
 
 def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

@@ -87,8 +87,9 @@ def indices_of(choices: tuple[Choice, ...], values: Mapping[str, Option]) -> tup
         ValueError: a name is missing or unknown, or a value is not an option.
     """
     names = [c.name for c in choices]
+    known = set(names)
     missing = [n for n in names if n not in values]
-    unknown = [n for n in values if n not in set(names)]
+    unknown = [n for n in values if n not in known]
     if missing or unknown:
         raise ValueError(
             "these values do not fit the space: "

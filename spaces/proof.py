@@ -6,7 +6,9 @@ Two routes, both run on the example with constant parameters randomised:
    positions of its true inputs. It must give the kept positions of its true output, or, where it sums over
    a pruned axis, of its output on masked inputs. By induction over the graph the pruned network is exact;
    an operator that fails names the groups that it breaks.
-2. *End to end*: the built artifacts against the masked network.
+2. *End to end*: the built artifacts against the masked network, cut by half and at random; the user's own
+   module also on meta tensors, cut so that every two groups differ at least once (a forward may rely on two
+   widths being equal).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from .capture import Captured
+from .capture import Captured, flat_inputs
 from .coupling import Coupling
 from .coupling.groups import Lengths
 from .coupling.walk import bind, get_attribute, operator_name
@@ -57,12 +59,14 @@ def prove(
     left_out: dict[str, str] = {}
     graph = captured.graph_module
     with torch.no_grad(), _no_constant_parameters(graph, coupling, seed):
-        inputs = graph.graph._codegen.process_inputs(*captured.args, **captured.kwargs)
+        inputs = flat_inputs(graph, captured.args, captured.kwargs)
         operators = _Operators(captured, coupling, surgeon, left_out, seed, progress)
         operators.run(*inputs, enable_io_processing=False)
         bench = _Artifacts(captured, coupling, surgeon, inputs)
         for cut in ("half", "random"):
             _joint(coupling, left_out, operators.cuts[cut], bench)
+        for part in _separating(len(coupling.groups)):
+            bench.check_shapes(_alive(coupling, {g: operators.cuts["one"][g] for g in part}, left_out))
     return Proof(left_out, not bench.own_reason, bench.own_reason, bench.worst)
 
 
@@ -223,8 +227,26 @@ class _Artifacts:
             "" if off <= allowed else f"its forward, pruned, differs from the capture by {off:.1e} (relative)"
         )
 
+    def check_shapes(self, alive: Alive) -> None:
+        """Run the user's own module, pruned to ``alive``, without computing; settle doubts by computing."""
+        if self.own_reason:
+            return
+        to_meta = lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
+        args, kwargs = pytree.tree_map(to_meta, (self._captured.args, self._captured.kwargs))
+        try:
+            self._surgeon.own(alive).to("meta")(*args, **kwargs)
+        except Exception:
+            self.own_reason = self._check_own(alive, self._run(self._surgeon.graph(alive)))
+
     def _run(self, module: nn.Module) -> list[Any]:
         return pytree.tree_leaves(module(*self._captured.args, **self._captured.kwargs))
+
+
+def _separating(n: int) -> Iterator[list[int]]:
+    """Subsets of range(n) such that for every two members one subset holds the first but not the second."""
+    for bit in range(max(n - 1, 1).bit_length()):
+        for value in (0, 1):
+            yield [g for g in range(n) if (g >> bit) & 1 == value]
 
 
 def _joint(coupling: Coupling, left_out: dict[str, str], cut: list[np.ndarray], bench: _Artifacts) -> None:

@@ -32,14 +32,23 @@ class Space:
     Args:
         choices: at least one, with distinct names.
         model: the model side, shared by spaces that are joined with ``+``.
+        recipe: how ``Blueprint.space`` was called, ``{"kinds": [...], "options": {...}}``, as plain data, so
+            that a run can make the space again; ``None`` when that cannot be told.
 
     Raises:
         ValueError: no choices, or two of the same name.
     """
 
-    def __init__(self, choices: Sequence[Choice], *, model: ModelSide | None = None) -> None:
+    def __init__(
+        self,
+        choices: Sequence[Choice],
+        *,
+        model: ModelSide | None = None,
+        recipe: dict[str, Any] | None = None,
+    ) -> None:
         self.choices: tuple[Choice, ...] = tuple(choices)
         self.model = model
+        self.recipe = recipe
         if not self.choices:
             raise ValueError("a space needs at least one choice, got none")
         names = [c.name for c in self.choices]

@@ -192,6 +192,7 @@ def refused(call):
         ("show runs/a 99", ["99"]),
         ("show runs/a best", ["TRIAL"]),
         ("export runs/a 99", ["99"]),
+        ("export runs/a 3 --format gguf", ["gguf", "pt2, onnx, state"]),
         ("compare runs/a runs/none", ["runs/none"]),
     ],
 )
@@ -338,11 +339,6 @@ def test_export(call, tmp_path: Path) -> None:
     assert set(receipt["formats"]) == {"pt2", "state"}
     assert all(record["max_relative_difference"] < 1e-4 for record in receipt["formats"].values())
     assert all((folder / name).is_file() for name in [*receipt["files"], "receipt.json"])
-
-
-def test_export_refuses_an_unknown_format(refused, tmp_path: Path) -> None:
-    refused(f"export runs/a 3 --format gguf -o {tmp_path / 'x'}", 1, "gguf", "pt2")
-    assert not (tmp_path / "x").exists()
 
 
 # -- interruption and the main job ---------------------------------------------------------------------------

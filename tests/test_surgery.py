@@ -336,6 +336,29 @@ def test_a_space_travels_and_builds_the_same(make):
     assert there.costs([candidate]).equals(space.costs([candidate]))
 
 
+class Keyword(nn.Module):
+    """Keyword inputs, dict outputs, two tensors with one batch axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, wide, narrow=None, *, scale=None):
+        return {"logits": self.c(torch.relu(self.a(wide) + self.b(narrow)) * scale)}
+
+
+def test_keyword_inputs_and_dict_outputs():
+    inputs = {"scale": torch.rand(2, 8), "wide": torch.randn(2, 6), "narrow": torch.randn(2, 3)}
+    net = Keyword()
+    blueprint = trace(net, inputs)
+    assert "fixed axis" in blueprint.left_out["a"]  # a full-width input pins the hidden channels
+    inputs["scale"] = torch.rand(2, 1)
+    space = trace(net, inputs).space()
+    small = space.build(space.candidate([4]))
+    assert small(**inputs)["logits"].shape == (2, 2)
+    assert small.a.weight.shape == (4, 6)
+
+
 def test_built_networks_are_independent_and_trainable():
     net = residual_net()
     space = trace(net, torch.randn(2, 3, 8, 8)).space()

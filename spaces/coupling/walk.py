@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from ..capture import flat_inputs
 from .units import Axes, Units, Vector
 
 AxesOrList = Axes | list[Axes] | None
@@ -94,7 +95,7 @@ class Walk:
                 self.canonical[node.target] = names.setdefault(id(tensor), node.target)
         interpreter = _Follower(self)
         with torch.no_grad():
-            interpreter.run(*_flat_inputs(self.module, args, kwargs), enable_io_processing=False)
+            interpreter.run(*flat_inputs(self.module, args, kwargs), enable_io_processing=False)
 
     # -- what rules ask ------------------------------------------------------------------------------
 
@@ -250,11 +251,6 @@ def get_attribute(root: Any, target: str) -> Any:
     for part in target.split("."):
         root = getattr(root, part)
     return root
-
-
-def _flat_inputs(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-    leaves = module.graph._codegen.process_inputs(*args, **kwargs)
-    return list(leaves)
 
 
 def _tensors(out: Any) -> bool:
