@@ -7,7 +7,7 @@ progress and errors to stderr; ``__main__`` turns errors into exit codes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,13 +16,15 @@ import typer
 from ._terminal import busy, print_json, print_table, printer, program
 
 if TYPE_CHECKING:
+    from .evaluators import Task
     from .results import Front
     from .search import Run
+    from .spaces import Blueprint
 
 KINDS = ("prune",)  # what this version can decide about a model
 LATER_KINDS = ("drop", "operators", "splits", "bits")
 PICTURES = (".png", ".svg", ".pdf")
-TRIALS = 300  # by default
+TRIALS = 500  # by default
 
 app = typer.Typer(
     help="Search what a trained network can become. `netcarve sweep digits` shows netcarve at work.",
@@ -113,13 +115,8 @@ def sweep(
         raise typer.BadParameter("give --trials or --minutes, not both")
 
     with busy() as say:
-        from .evaluators.resolve import resolve_task
-        from .spaces import trace
-
-        say(f"reading the task {task}")
-        made = resolve_task(task)
-        say("tracing the model")
-        candidates = trace(made.model, made.example).space(*kinds)
+        made, blueprint = _traced(task, say)
+        candidates = blueprint.space(*kinds)
     try:
         with busy(spinner=False):
             run = run_sweep(
@@ -177,13 +174,8 @@ def inspect(task: TaskName, as_json: AsJson = False) -> None:
     """Show what may be changed in a model, and what its layers cost."""
     with busy() as say:
         from .evaluators.inspection import inspection
-        from .evaluators.resolve import resolve_task
-        from .spaces import trace
 
-        say(f"reading the task {task}")
-        made = resolve_task(task)
-        say("tracing the model")
-        found = inspection(made, trace(made.model, made.example))
+        found = inspection(*_traced(task, say))
     if as_json:
         print_json(found)
         return
@@ -290,7 +282,9 @@ def export(
     loaded = load(run)
     folder = loaded.path / f"export-{trial}" if out is None else out
     with busy() as say:
-        say(f"exporting trial {trial}: {formats}, each checked in a fresh process")
+        say("reading the task of the run")
+        _one_thread_after(loaded.task)
+        say(f"exporting trial {trial}: {', '.join(names)}, each checked in a fresh process")
         receipt = loaded.export(trial, folder, names)
     if as_json:
         print_json({"out": str(folder), **receipt.to_json()})
@@ -357,6 +351,28 @@ def compare(
     metric, cost, rows = budget_rows(fronts)
     if rows:
         print_table(f"Best {metric} within a budget of {cost}", (cost, *fronts), rows)
+
+
+def _traced(text: str, say: Callable[[str], None]) -> tuple[Task, Blueprint]:
+    say(f"reading the task {text}")  # and importing torch, a second or two
+    from .evaluators.resolve import resolve_task
+    from .spaces import trace
+
+    task = _one_thread_after(resolve_task(text))
+    say("tracing the model")
+    return task, trace(task.model, task.example)
+
+
+def _one_thread_after(task: Task) -> Task:
+    """The task, with torch on one thread from now on; the user's own code that made it had them all.
+
+    Our work is thousands of small operators, in which threads mostly wait for each other (measured: tracing
+    for 10 s in place of 0.3 s while other programs run).
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    return task
 
 
 def _kinds(text: str) -> list[str]:

@@ -86,7 +86,7 @@ class Job:
         detail: dict[str, Any] = {}
         for evaluator in self.evaluators:
             given = evaluator(self.task, model, candidate)
-            _check(given, scores, getattr(evaluator, "name", "") or type(evaluator).__name__)
+            _check(given, scores, _name(evaluator))
             scores.update({metric: float(value) for metric, value in given.items()})
             detail.update(getattr(given, "detail", {}))
         return scores, detail
@@ -168,6 +168,10 @@ def worker_name() -> str:
 
 def _seed(candidate: Candidate) -> int:
     return int(np.random.SeedSequence(candidate.indices).generate_state(1)[0])
+
+
+def _name(evaluator: Scorer) -> str:
+    return getattr(evaluator, "name", "") or getattr(evaluator, "__name__", type(evaluator).__name__)
 
 
 def _check(given: Any, scores: Mapping[str, float], name: str) -> None:

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import logging
 import os
 import secrets
-import shutil
-import signal
+import subprocess
 import sys
 import tempfile
-import time
-from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
+from . import ray_guard
 from .errors import PoolError, first_line
 
 _PREFIX = "netcarve-ray-"
 _SOCKET_LIMIT = 107  # bytes of a Unix socket's path
 _SOCKET_TAIL = 67  # bytes that Ray adds to its temporary folder's path
-_MARK = "NETCARVE_RAY"  # in the environment of every process of a session; its value is the folder
-_GRACE = 0.5  # seconds
 _STORE_BYTES = 96 << 20  # Ray's least is 75 MiB
 
 _ENVIRONMENT = {
@@ -49,8 +43,7 @@ class RaySession:
     """
 
     def __init__(self, workers: int, *, address: str | None = None, data_bytes: int = 0) -> None:
-        self._folder: Path | None = None
-        self._lock: IO[str] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self._owned = False
         local = address in (None, "local")
         _set_environment(local)
@@ -76,8 +69,8 @@ class RaySession:
 
     def close(self) -> None:
         """Stop what was started here. May be called twice."""
-        folder, self._folder = self._folder, None
         owned, self._owned = self._owned, False
+        guard, self._guard = self._guard, None
         try:
             if owned:
                 atexit.unregister(self.close)
@@ -85,12 +78,8 @@ class RaySession:
 
                 ray.shutdown()
         finally:
-            if folder is not None:
-                _end_processes(folder)
-                shutil.rmtree(folder, ignore_errors=True)
-            if self._lock is not None:
-                self._lock.close()
-                self._lock = None
+            if guard is not None:
+                guard.communicate()  # closes its input, whereupon it cleans up
 
     def _start(self, address: str | None, workers: int, data_bytes: int) -> None:
         import ray
@@ -98,8 +87,15 @@ class RaySession:
         if address is not None:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             return
-        self._folder, self._lock = _new_folder()
-        os.environ[_MARK] = str(self._folder)
+        folder = _new_folder()
+        self._guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", ray_guard.__file__, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the others
+        )
+        os.environ[ray_guard.MARK] = folder
         try:
             ray.init(
                 address="local",  # else Ray joins whatever cluster was started last on this machine
@@ -108,10 +104,10 @@ class RaySession:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                _temp_dir=str(self._folder),
+                _temp_dir=folder,
             )
         finally:
-            del os.environ[_MARK]
+            del os.environ[ray_guard.MARK]
 
 
 def _set_environment(local: bool) -> None:
@@ -126,55 +122,12 @@ def _set_environment(local: bool) -> None:
         os.environ.setdefault(name, value)
 
 
-def _new_folder() -> tuple[Path, IO[str]]:
-    """A private folder with a short path, and its lock, held as long as this process lives."""
-    for parent in dict.fromkeys(("/tmp", tempfile.gettempdir())):
-        if not os.access(parent, os.W_OK) or len(parent) + len(_PREFIX) + 9 + _SOCKET_TAIL > _SOCKET_LIMIT:
-            continue
-        _remove_stale(Path(parent))
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        lock = open(path / "lock", "w")  # noqa: SIM115
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return path, lock
+def _new_folder() -> str:
+    """A private folder with a path short enough for the sockets in it."""
+    longest = _SOCKET_LIMIT - _SOCKET_TAIL - len(_PREFIX) - 9
+    for parent in ("/tmp", tempfile.gettempdir()):
+        if os.access(parent, os.W_OK) and len(str(Path(parent))) <= longest:
+            return tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
     raise PoolError(
-        "Ray needs a writable temporary folder with a path of at most "
-        f"{_SOCKET_LIMIT - _SOCKET_TAIL - len(_PREFIX) - 9} characters; set TMPDIR to one"
+        f"Ray needs a writable temporary folder whose path has at most {longest} characters; set TMPDIR"
     )
-
-
-def _remove_stale(parent: Path) -> None:
-    """What killed processes left: folders whose lock nobody holds, and whatever still runs in them."""
-    for path in parent.glob(f"{_PREFIX}*"):
-        try:
-            if time.time() - path.stat().st_mtime < 10:
-                continue  # it may be about to be locked
-            with open(path / "lock", "a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _end_processes(path)
-                shutil.rmtree(path, ignore_errors=True)
-        except OSError:
-            continue
-
-
-def _end_processes(folder: Path) -> None:
-    """Kill what Ray left running: it forgets helpers that were starting up when it was interrupted."""
-    end = time.monotonic() + _GRACE
-    while pids := _marked(folder):
-        if time.monotonic() > end:
-            for pid in pids:
-                with suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-            if time.monotonic() > end + _GRACE:
-                return
-        time.sleep(0.02)
-
-
-def _marked(folder: Path) -> list[int]:
-    """Processes started with our mark in their environment (where the system shows it: Linux)."""
-    mark = f"{_MARK}={folder}".encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if mark in entry.read_bytes().split(b"\0"):
-                found.append(int(entry.parent.name))
-    return found

@@ -120,7 +120,7 @@ class Task:
         classes: Classification | None = Classification()
         custom = None if isinstance(self.metric, str) else Custom(self.metric, self.metric_name)
         for raw, targets in pairs:
-            outputs = tensor_of(raw)
+            outputs = tensor_of(raw).detach()
             if custom is not None:
                 custom.add(outputs, targets)
                 if classes is not None and classes.refusal(outputs, targets):

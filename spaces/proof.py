@@ -27,6 +27,7 @@ from .capture import Captured, flat_inputs
 from .coupling import Coupling
 from .coupling.groups import Lengths
 from .coupling.walk import bind, get_attribute, operator_name
+from .statistics import over_kept
 from .surgery import Alive, Surgeon, rewrite
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # largest difference / largest output
@@ -76,6 +77,12 @@ class _Masked(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, coupling: Coupling, alive: Alive) -> None:
         super().__init__(module)
         self._coupling, self._alive = coupling, alive
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name in self._coupling.statistics:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            return over_kept(n, args, kwargs, _labels(n.args[0], self._coupling), self._alive)
+        return super().run_node(n)
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
@@ -164,6 +171,8 @@ class _Operators(fx.Interpreter):
         """Why the operator is wrong on the kept positions, or ""."""
         if not isinstance(n.target, torch._ops.OpOverload):
             return ""  # reads one of several results; checked where they were made
+        if n.name in self._coupling.statistics:
+            out = over_kept(n, args, kwargs, _labels(n.args[0], self._coupling), alive)
         masked = _masked(n, args, self._coupling, alive)
         if any(a is not b for a, b in zip(masked, args, strict=True)):
             out = n.target(*masked, **kwargs)

@@ -16,70 +16,7 @@ from types import SimpleNamespace
 import pytest
 from netcarve.__main__ import run
 
-TASKS = """
-import torch
-from torch import nn
-from netcarve import Task
-
-torch.manual_seed(0)
-X, Y = torch.randn(48, 3, 8, 8), torch.arange(48) % 4
-
-
-def net():
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
-    )
-
-
-def task():
-    print("their own words")
-    torch.manual_seed(1)
-    return Task(net(), X[:1], (X, Y), name="tiny")
-
-
-def other():
-    torch.manual_seed(2)
-    return Task(net(), X[:1], (X, Y), name="tiny")
-
-
-def slow():
-    torch.manual_seed(1)
-    return Task(net(), X[:1], (X, Y), name="slow", metric=pause)
-
-
-def pause(outputs, targets):
-    import time
-
-    time.sleep(0.05)
-    return -float(nn.functional.cross_entropy(outputs, targets))
-
-
-def empty():
-    return Task(net(), X[:1], [])
-
-
-def misshapen():
-    return Task(net(), X[:1], (torch.randn(48, 5, 8, 8), Y))
-
-
-def wrong_example():
-    return Task(net(), X[:1, :2], (X, Y))
-
-
-def nan():
-    model = net()
-    nn.init.constant_(model[-1].bias, float("nan"))
-    return Task(model, X[:1], (X, Y))
-
-
-def number():
-    return 3
-
-
-def crash():
-    raise RuntimeError("cannot find my weights")
-"""
+TASKS = Path(__file__).parent / "data" / "cli_tasks.py"
 
 
 @dataclass(frozen=True)
@@ -95,7 +32,7 @@ class Done:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with task files and one small run, ``runs/a``."""
     folder = tmp_path_factory.mktemp("cli")
-    (folder / "mine.py").write_text(TASKS)
+    shutil.copy(TASKS, folder / "mine.py")
     (folder / "broken.py").write_text("import torch\n\nimport no_such_package\n")
     done = netcarve(
         "sweep", "mine.py:task", "--trials", "12", "--workers", "0", "--out", "runs/a", cwd=folder

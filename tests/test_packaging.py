@@ -18,14 +18,8 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = (
-    "spaces",
-    "results",
-    "evaluators",
-    "search",
-    "cli",
-    "__main__",
-)  # each imports only from those before it
+# Each imports only from those before it.
+ORDER = ("spaces", "results", "evaluators", "search", "_terminal", "cli", "__main__")
 NOT_SHIPPED = {"tests", "benchmarks", "examples", "docs", "build", "dist", "runs"}
 HEAVY = ("torch", "ray", "pandas", "plotly", "matplotlib", "sklearn", "scipy", "pymoo", "optuna", "onnx")
 

@@ -158,11 +158,9 @@ def attention(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList
     walk.agree(n.name, [walk.of(q)[-1], walk.of(k)[-1]])
     walk.freeze(f"is a sequence axis of {n.name}", walk.of(q)[-2], walk.of(k)[-2], walk.of(v)[-2])
     shared = [(walk.of(t)[:-2], walk.shape(t)[:-2]) for t in (q, k, v)]
-    if a.get("enable_gqa"):
-        walk.freeze(f"{n.name} shares key heads among query heads", *(x for axes, _ in shared for x in axes))
-        outer: Axes = (None,) * (out.dim() - 2)
-    else:
-        outer = broadcast(walk, n.name, out.shape[:-2], shared)
+    if a.get("enable_gqa") and walk.shape(q)[-3] != walk.shape(k)[-3]:
+        shared[1:] = [_per_query_head(walk, n, t, walk.shape(q)[-3]) for t in (k, v)]
+    outer = broadcast(walk, n.name, out.shape[:-2], shared)
     mask = a.get("attn_mask")
     if isinstance(mask, fx.Node):
         outer = broadcast(
@@ -177,6 +175,16 @@ def attention(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList
     # q k^T and its product with v: sequence x keys x (head_dim + value_dim) each head.
     walk.count(n, (*out.shape[:-1], keys, dim + out.shape[-1]), (*outer, None, None, None))
     return (*outer, None, None)
+
+
+def _per_query_head(walk: Walk, n: fx.Node, t: fx.Node, heads: int) -> tuple[Axes, tuple[int, ...]]:
+    """Outer labels of keys or values as the query heads that share them see them."""
+    axes, shape = walk.of(t)[:-2], walk.shape(t)[:-2]
+    shared = axes[-1]
+    return (*axes[:-1], None if shared is None else np.repeat(shared, heads // shape[-1])), (
+        *shape[:-1],
+        heads,
+    )
 
 
 @rule("embedding")

@@ -60,6 +60,7 @@ class Coupling:
     constants: tuple[Constant, ...]
     macs: dict[str, Term]  # node -> multiply-accumulates per sample
     reads: dict[str, list[tuple[str, int]]]  # node -> operands that it sums over, with the axis
+    statistics: frozenset[str]  # nodes whose statistics run over the kept positions
     frozen: dict[str, str]  # module with channels that cannot go -> reason
 
 
@@ -166,6 +167,7 @@ def _collect(walk: Walk, captured: Captured) -> Coupling:
         ),
         macs={k: _settled(term, lambda v: settle(compact(v))) for k, term in walk.macs.items()},
         reads=walk.reads,
+        statistics=frozenset(walk.statistics),
         frozen=_frozen(walk, parameters, grouped),
     )
 

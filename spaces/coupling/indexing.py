@@ -53,6 +53,8 @@ def move(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
         laid = _run_on_labels(walk, n, vector, axis, walk.shape(x))
         for k, labels in enumerate(laid):
             _place(walk, n.name if len(laid) == 1 else f"{n.name}.{k}", labels, made[k])
+    if n.target in (aten.expand.default, aten.expand_as.default):
+        _stretch(walk, n, a, x, made[0])
     _note_constants(walk, n, a, x, made)
     axes = [tuple(walk.units.normal(v) for v in one) for one in made]
     return axes if isinstance(out, (tuple, list)) else axes[0]
@@ -115,6 +117,15 @@ def _refuse_order_dependent(walk: Walk, n: fx.Node, a: dict[str, Any], x: fx.Nod
         walk.freeze(f"{n.name} splits by a size known only at run time", axes[dim % rank])
     elif name == "diagonal":
         walk.freeze(f"{n.name} takes a diagonal", *axes)
+
+
+def _stretch(walk: Walk, n: fx.Node, a: dict[str, Any], x: fx.Node, made: list[Vector | None]) -> None:
+    """Positions that an expansion repeats are all alike, so any of them may go: new units."""
+    before, after = walk.shape(x), [] if n.target is aten.expand_as.default else a["size"]
+    for axis, size in enumerate(after):
+        k = axis - (len(after) - len(before))
+        if isinstance(size, int) and size > 1 and (k < 0 or before[k] == 1) and made[axis] is None:
+            made[axis] = walk.units.fresh(size)
 
 
 def _note_constants(
@@ -193,3 +204,11 @@ def stack(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     parts = [walk.of(t) for t in a["tensors"]]
     agreed = [walk.agree(n.name, [p[axis] for p in parts]) for axis in range(len(parts[0]))]
     return (*agreed[:dim], None, *agreed[dim:])
+
+
+@rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
+def constant_tensor(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """All positions are alike, so any of them may go: new units along every axis of constant length."""
+    made = [walk.units.fresh(size) if isinstance(size, int) else None for size in a["size"]]
+    _note_shape(walk, n, "size", a["size"], made, 0)
+    return tuple(made)

@@ -31,25 +31,36 @@ def batch_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrLis
 
 @rule("layer_norm", "rms_norm")
 def layer_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
-    x = a["input"]
-    normalised = len(a["normalized_shape"])
-    walk.freeze(f"{n.name} normalises over it", *walk.of(x)[-normalised:])
-    for name in ("weight", "bias"):
-        if isinstance(a.get(name), fx.Node):
-            walk.freeze(f"{n.name} normalises over it", *walk.of(a[name]))
-    return walk.of(x)
+    """Statistics run over the kept positions of the normalised axes."""
+    axes = list(walk.of(a["input"]))
+    first = len(axes) - len(a["normalized_shape"])
+    for k in range(first, len(axes)):
+        parts = [axes[k]]
+        for name in ("weight", "bias"):
+            if isinstance(a.get(name), fx.Node):
+                walk.role(a[name], k - first, SCALE if name == "weight" else ALONG)
+                parts.append(walk.of(a[name])[k - first])
+        axes[k] = walk.agree(n.name, parts)
+        if (v := axes[k]) is not None:
+            walk.constant(n, "normalized_shape", k - first, v)
+    walk.over_kept(n)
+    return tuple(axes)
 
 
 @rule("group_norm")
 def group_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
-    """Statistics run over a group's channels, so only whole groups go."""
+    """Remove whole groups, or the same positions of every group: then statistics run over those kept."""
     axes, groups = walk.of(a["input"]), a["num_groups"]
     channel = _affine(walk, n, a, ("weight", "bias"), axes[1])
     if channel is not None:
-        kept = walk.units.normal(walk.units.tie_rows(channel.reshape(groups, -1)))
+        rows = channel.reshape(groups, -1)
+        taken = int(groups == 1) if 1 in rows.shape else walk.fork(n.name, rows)[0]
         channel = walk.units.normal(channel)
-        if kept is not None:
+        kept = walk.units.normal(rows[:, 0])
+        if taken == 0 and kept is not None:
             walk.constant(n, "num_groups", None, kept)
+        elif taken == 1:
+            walk.over_kept(n)
     return (axes[0], channel, *axes[2:])
 
 

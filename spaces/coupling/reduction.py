@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
-from .walk import AxesOrList, Walk, rule
+from .walk import AxesOrList, Walk, operator_name, rule
 
+_STATISTICS = ("mean", "var", "std", "var_mean", "std_mean")
 _SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
 
 
@@ -38,16 +40,21 @@ def spatial(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     "norm", "linalg_vector_norm", "logsumexp", "prod", "any", "all", "median",
 )  # fmt: skip
 def reduction(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
-    """Reduced axes are fixed, but for sums, where a removed position adds nothing."""
+    """Reduced axes are fixed, but for sums and for the statistics of a normalisation."""
     x = walk.tensor_arguments(n)[0]
     rank = len(walk.shape(x))
     dims = a.get("dim")
     if dims is None or dims == []:
         dims = list(range(rank))
     reduced = {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])} if rank else set()
+    name = n.target._schema.name.split("::")[-1]
     for d in reduced:
-        if n.target._schema.name.endswith("::sum"):
-            walk.read(n, "self", d)
+        if walk.of(x)[d] is None:
+            continue
+        if name == "sum" or (name == "linalg_vector_norm" and a["ord"] in (1, 2)):
+            walk.read(n, "self", d)  # a removed position adds nothing
+        elif name in _STATISTICS and _normalises(n):
+            walk.over_kept(n)
         else:
             walk.freeze(f"{n.name} reduces over it", walk.of(x)[d])
     axes = walk.of(x)
@@ -56,3 +63,31 @@ def reduction(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList
     else:
         made = tuple(v for d, v in enumerate(axes) if d not in reduced)
     return [made for _ in out] if isinstance(out, (tuple, list)) else made
+
+
+def _normalises(n: fx.Node) -> bool:
+    """Is a statistic used position by position only, as a normalisation written out by hand does?"""
+    todo, seen = [n], {n}
+    while todo:
+        for user in todo.pop().users:
+            if user in seen:
+                continue
+            seen.add(user)
+            name = operator_name(user.target)[0]
+            if name == "getitem" or _is_statistic_step(user, name):
+                # Results as long as the statistic lead on; where it meets what it was taken from, it ends.
+                if name == "getitem" or user.meta["val"].shape == _shape(n):
+                    todo.append(user)
+            else:
+                return False
+    return True
+
+
+def _shape(n: fx.Node) -> Any:
+    value = n.meta["val"]
+    return (value[0] if isinstance(value, (tuple, list)) else value).shape
+
+
+def _is_statistic_step(user: fx.Node, name: str) -> bool:
+    tags = getattr(user.target, "tags", ())
+    return torch.Tag.pointwise in tags or name in _STATISTICS or name in ("to", "_to_copy", "type_as", "rsub")

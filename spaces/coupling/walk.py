@@ -82,6 +82,7 @@ class Walk:
     reads: dict[str, list[tuple[str, int]]] = field(
         default_factory=dict
     )  # node -> operands summed over an axis
+    statistics: set[str] = field(default_factory=set)  # nodes whose statistics run over the kept positions
     forks: dict[str, Fork] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)  # label -> why it was frozen
     values: dict[fx.Node, Any] = field(default_factory=dict)  # what the running interpreter holds
@@ -147,6 +148,10 @@ class Walk:
     def read(self, node: fx.Node, argument: str, axis: int) -> None:
         """Note that ``node`` sums over ``axis`` of its operand ``argument``."""
         self.reads.setdefault(node.name, []).append((argument, axis))
+
+    def over_kept(self, node: fx.Node) -> None:
+        """Note that ``node`` takes statistics over a followed axis: once cut, over the kept positions."""
+        self.statistics.add(node.name)
 
     def role(self, argument: Any, axis: int, role: str) -> None:
         """Note the part that axis ``axis`` of a parameter plays; computed weights have none."""
