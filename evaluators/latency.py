@@ -124,11 +124,22 @@ class Latency(Evaluator):
         seconds: float = 3.0,
     ) -> None:
         self.batch = batch
-        self.options = {"runtime": runtime, "repeats": repeats, "warmup": warmup, "seconds": seconds}
+        self.runtime = runtime
+        self.repeats = repeats
+        self.warmup = warmup
+        self.seconds = seconds
 
     def measure(self, task: Task, model: nn.Module) -> LatencyRecord:
         """The full record for ``model``, against ``task.model``."""
-        return measure_latency(model, task.model, resize(task.example, self.batch), **self.options)
+        return measure_latency(
+            model,
+            task.model,
+            resize(task.example, self.batch),
+            runtime=self.runtime,
+            repeats=self.repeats,
+            warmup=self.warmup,
+            seconds=self.seconds,
+        )
 
     def __call__(self, task: Task | None, model: nn.Module | None, candidate: Candidate) -> dict[str, float]:
         if task is None or model is None:

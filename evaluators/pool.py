@@ -62,7 +62,8 @@ class Job:
         """
         start = time.perf_counter()
         scores: dict[str, float] | None = None
-        error, detail = None, {}
+        error: str | None = None
+        detail: dict[str, Any] = {}
         try:
             with seeded(_seed(candidate)), self._one_thread():
                 scores, detail = self._score(candidate)

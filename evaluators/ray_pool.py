@@ -20,7 +20,7 @@ Numbered = tuple[int, Candidate]
 
 CALL_SECONDS = 0.15  # of one call: long against its 1 ms of overhead, short enough to share work evenly
 MAX_CALL = 512  # candidates
-PIPELINE_SECONDS = 2.0  # slower candidates wait in the driver: a queued call is lost time if a worker dies
+PIPELINE_SECONDS = 2.0  # slower candidates wait in the driver, free for whichever worker is ready first
 START_SECONDS = 180.0  # for a worker to import, to be placed, and to load
 _TICK = 1.0  # seconds between looks at deadlines
 
@@ -51,7 +51,7 @@ class _Call:
 class _Seat:
     """A worker's place: the actor, and its unfinished calls in the order they will run."""
 
-    actor: Any
+    actor: Any  # Ray's handle of a _Worker
     calls: deque[_Call] = field(default_factory=deque)
     since: float = 0.0  # when we saw the first of them begin
     loaded: bool = False
@@ -61,8 +61,8 @@ class _Seat:
 class RayPool:
     """Evaluates on Ray actors, which receive the job once.
 
-    A worker that dies or exceeds its time is replaced. If it held several candidates, they are tried
-    again one by one, each alone in a worker, so that only the guilty one fails.
+    A worker that dies or exceeds its time is replaced. What a dead worker held is tried again, each
+    candidate alone in a worker, so that only one that kills its worker again fails.
 
     Args:
         job: see :class:`Job`; what it refers to may be defined in a script, a notebook or a test.
@@ -147,7 +147,7 @@ class RayPool:
             for seat in self._seats:
                 self._ray.kill(seat.actor, no_restart=True)
         finally:
-            self._seats, self._parcel = [], None
+            self._seats = []
             self._queue.clear()
             self._suspects.clear()
             session.close()
@@ -161,7 +161,7 @@ class RayPool:
         self.close()
 
     def _new_seat(self) -> _Seat:
-        actor = self._new_actor()
+        actor: Any = self._new_actor()
         seat = _Seat(actor, since=time.monotonic())
         seat.calls.append(_Call(actor.load.remote(self._parcel), []))
         return seat
@@ -239,12 +239,12 @@ class RayPool:
         jobs = [job for call in seat.calls for job in call.jobs]
         if not seat.loaded:
             self._failed_start(error)
-            self._queue.extendleft(reversed(jobs))
-        elif len(jobs) == 1:
-            number, _ = jobs[0]
-            self._outcomes.append(Outcome(number, error=_reason(error)))
+            (self._suspects if seat.alone else self._queue).extendleft(reversed(jobs))
+        elif seat.alone:
+            self._outcomes.append(Outcome(jobs[0][0], error=self._reason(error)))
         else:
-            # A queued call is suspect too: the result of the one before it may have died on the way.
+            # Even a single candidate may be innocent: the worker may have died before it began, or of
+            # what ran next while its result was on the way.
             self._suspects.extend(jobs)
         self._replace(seat)
 
@@ -255,6 +255,13 @@ class RayPool:
         self._failed_starts += 1
         if self._failed_starts > len(self._seats):
             raise PoolError(f"workers die while they start: {first_line(error)}") from error
+
+    def _reason(self, error: Exception) -> str:
+        """Text whose last line says it all."""
+        if isinstance(error, self._ray.exceptions.RayTaskError):
+            return f"{error}\nthe outcome could not be sent: {first_line(getattr(error, 'cause', None) or error)}"
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return "\n".join([*lines, f"worker died ({type(error).__name__})"])
 
     def _replace(self, seat: _Seat) -> None:
         self._ray.kill(seat.actor, no_restart=True)
@@ -289,8 +296,3 @@ class RayPool:
             later = [job for call in list(seat.calls)[1:] for job in call.jobs]
             self._queue.extendleft(reversed(later))
             self._replace(seat)
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "\n".join([*lines, f"worker died ({type(error).__name__})"])

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.random import mtrand
 
 _SPARE = np.random.MT19937(0)  # swapped in: 30x cheaper than saving and restoring NumPy's state
 
@@ -22,9 +23,9 @@ def seeded(seed: int) -> Iterator[None]:
         seed: in [0, 2**32).
     """
     torch = sys.modules.get("torch")
-    python_state, numpy_generator = random.getstate(), np.random.get_bit_generator()
+    python_state, numpy_generator = random.getstate(), mtrand.get_bit_generator()
     torch_state = torch.get_rng_state() if torch else None
-    np.random.set_bit_generator(_SPARE)
+    mtrand.set_bit_generator(_SPARE)
     np.random.seed(seed)
     random.seed(seed)
     if torch:
@@ -33,6 +34,6 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(python_state)
-        np.random.set_bit_generator(numpy_generator)
+        mtrand.set_bit_generator(numpy_generator)
         if torch and torch_state is not None:
             torch.set_rng_state(torch_state)

@@ -64,7 +64,7 @@ def switchable(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target in _BATCH_NORMS:
+        if node.target in _BATCH_NORMS and node.args[5] is False:  # True: takes its own statistics always
             args = list(node.args)
             args[5] = flag("batch_norm_training")
             with graph.inserting_before(node):

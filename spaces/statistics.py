@@ -1,4 +1,4 @@
-"""Reference for normalisations over a pruned axis: their statistics over the kept positions, by weighted sums.
+"""Reference for normalisations over a pruned axis: statistics over the kept positions, by masked sums.
 
 Removal differs from zeroing there, so the reference network uses these instead. They are written with masks
 on the full tensors, independent of the operators that the pruned network runs on sliced ones.
@@ -29,9 +29,9 @@ def over_kept(
         labels: of the operand, per axis.
         alive: [units + 1] bool.
     """
-    names = [a.name for a in n.target._schema.arguments]  # type: ignore[union-attr]
-    a = {x.name: x.default_value for x in n.target._schema.arguments if x.has_default_value()}  # type: ignore[union-attr]
-    a |= dict(zip(names, args, strict=False)) | kwargs
+    schema = n.target._schema.arguments  # type: ignore[union-attr]
+    a = {x.name: x.default_value for x in schema if x.has_default_value()}
+    a |= {x.name: value for x, value in zip(schema, args, strict=False)} | kwargs
     x = args[0]
     mask = torch.ones((1,) * x.dim(), dtype=x.dtype)
     for axis, v in enumerate(labels):
@@ -72,6 +72,13 @@ def _group_norm(x: torch.Tensor, mask: torch.Tensor, a: dict[str, Any]) -> torch
     )
 
 
+def _batch_norm(x: torch.Tensor, mask: torch.Tensor, a: dict[str, Any]) -> torch.Tensor:
+    mean, var = _moments(x, mask, [d for d in range(x.dim()) if d != 1])
+    per_channel = (-1, *(1,) * (x.dim() - 2))
+    affine = [None if t is None else t.reshape(per_channel) for t in (a.get("weight"), a.get("bias"))]
+    return _scaled((x - mean) * (var + a["eps"]).rsqrt(), *affine)
+
+
 def _reduced(x: torch.Tensor, mask: torch.Tensor, a: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     dims = a.get("dim")
     dims = list(range(x.dim())) if dims in (None, []) else [dims] if isinstance(dims, int) else list(dims)
@@ -92,6 +99,7 @@ _REFERENCES = {
     "layer_norm": _layer_norm,
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
+    "batch_norm": _batch_norm,
     "mean": lambda x, mask, a: _reduced(x, mask, a)[0],
     "var": lambda x, mask, a: _reduced(x, mask, a)[1],
     "std": lambda x, mask, a: _reduced(x, mask, a)[1].sqrt(),

@@ -11,6 +11,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,9 +162,9 @@ def _cache_folder() -> Path:
 
 def _recipe() -> str:
     """Hash of everything that decides the weights: architecture, data, training and torch's version."""
-    parts = (Block, DigitsNet, data, train, _train, _shifted)
+    parts: tuple[Any, ...] = (Block, DigitsNet, data, train, _train, _shifted)
     numbers = (EPOCHS, BATCH, LEARNING_RATE, VALIDATION)
-    text = "\n".join([*map(inspect.getsource, parts), repr(numbers)])
+    text = "\n".join([*(inspect.getsource(part) for part in parts), repr(numbers)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

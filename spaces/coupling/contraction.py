@@ -180,11 +180,9 @@ def attention(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList
 def _per_query_head(walk: Walk, n: fx.Node, t: fx.Node, heads: int) -> tuple[Axes, tuple[int, ...]]:
     """Outer labels of keys or values as the query heads that share them see them."""
     axes, shape = walk.of(t)[:-2], walk.shape(t)[:-2]
-    shared = axes[-1]
-    return (*axes[:-1], None if shared is None else np.repeat(shared, heads // shape[-1])), (
-        *shape[:-1],
-        heads,
-    )
+    last = axes[-1]
+    spread = None if last is None else np.repeat(last, heads // shape[-1])
+    return (*axes[:-1], spread), (*shape[:-1], heads)
 
 
 @rule("embedding")

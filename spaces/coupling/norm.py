@@ -26,6 +26,8 @@ def batch_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrLis
     """Statistics per channel: each channel with its scale, shift and running statistics is one unit."""
     axes = walk.of(a["input"])
     channel = _affine(walk, n, a, ("weight", "bias", "running_mean", "running_var"), axes[1])
+    if a.get("training") and any(v is not None for v in (axes[0], *axes[2:])):
+        walk.over_kept(n)  # statistics of the call itself, as weight standardisation takes them
     return (axes[0], channel, *axes[2:])
 
 
