@@ -24,9 +24,9 @@ help:
 demo: $(STAMP)
 	$(BIN)/netcarve sweep digits
 
-# One thread a process: the tests run side by side, and Ray's workers are processes of their own.
+# Two files at a time, one thread a process: Ray's workers are processes of their own.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(STAMP) $(TYPES)
 	$(BIN)/ruff check .

@@ -1,16 +1,15 @@
-"""Screen and stderr of the command line: tables, JSON, and what is being done at the moment."""
+"""The terminal of the command line: where results go, and what is being done at the moment."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,27 +22,6 @@ def printer() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else WIDE)
-
-
-def print_json(value: Any) -> None:
-    """One JSON object on stdout, and nothing else."""
-    print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table on stdout below its title; columns of figures stand to the right."""
-    from rich import box
-    from rich.table import Table
-
-    if title:
-        print(title)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for position, heading in enumerate(headings):
-        figures = all(row[position][:1].isdigit() or row[position] in ("", "-") for row in rows)
-        table.add_column(heading, justify="right" if figures and rows else "left")
-    for row in rows:
-        table.add_row(*row)
-    printer().print(table)
 
 
 def program() -> str:

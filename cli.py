@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._terminal import busy, print_json, print_table, printer, program
+from ._terminal import busy, printer, program
+from ._views import print_comparison, print_inspection, print_json, print_receipt
 
 if TYPE_CHECKING:
     from .evaluators import Task
@@ -116,7 +117,7 @@ def sweep(
 
     with busy() as say:
         made, blueprint = _traced(task, say)
-        candidates = blueprint.space(*kinds)
+        candidates = blueprint.space(*kinds, calibration=made.calibration_batches)
     try:
         with busy(spinner=False):
             run = run_sweep(
@@ -178,26 +179,8 @@ def inspect(task: TaskName, as_json: AsJson = False) -> None:
         found = inspection(*_traced(task, say))
     if as_json:
         print_json(found)
-        return
-    from .results.table import si
-
-    macs, params = found["macs"], found["params"]
-    print(f"{found['task']}: {found['model']}, {si(macs)} MACs a sample, {si(params)} parameters")
-    print_table(
-        "Coupled groups: channels that can only be removed together",
-        ("group", "units", "made and read by"),
-        [(g["name"], str(g["units"]), ", ".join(g["modules"])) for g in found["groups"]],
-    )
-    if found["left_out"]:
-        print_table("Left as they are", ("what", "why"), list(found["left_out"].items()))
-    print_table(
-        "Layers",
-        ("layer", "kind", "MACs", "share", "parameters", "share"),
-        [
-            (y["name"], y["kind"], *_cost(y["macs"], macs), *_cost(y["params"], params))
-            for y in found["layers"]
-        ],
-    )
+    else:
+        print_inspection(found)
 
 
 @app.command()
@@ -273,7 +256,6 @@ def export(
 ) -> None:
     """Export one trial's subnetwork; every file is proven in a fresh process."""
     from .results.export import FORMATS
-    from .results.table import metric_text
     from .search import load
 
     names = _names(formats)
@@ -288,22 +270,8 @@ def export(
         receipt = loaded.export(trial, folder, names)
     if as_json:
         print_json({"out": str(folder), **receipt.to_json()})
-        return
-    print_table(
-        f"Trial {trial} in {folder}",
-        ("format", "files", "size", "max relative difference", receipt.metric),
-        [
-            (
-                name,
-                ", ".join(record.files),
-                f"{sum(receipt.files[file].bytes for file in record.files) / 1e6:.2f} MB",
-                f"{record.max_relative_difference:.1e}",
-                "" if record.score is None else metric_text(receipt.metric, record.score),
-            )
-            for name, record in receipt.formats.items()
-        ],
-    )
-    print(f"Proven in fresh processes on {receipt.samples} samples; see {folder / 'receipt.json'}")
+    else:
+        print_receipt(receipt)
 
 
 @app.command()
@@ -313,8 +281,7 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare the fronts of several runs under one reference."""
-    from .results.comparison import budget_rows, common_objectives, compare_fronts
-    from .results.table import metric_text
+    from .results.comparison import common_objectives, compare_fronts
     from .search import load
 
     loaded = {str(path): load(path) for path in runs}
@@ -323,34 +290,8 @@ def compare(
     figures = compare_fronts(fronts)
     if as_json:
         print_json(figures)
-        return
-    print_table(
-        "",
-        (
-            "run",
-            "task",
-            "searcher",
-            "seed",
-            "trials",
-            "front",
-            *(f"best {o.name}" for o in shared),
-            "hypervolume",
-        ),
-        [
-            (
-                row["run"],
-                *(str(value) for value in _about(loaded[row["run"]]).values()),
-                str(len(loaded[row["run"]].trials)),
-                str(row["size"]),
-                *(metric_text(o.name, row["best"][o.name], o.unit) if row["best"] else "-" for o in shared),
-                f"{row['hypervolume']:.4f}",
-            )
-            for row in figures["runs"]
-        ],
-    )
-    metric, cost, rows = budget_rows(fronts)
-    if rows:
-        print_table(f"Best {metric} within a budget of {cost}", (cost, *fronts), rows)
+    else:
+        print_comparison(figures, fronts, loaded)
 
 
 def _traced(text: str, say: Callable[[str], None]) -> tuple[Task, Blueprint]:
@@ -397,13 +338,6 @@ def _front(run: Run, objectives: Iterable[Any] | None) -> Front:
 
 def _about(run: Run) -> dict[str, Any]:
     return {key: run.settings[key] for key in ("task", "searcher", "seed")}
-
-
-def _cost(part: float, whole: float) -> tuple[str, str]:
-    """A layer's cost, and its share of the model's."""
-    from .results.table import si
-
-    return si(part), f"{100 * part / whole:.1f} %" if whole else ""
 
 
 def _cores() -> int:

@@ -249,9 +249,8 @@ class RayPool:
         self._replace(seat)
 
     def _failed_start(self, error: Exception) -> None:
-        cause = getattr(error, "cause", None)
         if isinstance(error, self._ray.exceptions.RayTaskError):
-            raise PoolError(f"workers cannot load the task: {first_line(cause or error)}") from error
+            raise PoolError(f"workers cannot load the task: {first_line(error.cause or error)}") from error
         self._failed_starts += 1
         if self._failed_starts > len(self._seats):
             raise PoolError(f"workers die while they start: {first_line(error)}") from error
@@ -259,7 +258,7 @@ class RayPool:
     def _reason(self, error: Exception) -> str:
         """Text whose last line says it all."""
         if isinstance(error, self._ray.exceptions.RayTaskError):
-            return f"{error}\nthe outcome could not be sent: {first_line(getattr(error, 'cause', None) or error)}"
+            return f"{error}\nthe outcome could not be sent: {first_line(error.cause or error)}"
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         return "\n".join([*lines, f"worker died ({type(error).__name__})"])
 

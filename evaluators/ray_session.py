@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,9 @@ class RaySession:
             self._owned = True
             try:
                 self._start(None if local else address, workers, data_bytes)
+            except PoolError:
+                self.close()
+                raise
             except Exception as error:
                 self.close()
                 raise PoolError(f"Ray does not start: {first_line(error)}") from error
@@ -85,6 +89,7 @@ class RaySession:
         import ray
 
         if address is not None:
+            _check_reachable(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             return
         folder = _new_folder()
@@ -120,6 +125,17 @@ def _set_environment(local: bool) -> None:
         wanted["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would wait for minutes. Addresses without a port (``auto``) are left to it."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise PoolError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
 
 
 def _new_folder() -> str:

@@ -58,18 +58,20 @@ def compare_fronts(fronts: Mapping[str, Front]) -> dict[str, Any]:
 
 
 def budget_rows(fronts: Mapping[str, Front]) -> tuple[str, str, list[list[str]]]:
-    """What each front reaches in the first objective at shrinking budgets of a cost.
+    """What each front reaches at shrinking budgets of a cost, in the first other objective.
 
     Returns:
-        ``(metric, cost, rows)``; a row is the budget (``"0.5x"``) and one text per front,
-        ``"-"`` where it has nothing so cheap. No rows where no objective is a known cost, or a run lacks
-        the unchanged model.
+        ``(metric, cost, rows)``; a row is the budget (``"0.5x"``) and one text per front, ``"-"`` where
+        it has nothing so cheap. No rows without both kinds of objective, or without an unchanged model.
     """
     objectives = next(iter(fronts.values())).objectives
-    metric = objectives[0]
-    cost = next((o.name for o in objectives[1:] if o.goal == "min" and o.name in METRICS), "")
+    costs = [o for o in objectives if o.goal == "min" and o.name in METRICS and o.name != "loss"]
+    others = [o for o in objectives if o not in costs]
+    if not costs or not others or not all(f.baseline for f in fronts.values()):
+        return "", "", []
+    metric, cost = others[0], costs[0].name
     rows = []
-    for budget in BUDGETS if cost and all(f.baseline for f in fronts.values()) else ():
+    for budget in BUDGETS:
         cells = [_reached(front, metric, f"{cost}<={budget}x") for front in fronts.values()]
         if any(cell != "-" for cell in cells):
             rows.append([f"{budget:g}x", *cells])

@@ -19,7 +19,8 @@ def rebuild_space(task: Task, settings: Mapping[str, Any]) -> Space:
 
     Args:
         settings: ``choices`` (``[[name, [options...]], ...]``) and ``space``, the space's ``recipe``:
-            ``{"kinds": [...], "options": {...}}`` as given to ``Blueprint.space``.
+            ``{"kinds": [...], "options": {...}}`` as given to ``Blueprint.space``, and ``"calibrated"``:
+            whether it was given the task's calibration batches.
 
     Raises:
         RunError: the model gives another space today, or the run does not say how its space was made.
@@ -29,7 +30,9 @@ def rebuild_space(task: Task, settings: Mapping[str, Any]) -> Space:
     recipe = settings.get("space")
     if not recipe:
         raise RunError("the run does not say how its space was made; give it: load(path, task, space=...)")
-    space = trace(task.model, task.example).space(*recipe["kinds"], **recipe["options"])
+    calibration = task.calibration_batches if recipe.get("calibrated") else None
+    blueprint = trace(task.model, task.example)
+    space = blueprint.space(*recipe["kinds"], **recipe["options"], calibration=calibration)
     choices = [[c.name, list(c.options)] for c in space.choices]
     if choices != settings["choices"]:
         raise RunError(

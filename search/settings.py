@@ -71,6 +71,8 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         found.append("the model's weights or the validation data have changed")
     if stored.get("choices") != now["choices"]:
         found.append(_choices_differ(stored.get("choices") or [], now["choices"]))
+    elif stored.get("space") != now["space"]:  # other importance or repair: equal candidates, other models
+        found.append(f"the space was made by {_short(stored.get('space'))}, is now by {_short(now['space'])}")
     for key in ("task", "searcher", "seed", "window", "objectives", "limits", "metrics"):
         if stored.get(key) != now[key]:
             found.append(f"{key} was {_short(stored.get(key))}, is now {_short(now[key])}")

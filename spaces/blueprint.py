@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from .coupling import Coupling, Group, find_coupling
 from .importance import Criterion, criterion, order
 from .proof import Proof, prove
 from .prune import Prune, pruning_choice
+from .repair import Calibration, fold, gather
+from .repair.gram import Inputs
+from .repair.least_squares import RIDGE
 from .space import Space
 from .surgery import Alive, Surgeon
 
@@ -49,6 +53,8 @@ class Blueprint:
         self._surgeon = Surgeon(captured.graph_module, captured.source, self.coupling)
         self._captured: Captured | None = captured
         self._proof: Proof | None = None
+        self._calibration: Calibration | None = None
+        self._calibrations = 0
         self._orders: dict[str, dict[str, np.ndarray]] = {}  # criterion -> group -> units, best first
         self._group_at = {g.name: i for i, g in enumerate(self.coupling.groups)}
 
@@ -75,12 +81,40 @@ class Blueprint:
             self._proof = prove(self._captured, self.coupling, self._surgeon, progress=progress)
         return self._proof
 
+    def calibrate(
+        self, batches: Sequence[Inputs], *, repair: bool = True, ridge: float = RIDGE
+    ) -> Calibration:
+        """Measure on real inputs what the layers read; from then on built networks are repaired.
+
+        Repair needs no training: whatever a removed input gave to a layer is expressed by the kept ones, in
+        the least-squares sense, and folded into the layer's weights and bias. Re-estimating BatchNorm
+        afterwards is up to the caller.
+
+        Args:
+            batches: ``(args, kwargs)`` each, a few hundred samples in all.
+            repair: ``False`` measures for ``importance="reconstruction"`` alone.
+            ridge: damping, relative to the mean variance of a layer's inputs.
+
+        Raises:
+            ValueError: no batches, or a negative ridge.
+        """
+        if ridge < 0:
+            raise ValueError(f"ridge must not be negative, got {ridge}")
+        if self._captured is None:
+            raise RuntimeError("this copy of the blueprint holds no captured graph; calibrate the original")
+        measured = gather(self._captured, self.coupling, batches)
+        self._calibration = replace(measured, repair=repair, ridge=ridge)
+        self._calibrations += 1
+        return self._calibration
+
     def space(
         self,
         *kinds: str,
         ratios: int | Sequence[float] = 8,
-        importance: str | Criterion = "l1",
+        importance: str | Criterion | None = None,
         round_to: int = 1,
+        calibration: Sequence[Inputs] | None = None,
+        repair: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> Space:
         """Search space over this model, proven by execution.
@@ -88,11 +122,16 @@ class Blueprint:
         Args:
             kinds: what to search; ``"prune"`` (the default).
             ratios: pruning ratios per group, as a number or a list (see :func:`pruning_choice`).
-            importance: which units go first: ``"l1"``, ``"l2"``, ``"batchnorm"``, ``"random"`` or a function.
+            importance: which units go first: ``"l1"``, ``"l2"``, ``"batchnorm"``, ``"random"``,
+                ``"reconstruction"`` (needs calibration) or a function; ``None`` takes ``"reconstruction"``
+                where there is calibration and ``"l1"`` where there is none.
             round_to: keep multiples of this many units.
+            calibration: real inputs, ``(args, kwargs)`` each; see :meth:`calibrate`, which this calls.
+            repair: whether that makes built networks repaired.
 
         Raises:
-            ValueError: an unknown kind, or nothing in this model may be changed (with the reasons).
+            ValueError: an unknown kind, nothing in this model may be changed (with the reasons), or
+                ``"reconstruction"`` without calibration.
         """
         unknown = [k for k in kinds if k not in KINDS]
         if unknown:
@@ -101,8 +140,14 @@ class Blueprint:
         if not self.groups:
             reasons = "; ".join(f"{k}: {v}" for k, v in list(self.left_out.items())[:3])
             raise ValueError(f"nothing in this model may be pruned ({reasons})")
-        by = criterion(importance)
+        if calibration is not None:
+            self.calibrate(calibration, repair=repair)
+        if importance is None:
+            importance = "l1" if self._calibration is None else "reconstruction"
+        by = criterion(importance, self._calibration)
         key = importance if isinstance(importance, str) else f"{type(by).__name__}-{len(self._orders)}"
+        if importance == "reconstruction":
+            key = f"reconstruction-{self._calibrations}"  # another calibration gives another order
         if key not in self._orders:
             parameters = self._surgeon.tensors
             self._orders[key] = {g.name: order(g, parameters, by) for g in self.groups}
@@ -111,8 +156,11 @@ class Blueprint:
             "ratios": ratios if isinstance(ratios, int) else [float(r) for r in ratios],
             "importance": importance,
             "round_to": round_to,
+            "repair": self._calibration is None or self._calibration.repair,
         }
-        recipe = {"kinds": list(kinds), "options": options} if isinstance(importance, str) else None
+        recipe: dict[str, Any] | None = None
+        if isinstance(importance, str):
+            recipe = {"kinds": list(kinds), "options": options, "calibrated": self._calibration is not None}
         return Space([c for c in choices if len(c) > 1] or choices, model=self, recipe=recipe)
 
     # -- the model side of a space -------------------------------------------------------------------
@@ -136,9 +184,18 @@ class Blueprint:
         return kept
 
     def build(self, candidate: Candidate) -> nn.Module:
-        """Independent smaller module in eval mode: the user's class where proven, else the captured graph."""
+        """Independent smaller module in eval mode: the user's class where proven, else the captured graph.
+
+        Repaired where there was calibration (see :meth:`calibrate`).
+        """
         alive = self.alive(candidate)
-        return self._surgeon.own(alive) if self.artifact == "module" else self._surgeon.graph(alive)
+        mend = self._mend if self._calibration is not None and self._calibration.repair else None
+        make = self._surgeon.own if self.artifact == "module" else self._surgeon.graph
+        return make(alive, mend)
+
+    def _mend(self, alive: Alive, made: dict[str, Any]) -> None:
+        assert self._calibration is not None
+        fold(self._calibration, alive, self._surgeon.tensors, self.coupling.parameters, made)
 
     def alive(self, candidate: Candidate) -> Alive:
         """Which unit labels stay: [units + 1] bool, entry 0 (fixed positions) True."""

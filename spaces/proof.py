@@ -32,6 +32,7 @@ from .surgery import Alive, Surgeon, rewrite
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # largest difference / largest output
 LOOSE = 1e-2  # half precision
+STEP = 10.0  # one operator may round that much worse than the whole network, relative to its own result
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,11 @@ class _Operators(fx.Interpreter):
         difference, allowed = relative_difference(
             list(got) if isinstance(got, (tuple, list)) else [got], expected
         )
-        return "" if difference <= allowed else f"{n.name} differs by {difference:.1e} (relative) once cut"
+        return (
+            ""
+            if difference <= STEP * allowed
+            else f"{n.name} differs by {difference:.1e} (relative) once cut"
+        )
 
 
 class _Artifacts:

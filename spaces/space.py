@@ -32,8 +32,8 @@ class Space:
     Args:
         choices: at least one, with distinct names.
         model: the model side, shared by spaces that are joined with ``+``.
-        recipe: how ``Blueprint.space`` was called, ``{"kinds": [...], "options": {...}}``, as plain data, so
-            that a run can make the space again; ``None`` when that cannot be told.
+        recipe: how ``Blueprint.space`` was called, as plain data, so that a run can make the space again:
+            ``{"kinds": [...], "options": {...}, "calibrated": bool}``; ``None`` when that cannot be told.
 
     Raises:
         ValueError: no choices, or two of the same name.

@@ -7,7 +7,7 @@ constants rewritten.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from .coupling import Constant, Coupling
 from .coupling.walk import get_attribute
 
 Alive = np.ndarray  # [units + 1] bool; entry 0 (fixed positions) is True
+Mend = Callable[[Alive, dict[str, Any]], None]  # changes sliced parameters, by canonical name, in place
 
 
 class Surgeon:
@@ -42,8 +43,8 @@ class Surgeon:
         lighter.module = None
         return lighter
 
-    def parameters(self, alive: Alive) -> dict[str, torch.Tensor]:
-        """New tensors by canonical name: kept positions gathered along every followed axis."""
+    def parameters(self, alive: Alive, mend: Mend | None = None) -> dict[str, torch.Tensor]:
+        """New tensors by canonical name: kept positions gathered along every followed axis, then mended."""
         kept: dict[int, torch.Tensor] = {}
         made: dict[str, torch.Tensor] = {}
         for name in dict.fromkeys(self.coupling.canonical.values()):
@@ -61,13 +62,15 @@ class Surgeon:
                 if isinstance(old, nn.Parameter):
                     new = nn.Parameter(new, requires_grad=old.requires_grad)
             made[name] = new
+        if mend is not None:
+            mend(alive, made)
         return made
 
-    def graph(self, alive: Alive) -> CapturedModule:
+    def graph(self, alive: Alive, mend: Mend | None = None) -> CapturedModule:
         """The captured graph on the kept positions."""
         if self.module is None:
             raise RuntimeError("this copy of the surgeon holds no captured graph")
-        parameters = self.parameters(alive)
+        parameters = self.parameters(alive, mend)
         attributes: dict[str, Any] = {
             target: parameters[name] for target, name in self.coupling.canonical.items()
         }
@@ -87,14 +90,14 @@ class Surgeon:
                 setattr(made, name, getattr(self.module, name))
         return made
 
-    def own(self, alive: Alive) -> nn.Module:
+    def own(self, alive: Alive, mend: Mend | None = None) -> nn.Module:
         """The user's module, same class and names, with sliced parameters.
 
         It is up to the caller to prove that its forward agrees with :meth:`graph`.
         """
         if self.source is None:
             raise RuntimeError("this copy of the surgeon holds no source module")
-        parameters = self.parameters(alive)
+        parameters = self.parameters(alive, mend)
         memo: dict[int, Any] = {}
         for target, name in self.coupling.canonical.items():
             try:
@@ -141,7 +144,7 @@ def rewrite(
     names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
     args, kwargs = list(node.args), dict(node.kwargs)
     for constant in constants:
-        value = int(np.count_nonzero(alive[constant.vector]))
+        value = -1 if constant.vector is None else int(np.count_nonzero(alive[constant.vector]))
         at = names.index(constant.argument)
         holder: Any = args if at < len(args) else kwargs
         key: Any = at if at < len(args) else constant.argument

@@ -8,8 +8,10 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from netcarve import Task
 from netcarve.evaluators import (
     InProcessPool,
     Job,
+    Measured,
     Outcome,
     Pool,
     PoolError,
@@ -240,6 +243,19 @@ def test_only_the_guilty_candidate_fails_when_a_worker_dies(session: RaySession)
 
 
 @pytest.mark.ray
+def test_an_outcome_that_cannot_be_sent_is_a_failure_of_its_candidate(session: RaySession) -> None:
+    def locked(task: object, model: object, candidate: Candidate) -> dict[str, float]:
+        detail = {"lock": threading.Lock()} if candidate["n"] == 3 else {}
+        return Measured({"score": 1.0}, detail=detail)
+
+    with RayPool(Job(None, SPACE, (locked,)), workers=1) as pool:
+        outcomes = _drain(pool, [(i, _one("score", i)) for i in range(6)])
+    failed = {n: o.error for n, o in outcomes.items() if o.error}
+    assert list(failed) == [3]
+    assert "the outcome could not be sent" in failed[3].splitlines()[-1]
+
+
+@pytest.mark.ray
 def test_only_the_guilty_candidate_runs_out_of_time(session: RaySession) -> None:
     jobs = [(i, _one("score", i % 100)) for i in range(60)]
     jobs[30] = (30, _one("hang"))
@@ -361,11 +377,23 @@ def test_finished_returns_when_time_is_up(session: RaySession) -> None:
         assert [o.number for o in pool.finished()] == [1]
 
 
+def test_a_cluster_that_does_not_answer_is_refused_at_once() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        script = (
+            "from netcarve.evaluators import PoolError\n"
+            "from netcarve.evaluators.ray_session import RaySession\n"
+            f"try:\n    RaySession(1, address={address!r})\nexcept PoolError as error:\n    print(error)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith(f"no Ray cluster answers at {address}: ConnectionRefusedError"), done.stderr
+
+
 # -- as a user's script, without a __main__ guard
 
 SCRIPT = """
 import sys, time
-import ray
 from netcarve.evaluators import Job, RayPool
 from netcarve.spaces import Choice, Space
 
@@ -379,6 +407,7 @@ def evaluate(task, model, candidate):
 space = Space([Choice("seconds", (0.0, 1000))])
 pool = RayPool(Job(None, space, (evaluate,)), workers=2)
 with pool:
+    import ray
     print(ray._private.worker._global_node.get_temp_dir_path(), flush=True)
     pool.submit([(i, space.baseline) for i in range(5)])
     done = 0
@@ -411,7 +440,7 @@ def test_a_script_is_quiet_and_leaves_nothing_behind(end: str, tmp_path: Path) -
     mark = f"NETCARVE_TEST={tmp_path}"
     # A long folder for temporary files, and a home that cannot be written.
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "NETCARVE_TEST": str(tmp_path),
         "HOME": "/proc/nowhere",
         "TMPDIR": str(tmp_path),

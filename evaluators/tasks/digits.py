@@ -161,7 +161,7 @@ def _cache_folder() -> Path:
 
 
 def _recipe() -> str:
-    """Hash of everything that decides the weights: architecture, data, training and torch's version."""
+    """Hash of everything that decides the weights: architecture, data and training."""
     parts: tuple[Any, ...] = (Block, DigitsNet, data, train, _train, _shifted)
     numbers = (EPOCHS, BATCH, LEARNING_RATE, VALIDATION)
     text = "\n".join([*(inspect.getsource(part) for part in parts), repr(numbers)])

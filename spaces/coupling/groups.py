@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,21 +65,47 @@ class Coupling:
     frozen: dict[str, str]  # module with channels that cannot go -> reason
 
 
+MOST_WALKS = 12  # each costs about one forward pass
+
+
 def find_coupling(captured: Captured) -> Coupling:
-    """Follow the labels; where a fork ended fixed, follow another of its axes and keep what frees more."""
+    """Follow the labels; where a fork ended fixed, follow another of its axes and keep what frees more.
+
+    Forks of one kind (same operator, same number of axes) are turned together: a network repeats its blocks.
+    """
     best = _walk(captured, {})
-    for turn in range(1, 4):
-        dead = {
-            name: int(np.argsort(fork.lengths, kind="stable")[::-1][turn])
-            for name, fork in best.forks.items()
-            if turn < len(fork.lengths) and best.units.normal(fork.vector) is None
-        }
-        if not dead:
-            break
-        other = _walk(captured, {**best.prefer, **dead})
-        if _freed(other, captured) > _freed(best, captured):
-            best = other
+    freed, walks = _freed(best, captured), 1
+    improved = True
+    while improved and walks < MOST_WALKS:
+        improved = False
+        for turned in _turns(best, captured):
+            other = _walk(captured, {**best.prefer, **turned})
+            walks += 1
+            if (more := _freed(other, captured)) > freed:
+                best, freed, improved = other, more, True
+                break
+            if walks >= MOST_WALKS:
+                break
     return _collect(best, captured)
+
+
+def _turns(walk: Walk, captured: Captured) -> Iterator[dict[str, int]]:
+    """Other axes for the forks that ended fixed, one kind at a time, longer axes first."""
+    kinds: dict[tuple[Any, int], list[str]] = {}
+    nodes = {n.name: n for n in captured.graph_module.graph.nodes}
+    for name, fork in walk.forks.items():
+        if walk.units.normal(fork.vector) is None:
+            kinds.setdefault((nodes[name.partition(".")[0]].target, len(fork.lengths)), []).append(name)
+    for (_, axes), names in kinds.items():
+        for rank in range(axes):
+            turned = {name: _by_length(walk.forks[name].lengths)[rank] for name in names}
+            if any(turned[name] != walk.forks[name].taken for name in names):
+                yield turned
+
+
+def _by_length(lengths: tuple[int, ...]) -> list[int]:
+    """Axes, longest first; of equals the last first."""
+    return sorted(range(len(lengths)), key=lambda axis: (lengths[axis], axis), reverse=True)
 
 
 def _walk(captured: Captured, prefer: dict[str, int]) -> Walk:
@@ -88,11 +115,11 @@ def _walk(captured: Captured, prefer: dict[str, int]) -> Walk:
 
 
 def _freed(walk: Walk, captured: Captured) -> int:
-    """Number of parameter elements with at least one followed axis."""
+    """Parameter elements, counted once for each followed axis."""
     return sum(
         get_attribute(captured.graph_module, name).numel()
+        * sum(walk.units.normal(v) is not None for v in axes)
         for name, axes in walk.parameters.items()
-        if any(walk.units.normal(v) is not None for v in axes)
     )
 
 
@@ -163,7 +190,7 @@ def _collect(walk: Walk, captured: Captured) -> Coupling:
         constants=tuple(
             Constant(c.node, c.argument, c.element, v)
             for c in walk.constants
-            if (v := settle(compact(c.vector))) is not None
+            if (v := settle(compact(c.vector))) is not None or c.vector is None
         ),
         macs={k: _settled(term, lambda v: settle(compact(v))) for k, term in walk.macs.items()},
         reads=walk.reads,

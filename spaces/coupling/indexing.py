@@ -28,6 +28,7 @@ _SHAPE_ARGUMENT = {
     "view_copy": "size",
 }
 
+_LIKE = (aten.expand_as.default, aten.view_as.default, aten.reshape_as.default)
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.view_copy.default)
 
 
@@ -53,8 +54,10 @@ def move(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
         laid = _run_on_labels(walk, n, vector, axis, walk.shape(x))
         for k, labels in enumerate(laid):
             _place(walk, n.name if len(laid) == 1 else f"{n.name}.{k}", labels, made[k])
-    if n.target in (aten.expand.default, aten.expand_as.default):
-        _stretch(walk, n, a, x, made[0])
+    if n.target is aten.expand.default:
+        _stretch(walk, a["size"], x, made[0])
+    elif n.target in _LIKE:
+        _follow_shape(walk, n, a["other"], x, made[0])
     _note_constants(walk, n, a, x, made)
     axes = [tuple(walk.units.normal(v) for v in one) for one in made]
     return axes if isinstance(out, (tuple, list)) else axes[0]
@@ -119,13 +122,22 @@ def _refuse_order_dependent(walk: Walk, n: fx.Node, a: dict[str, Any], x: fx.Nod
         walk.freeze(f"{n.name} takes a diagonal", *axes)
 
 
-def _stretch(walk: Walk, n: fx.Node, a: dict[str, Any], x: fx.Node, made: list[Vector | None]) -> None:
+def _stretch(walk: Walk, after: list[Any], x: fx.Node, made: list[Vector | None]) -> None:
     """Positions that an expansion repeats are all alike, so any of them may go: new units."""
-    before, after = walk.shape(x), [] if n.target is aten.expand_as.default else a["size"]
+    before = walk.shape(x)
     for axis, size in enumerate(after):
         k = axis - (len(after) - len(before))
         if isinstance(size, int) and size > 1 and (k < 0 or before[k] == 1) and made[axis] is None:
             made[axis] = walk.units.fresh(size)
+
+
+def _follow_shape(walk: Walk, n: fx.Node, other: fx.Node, x: fx.Node, made: list[Vector | None]) -> None:
+    """The result takes the other operand's shape: repeated positions follow it, the rest must agree."""
+    before, after = walk.shape(x), walk.shape(other)
+    for axis, v in enumerate(walk.of(other)):
+        k = axis - (len(after) - len(before))
+        stretched = n.target is aten.expand_as.default and (k < 0 or before[k] == 1 != after[axis])
+        made[axis] = v if stretched else walk.agree(n.name, [made[axis], v])
 
 
 def _note_constants(
@@ -169,7 +181,10 @@ def _note_shape(
         v = made[first + k]
         if v is None or (isinstance(size, int) and size == -1):
             continue
-        if isinstance(size, fx.Node):
+        if isinstance(size, fx.Node) and -1 not in sizes and n.target in (*_VIEWS, aten.reshape.default):
+            walk.constant(n, argument, k, None)
+            sizes = [*sizes[:k], -1, *sizes[k + 1 :]]  # one size at most can be left open
+        elif isinstance(size, fx.Node):
             walk.freeze(f"{n.name} computes its size from the batch", v)
         else:
             walk.constant(n, argument, k, v)
@@ -212,3 +227,23 @@ def constant_tensor(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> Axes
     made = [walk.units.fresh(size) if isinstance(size, int) else None for size in a["size"]]
     _note_shape(walk, n, "size", a["size"], made, 0)
     return tuple(made)
+
+
+@rule("im2col")
+def im2col(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """Patches: a channel becomes kernel-many neighbouring rows."""
+    axes = walk.of(a["self"])
+    walk.freeze(f"is a spatial axis of {n.name}", *axes[-2:])
+    rows = None if axes[-3] is None else np.repeat(axes[-3], int(np.prod(a["kernel_size"])))
+    return (*axes[:-3], rows, None)
+
+
+@rule("col2im")
+def col2im(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """Overlapping patches added up: the rows of one channel go together."""
+    *batch, rows, positions = walk.of(a["self"])
+    walk.freeze(f"is a spatial axis of {n.name}", positions)
+    made = None
+    if rows is not None:
+        made = walk.units.normal(walk.units.tie_rows(rows.reshape(-1, int(np.prod(a["kernel_size"])))))
+    return (*batch, made, None, None)

@@ -43,7 +43,7 @@ class Constant:
     node: str
     argument: str  # schema name
     element: int | None  # position when the argument is a list
-    vector: Vector  # labels of the counted positions
+    vector: Vector | None  # labels of the counted positions; None: left to the operator (-1)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Walk:
                 followed.append(v)
         self.macs[node.name] = Term(fixed, tuple(followed))
 
-    def constant(self, node: fx.Node, argument: str, element: int | None, vector: Vector) -> None:
+    def constant(self, node: fx.Node, argument: str, element: int | None, vector: Vector | None) -> None:
         self.constants.append(Constant(node.name, argument, element, vector))
 
     def fork(self, name: str, matrix: np.ndarray) -> tuple[int, Vector | None]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..coupling import Group
+from ..repair import Calibration
 
 Criterion = Callable[[Group, Mapping[str, torch.Tensor]], np.ndarray]
 
@@ -24,16 +25,26 @@ _BUILT_IN = {
 }
 
 
-def criterion(name: str | Criterion) -> Criterion:
+def criterion(name: str | Criterion, calibration: Calibration | None = None) -> Criterion:
     """Criterion by name, or the callable given.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or ``"reconstruction"`` without calibration.
     """
     if callable(name):
         return name
+    if name == "reconstruction":
+        if calibration is None:
+            raise ValueError(
+                "importance 'reconstruction' needs calibration data: give space(..., calibration=batches) "
+                "with batches = [(args, kwargs), ...], or another importance such as 'l1'"
+            )
+        from .reconstruction import Reconstruction
+
+        return Reconstruction(calibration)
     if name not in _BUILT_IN:
-        raise ValueError(f"unknown importance {name!r}; known are {', '.join(_BUILT_IN)}, or give a function")
+        known = ", ".join((*_BUILT_IN, "reconstruction"))
+        raise ValueError(f"unknown importance {name!r}; known are {known}, or give a function")
     module, _, attribute = _BUILT_IN[name].partition(":")
     return getattr(import_module(module, __name__), attribute)
 

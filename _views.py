@@ -1,0 +1,106 @@
+"""What the commands show, beside fronts (`results/table.py`): JSON and plain tables on stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ._terminal import printer
+
+if TYPE_CHECKING:
+    from .results import Front
+    from .results.export import Receipt
+    from .search import Run
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout, and nothing else."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table on stdout below its title; columns of figures stand to the right."""
+    from rich import box
+    from rich.table import Table
+
+    if title:
+        print(title)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, heading in enumerate(headings):
+        figures = all(row[position][:1].isdigit() or row[position] in ("", "-") for row in rows)
+        table.add_column(heading, justify="right" if figures and rows else "left")
+    for row in rows:
+        table.add_row(*row)
+    printer().print(table)
+
+
+def print_inspection(found: Mapping[str, Any]) -> None:
+    """The groups, the exceptions and the layers of :func:`evaluators.inspection.inspection`."""
+    from .results.table import si
+
+    def cost(layer: Mapping[str, Any], name: str) -> tuple[str, str]:
+        return si(layer[name]), f"{100 * layer[name] / found[name]:.1f} %" if found[name] else ""
+
+    sizes = f"{si(found['macs'])} MACs a sample, {si(found['params'])} parameters"
+    print(f"{found['task']}: {found['model']}, {sizes}\n")
+    print_table(
+        "Coupled groups: channels that can only be removed together",
+        ("group", "units", "made and read by"),
+        [(g["name"], str(g["units"]), ", ".join(g["modules"])) for g in found["groups"]],
+    )
+    if found["left_out"]:
+        print_table("Left as they are", ("what", "why"), list(found["left_out"].items()))
+    print_table(
+        "Layers",
+        ("layer", "kind", "MACs", "share", "parameters", "share"),
+        [(y["name"], y["kind"], *cost(y, "macs"), *cost(y, "params")) for y in found["layers"]],
+    )
+
+
+def print_receipt(receipt: Receipt) -> None:
+    """What was exported, and how well each format was seen to reproduce."""
+    from .results.table import metric_text
+
+    print_table(
+        f"Exported to {receipt.directory}",
+        ("format", "files", "size", "max relative difference", receipt.metric),
+        [
+            (
+                name,
+                ", ".join(record.files),
+                f"{sum(receipt.files[file].bytes for file in record.files) / 1e6:.2f} MB",
+                f"{record.max_relative_difference:.1e}",
+                "" if record.score is None else metric_text(receipt.metric, record.score),
+            )
+            for name, record in receipt.formats.items()
+        ],
+    )
+    print(f"Checked in fresh processes on {receipt.samples} samples; all is in receipt.json beside the files")
+
+
+def print_comparison(
+    figures: Mapping[str, Any], fronts: Mapping[str, Front], runs: Mapping[str, Run]
+) -> None:
+    """The runs by hypervolume, and what each reaches within a budget.
+
+    Args:
+        figures: of :func:`results.comparison.compare_fronts`.
+        fronts, runs: by the names in it.
+    """
+    from .results.comparison import budget_rows
+    from .results.table import metric_text
+
+    goals = next(iter(fronts.values())).objectives
+    headings = ("run", "task", "searcher", "seed", "trials", "front")
+    rows = []
+    for row in figures["runs"]:
+        run, best = runs[row["run"]], row["best"]
+        about = [str(run.settings[key]) for key in ("task", "searcher", "seed")]
+        reached = [metric_text(o.name, best[o.name], o.unit) if best else "-" for o in goals]
+        sizes = (str(len(run)), str(row["size"]))
+        rows.append((row["run"], *about, *sizes, *reached, f"{row['hypervolume']:.4f}"))
+    print_table("", (*headings, *(f"best {o.name}" for o in goals), "hypervolume"), rows)
+    metric, cost, budgets = budget_rows(fronts)
+    if budgets:
+        print_table(f"Best {metric} within a budget of {cost}", (cost, *fronts), budgets)
