@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+CTRL_C = 130  # what typer makes of a KeyboardInterrupt
+
 
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 bad usage or input."""
@@ -30,8 +32,6 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # `netcarve front RUN | head`; nothing is left to be told
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except KeyboardInterrupt:
-        return _complain("interrupted", code=1)
     except Exception as error:
         if not _foreseen(error):
             raise
@@ -39,7 +39,9 @@ def run(arguments: Sequence[str]) -> int:
         if theirs and (detail := getattr(error, "detail", "")):  # the traceback of the user's own code
             print(detail.rstrip(), file=sys.stderr)
         return _complain(_text(error), code=2 if theirs else 1)
-    return min(done, 1) if isinstance(done, int) else 0  # typer turns Ctrl-C into 130
+    if done == CTRL_C:
+        return _complain("interrupted", code=1)
+    return done if isinstance(done, int) else 0
 
 
 def _foreseen(error: Exception) -> bool:

@@ -137,7 +137,8 @@ def sweep(
                 progress=RichProgress(),
             )
     except Interrupted as stop:
-        typer.echo(f"{stop}: the same command with --resume --out {stop.path}", err=True)
+        kept = stop.path.exists()
+        typer.echo(f"{stop}: the same command with --resume --out {stop.path}" if kept else stop, err=True)
         raise typer.Exit(1) from None
 
     front, failed = run.front, sum(t.failed for t in run.trials)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
-from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from ..capture import Captured, batch_length, flat_inputs
@@ -18,6 +18,7 @@ from ..coupling import Coupling
 from ..coupling.walk import bind
 from .consumers import Consumer, Source, find_consumers
 from .least_squares import RIDGE
+from .rows import draw, places, take
 
 log = logging.getLogger(__name__)
 
@@ -129,32 +130,10 @@ class _Gatherer(fx.Interpreter):
 
 def _rows(x: torch.Tensor, source: Source, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """Samples of the source's columns, float64 [at most CHUNK / columns, columns] at a time."""
-    width = len(source.labels) * source.taps
-    wanted = max(ROWS, 8 * width)
-    if source.patch is None:
-        x = x.movedim(source.axis, -1)
-        flat = x.reshape(-1, width) if x[..., 0].numel() <= wanted else _drawn(x, wanted, generator)
-        for part in flat.split(max(1, CHUNK // width)):
-            yield part.double()
-        return
-    p = source.patch
-    span = [d * (k - 1) + 1 for k, d in zip(p.kernel, p.dilation, strict=True)]
-    places = 1
-    for length, pad, s, step in zip(x.shape[2:], p.padding, span, p.stride, strict=True):
-        places *= (length + 2 * pad - s) // step + 1
-    share = min(1.0, wanted / max(1, len(x) * places))
-    for part in x.split(max(1, CHUNK // (width * places))):
-        seen = functional.unfold(part, p.kernel, p.dilation, p.padding, p.stride)  # [batch, columns, places]
-        seen = seen.transpose(1, 2)
-        drawn = _drawn(seen, max(1, round(share * len(part) * places)), generator) if share < 1 else seen
-        yield drawn.reshape(-1, width).double()
-
-
-def _drawn(x: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
-    """``count`` random rows along the last axis, [count, columns]."""
-    total = x[..., 0].numel()
-    at = torch.randint(total, (count,), generator=generator)
-    return x[torch.unravel_index(at, x.shape[:-1])]
+    width = len(source.columns)
+    at = draw(math.prod(places(x, source)), max(ROWS, 8 * width), generator)
+    for part in at.split(max(1, CHUNK // width)):
+        yield take(x, source, part).double()
 
 
 def _plan(

@@ -1,0 +1,38 @@
+"""The README's code runs as written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+PYTHON = [code for language, code in BLOCKS if language == "python"]
+SHELL = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+
+
+def run(*command, cwd):
+    done = subprocess.run([sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_python_example(tmp_path):
+    (tmp_path / "example.py").write_text(PYTHON[0], encoding="utf-8")
+    assert "accuracy" in run("example.py", cwd=tmp_path)
+    assert (tmp_path / "digits-small" / "receipt.json").is_file()
+
+
+def test_the_task_file(tmp_path):
+    name = re.match(r"# (\S+\.py)\n", PYTHON[1])[1]
+    (tmp_path / name).write_text(PYTHON[1], encoding="utf-8")
+    assert "Linear" in run("-m", "netcarve", "inspect", f"{name}:task", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("netcarve ")])
+def test_commands_exist_with_these_options(line):
+    words = line.partition("#")[0].split()
+    help_text = run("-m", "netcarve", words[1], "--help", cwd=ROOT)
+    assert all(word in help_text for word in words if word.startswith("--"))
