@@ -137,8 +137,9 @@ def sweep(
                 progress=RichProgress(),
             )
     except Interrupted as stop:
-        kept = stop.path.exists()
-        typer.echo(f"{stop}: the same command with --resume --out {stop.path}" if kept else stop, err=True)
+        typer.echo(stop, err=True)
+        if stop.path.exists():
+            typer.echo(f"Go on: the same command with --resume --out {stop.path}", err=True)
         raise typer.Exit(1) from None
 
     front, failed = run.front, sum(t.failed for t in run.trials)

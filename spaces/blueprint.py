@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from .coupling import Coupling, Group, find_coupling
 from .importance import Criterion, criterion, order
 from .proof import Proof, prove
 from .prune import Prune, pruning_choice
-from .repair import Calibration, fold, gather
+from .repair import Calibration, Sequential, fold, gather, sequential
 from .repair.gram import Inputs
 from .repair.least_squares import RIDGE
 from .space import Space
 from .surgery import Alive, Surgeon
 
 KINDS = ("prune",)
+Repair = bool | Literal["once"]
 
 
 def trace(model: nn.Module, example: Any) -> Blueprint:
@@ -55,6 +56,8 @@ class Blueprint:
         self._proof: Proof | None = None
         self._calibration: Calibration | None = None
         self._calibrations = 0
+        self._repair: Repair = False
+        self._sequential: Sequential | None = None
         self._orders: dict[str, dict[str, np.ndarray]] = {}  # criterion -> group -> units, best first
         self._group_at = {g.name: i for i, g in enumerate(self.coupling.groups)}
 
@@ -82,28 +85,34 @@ class Blueprint:
         return self._proof
 
     def calibrate(
-        self, batches: Sequence[Inputs], *, repair: bool = True, ridge: float = RIDGE
+        self, batches: Sequence[Inputs], *, repair: Repair = True, ridge: float = RIDGE
     ) -> Calibration:
         """Measure on real inputs what the layers read; from then on built networks are repaired.
 
         Repair needs no training: whatever a removed input gave to a layer is expressed by the kept ones, in
-        the least-squares sense, and folded into the layer's weights and bias. Re-estimating BatchNorm
-        afterwards is up to the caller.
+        the least-squares sense, and folded into the layer's weights and bias. Then the smaller network is
+        run once, and each layer on the way is fitted to give the original's outputs from what it now gets.
+        Re-estimating BatchNorm on all calibration data is up to the caller.
 
         Args:
             batches: ``(args, kwargs)`` each, a few hundred samples in all.
-            repair: ``False`` measures for ``importance="reconstruction"`` alone.
+            repair: ``True``; ``"once"`` leaves out the run, which is several times faster and worth less the
+                deeper the cut; ``False`` measures for ``importance="reconstruction"`` alone.
             ridge: damping, relative to the mean variance of a layer's inputs.
 
         Raises:
-            ValueError: no batches, or a negative ridge.
+            ValueError: no batches, an unknown ``repair``, or a negative ridge.
         """
         if ridge < 0:
             raise ValueError(f"ridge must not be negative, got {ridge}")
+        if repair not in (True, False, "once"):
+            raise ValueError(f"repair is True, False or 'once', got {repair!r}")
         if self._captured is None:
             raise RuntimeError("this copy of the blueprint holds no captured graph; calibrate the original")
         measured = gather(self._captured, self.coupling, batches)
-        self._calibration = replace(measured, repair=repair, ridge=ridge)
+        self._calibration = replace(measured, ridge=ridge)
+        self._repair = repair
+        self._sequential = sequential(self._captured, self.coupling, batches) if repair is True else None
         self._calibrations += 1
         return self._calibration
 
@@ -114,7 +123,7 @@ class Blueprint:
         importance: str | Criterion | None = None,
         round_to: int = 1,
         calibration: Sequence[Inputs] | None = None,
-        repair: bool = True,
+        repair: Repair = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> Space:
         """Search space over this model, proven by execution.
@@ -127,7 +136,7 @@ class Blueprint:
                 where there is calibration and ``"l1"`` where there is none.
             round_to: keep multiples of this many units.
             calibration: real inputs, ``(args, kwargs)`` each; see :meth:`calibrate`, which this calls.
-            repair: whether that makes built networks repaired.
+            repair: how built networks are repaired from then on; see :meth:`calibrate`.
 
         Raises:
             ValueError: an unknown kind, nothing in this model may be changed (with the reasons), or
@@ -156,7 +165,7 @@ class Blueprint:
             "ratios": ratios if isinstance(ratios, int) else [float(r) for r in ratios],
             "importance": importance,
             "round_to": round_to,
-            "repair": self._calibration is None or self._calibration.repair,
+            "repair": repair if self._calibration is None else self._repair,
         }
         recipe: dict[str, Any] | None = None
         if isinstance(importance, str):
@@ -189,13 +198,15 @@ class Blueprint:
         Repaired where there was calibration (see :meth:`calibrate`).
         """
         alive = self.alive(candidate)
-        mend = self._mend if self._calibration is not None and self._calibration.repair else None
+        mend = self._mend if self._repair else None
         make = self._surgeon.own if self.artifact == "module" else self._surgeon.graph
         return make(alive, mend)
 
     def _mend(self, alive: Alive, made: dict[str, Any]) -> None:
         assert self._calibration is not None
         fold(self._calibration, alive, self._surgeon.tensors, self.coupling.parameters, made)
+        if self._sequential is not None:
+            self._sequential.mend(self._surgeon, alive, made)
 
     def alive(self, candidate: Candidate) -> Alive:
         """Which unit labels stay: [units + 1] bool, entry 0 (fixed positions) True."""
@@ -209,19 +220,23 @@ class Blueprint:
     # -- travel to workers ---------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """The captured program travels (serialised, not pickled) only where the graph is what is built."""
+        """The captured program travels (serialised, not pickled) only where the graph is needed to build."""
         state = self.__dict__ | {"_captured": None}
-        if self.artifact == "graph" and self._captured is not None:
+        needed = self.artifact == "graph" or self._sequential is not None
+        if needed and self._captured is not None:
             buffer = io.BytesIO()
             torch.export.save(self._captured.program, buffer)
             state["_program"] = buffer.getvalue()
-            state["_surgeon"] = None
-        else:
-            state["_surgeon"] = self._surgeon.without_graph()
+        # The graph alone needs nothing of the surgeon: it is made again from the program.
+        state["_surgeon"] = self._surgeon.without_graph() if self.artifact == "module" else None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         program = state.pop("_program", None)
         self.__dict__.update(state)
         if program is not None:
-            self._surgeon = Surgeon(unlift(torch.export.load(io.BytesIO(program))), None, self.coupling)
+            module = unlift(torch.export.load(io.BytesIO(program)))
+            if self._surgeon is None:
+                self._surgeon = Surgeon(module, None, self.coupling)
+            else:
+                self._surgeon.module = module

@@ -3,5 +3,6 @@
 from .fold import fold
 from .gram import Calibration, gather
 from .least_squares import mixing
+from .sequential import Sequential, sequential
 
-__all__ = ["Calibration", "fold", "gather", "mixing"]
+__all__ = ["Calibration", "Sequential", "fold", "gather", "mixing", "sequential"]

@@ -65,6 +65,7 @@ class Consumer:
     """A weight that sums over removable channels."""
 
     weight: str  # canonical name
+    calls: tuple[str, ...]  # nodes that apply it
     axis: int  # of the weight, along its inputs
     out: int  # of the weight, along its outputs
     source: int  # index of what it reads
@@ -118,6 +119,7 @@ def find_consumers(
         consumers.append(
             Consumer(
                 weight,
+                tuple(n.name for n in nodes),
                 axis,
                 out,
                 list(sources).index(key),

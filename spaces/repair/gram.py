@@ -47,7 +47,6 @@ class Calibration:
     sources: tuple[Source, ...]
     blocks: tuple[tuple[Block, ...], ...]  # per source
     notices: tuple[str, ...]  # where memory forced a coarser form
-    repair: bool = True  # built networks are mended
     ridge: float = RIDGE
 
     @property

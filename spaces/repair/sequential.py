@@ -116,13 +116,101 @@ def _record(surgeon: Surgeon, inputs: Sequence[Any]) -> dict[str, _Fit]:
 
 
 class _Recorder(fx.Interpreter):
+    """Runs the original."""
+
     def __init__(self, module: fx.GraphModule, layers: Sequence[tuple[Consumer, Source]]) -> None:
         super().__init__(module)
-        self._of = {}
-        for consumer, source in layers:
-            # A tensor's layers share the source but not the call.
-            for node in module.graph.nodes:
-                if node.op == "call_function" and operator_name(node.target)[0] in FITTED:
-                    weights = [a for a in node.all_input_nodes if a.op == "get_attr"]
-                    del weights
+        self._layers = {c.calls[0]: (c, s) for c, s in layers if len(c.calls) == 1}
+        self._generator = torch.Generator().manual_seed(0)
         self.fits: dict[str, _Fit] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        out = super().run_node(n)
+        if n.name in self._layers and operator_name(n.target)[0] in FITTED:
+            consumer, source = self._layers[n.name]
+            shape = places(self.env[bind(n)[source.calls[0][1]]], source)
+            wanted = max(ROWS, 4 * len(source.columns) // source.groups)
+            at = draw(math.prod(shape), wanted, self._generator)
+            # Outputs lie along the axis that the inputs had.
+            rows = out.movedim(source.axis, -1)[torch.unravel_index(at, shape)]
+            self.fits[n.name] = _Fit(consumer, source, at, rows)
+        return out
+
+
+class _Small(fx.Interpreter):
+    """Runs the original's graph on sliced parameters, fitting them on the way."""
+
+    def __init__(
+        self, surgeon: Surgeon, alive: Alive, made: dict[str, Any], fits: dict[str, _Fit], ridge: float
+    ) -> None:
+        assert surgeon.module is not None
+        super().__init__(surgeon.module)
+        self._surgeon, self._alive, self._made, self._fits, self._ridge = surgeon, alive, made, fits, ridge
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return self._made[self._surgeon.coupling.canonical[str(target)]]
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
+        if n.name in self._surgeon.constants:
+            args, kwargs = rewrite(n, self._surgeon.constants[n.name], self._alive)
+            return self.map_nodes_to_values(args, n), self.map_nodes_to_values(kwargs, n)
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        if n.target is aten.batch_norm.default and args[3] is not None:
+            args = (*args[:5], True, 1.0, *args[7:])  # training, and statistics of this batch alone
+        return args, kwargs
+
+    def run_node(self, n: fx.Node) -> Any:
+        fit = self._fits.get(n.name)
+        if fit is not None:
+            self._fit(fit, self.env[bind(n)[fit.source.calls[0][1]]])
+        return super().run_node(n)
+
+    def _fit(self, fit: _Fit, x: torch.Tensor) -> None:
+        consumer, source, alive = fit.consumer, fit.source, self._alive
+        labels = self._surgeon.coupling.parameters[consumer.weight][consumer.out]
+        rows = np.ones(fit.outputs.shape[1], dtype=bool) if labels is None else alive[labels]
+        wanted = fit.outputs[:, torch.from_numpy(rows)].double()
+        columns = int(alive[source.columns].sum()) // source.groups
+        if columns > COLUMNS:
+            return
+        seen = take(x, source, fit.at).double()
+        weight = self._made[consumer.weight].detach()
+        target = weight.movedim((consumer.out, consumer.axis), (0, 1))
+        bias = consumer.offset[0] if consumer.offset and consumer.offset[1] > 0 else None
+        new, constants = [], []
+        parts = zip(
+            seen.chunk(source.groups, 1),
+            wanted.chunk(source.groups, 1),
+            target.double().flatten(1).chunk(source.groups, 0),
+            strict=True,
+        )
+        for x_part, y_part, w in parts:
+            fitted, constant = fitted_layer(x_part, y_part, w, consumer.offset is not None, self._ridge)
+            new.append(fitted)
+            constants.append(constant)
+        target.copy_(torch.cat(new).reshape(target.shape))
+        if bias is not None:
+            self._made[bias].detach().copy_(torch.cat(constants))
+
+
+def fitted_layer(
+    x: torch.Tensor, y: torch.Tensor, prior: torch.Tensor, intercept: bool, ridge: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """W and c of least ``|y - x W^T - c|^2 + lambda |W - prior|^2``.
+
+    Args:
+        x, y: [rows, inputs] and [rows, outputs], float64.
+        prior: [outputs, inputs].
+        ridge: lambda, relative to the mean variance of the inputs times the rows.
+
+    Returns:
+        W [outputs, inputs] and c [outputs] (zeros without an intercept).
+    """
+    mx = x.mean(0) if intercept else x.new_zeros(x.shape[1])
+    my = y.mean(0) if intercept else y.new_zeros(y.shape[1])
+    x, y = x - mx, y - my
+    second, cross = x.T @ x, x.T @ y
+    damping = ridge * float(second.diagonal().mean()) + 1e-30
+    second.diagonal().add_(damping)
+    w = torch.cholesky_solve(cross + damping * prior.T, torch.linalg.cholesky(second)).T
+    return w, my - w @ mx
