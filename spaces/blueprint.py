@@ -53,6 +53,7 @@ class Blueprint:
         self._costs = Costs(captured, self.coupling)
         self._surgeon = Surgeon(captured.graph_module, captured.source, self.coupling)
         self._captured: Captured | None = captured
+        self._program: bytes | None = None  # of a copy that has travelled and needs the graph to build
         self._proof: Proof | None = None
         self._calibration: Calibration | None = None
         self._calibrations = 0
@@ -227,15 +228,16 @@ class Blueprint:
             buffer = io.BytesIO()
             torch.export.save(self._captured.program, buffer)
             state["_program"] = buffer.getvalue()
+        elif not needed:
+            state["_program"] = None
         # The graph alone needs nothing of the surgeon: it is made again from the program.
         state["_surgeon"] = self._surgeon.without_graph() if self.artifact == "module" else None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        program = state.pop("_program", None)
         self.__dict__.update(state)
-        if program is not None:
-            module = unlift(torch.export.load(io.BytesIO(program)))
+        if self._program is not None:
+            module = unlift(torch.export.load(io.BytesIO(self._program)))
             if self._surgeon is None:
                 self._surgeon = Surgeon(module, None, self.coupling)
             else:

@@ -46,6 +46,8 @@ def normalise_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     Raises:
         TypeError: none of these, or no tensor inside.
     """
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     if isinstance(example, torch.Tensor):
         args, kwargs = (example,), {}
     elif isinstance(example, dict):
@@ -138,7 +140,7 @@ def unlift(program: torch.export.ExportedProgram) -> fx.GraphModule:
 
 def flat_inputs(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
     """The graph's placeholders' values, in order."""
-    return fx_pytree.tree_flatten_spec((args, kwargs), module._in_spec)  # type: ignore[arg-type]
+    return fx_pytree.tree_flatten_spec((args, kwargs), module._in_spec)
 
 
 def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

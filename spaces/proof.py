@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from .capture import Captured, flat_inputs
 from .coupling import Coupling
 from .coupling.groups import Lengths
-from .coupling.walk import bind, get_attribute, operator_name
+from .coupling.walk import bind, get_attribute, operator_name, schema
 from .statistics import over_kept
 from .surgery import Alive, Surgeon, rewrite
 
@@ -92,19 +92,24 @@ class _Masked(fx.Interpreter):
 
 def _masked(n: fx.Node, args: tuple[Any, ...], coupling: Coupling, alive: Alive) -> tuple[Any, ...]:
     """``args`` of ``n`` with removed positions zeroed along the axes that it sums over."""
+    names = [a.name for a in schema(n)]
     for argument, axis in coupling.reads.get(n.name, ()):
-        vector = _labels(bind(n)[argument], coupling)[axis]
+        name, _, element = argument.partition(".")
+        operand = bind(n)[name][int(element)] if element else bind(n)[name]
+        vector = _labels(operand, coupling)[axis]
         if vector is None:
             continue
-        at = [a.name for a in n.target._schema.arguments].index(argument)  # type: ignore[union-attr]
-        shape = [1] * args[at].dim()
+        at = names.index(name)
+        whole = list(args[at]) if element else [args[at]]
+        x = whole[int(element or 0)]
+        shape = [1] * x.dim()
         shape[axis] = -1
-        mask = torch.from_numpy(alive[vector]).to(args[at].dtype).reshape(shape)
-        args = (*args[:at], args[at] * mask, *args[at + 1 :])
+        whole[int(element or 0)] = x * torch.from_numpy(alive[vector]).to(x.dtype).reshape(shape)
+        args = (*args[:at], whole if element else whole[0], *args[at + 1 :])
     return args
 
 
-def _labels(operand: fx.Node, coupling: Coupling) -> tuple[np.ndarray | None, ...]:
+def _labels(operand: Any, coupling: Coupling) -> tuple[np.ndarray | None, ...]:
     """Labels per axis of a tensor that a node reads."""
     if operand.op == "get_attr":
         return coupling.parameters.get(coupling.canonical[str(operand.target)], ())

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from .coupling.walk import operator_name
+from .coupling.walk import operator_name, schema
 
 
 def over_kept(
@@ -29,9 +29,8 @@ def over_kept(
         labels: of the operand, per axis.
         alive: [units + 1] bool.
     """
-    schema = n.target._schema.arguments  # type: ignore[union-attr]
-    a = {x.name: x.default_value for x in schema if x.has_default_value()}
-    a |= {x.name: value for x, value in zip(schema, args, strict=False)} | kwargs
+    a = {x.name: x.default_value for x in schema(n) if x.has_default_value()}
+    a |= {x.name: value for x, value in zip(schema(n), args, strict=False)} | kwargs
     x = args[0]
     mask = torch.ones((1,) * x.dim(), dtype=x.dtype)
     for axis, v in enumerate(labels):
@@ -44,7 +43,7 @@ def over_kept(
     return _REFERENCES[name](x, mask, a)
 
 
-def _moments(x: torch.Tensor, mask: torch.Tensor, dims: Sequence[int], correction: float = 0.0) -> Any:
+def _moments(x: torch.Tensor, mask: torch.Tensor, dims: list[int], correction: float = 0.0) -> Any:
     count = mask.sum(dims, keepdim=True)
     mean = (x * mask).sum(dims, keepdim=True) / count
     return mean, ((x - mean).square() * mask).sum(dims, keepdim=True) / (count - correction)

@@ -18,7 +18,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .captured_module import CapturedModule, assemble
 from .coupling import Constant, Coupling
-from .coupling.walk import get_attribute
+from .coupling.walk import get_attribute, schema
 
 Alive = np.ndarray  # [units + 1] bool; entry 0 (fixed positions) is True
 Mend = Callable[[Alive, dict[str, Any]], None]  # changes sliced parameters, by canonical name, in place
@@ -122,6 +122,9 @@ def _restate(module: nn.Module, groups: int | None) -> None:
             module.in_channels, module.out_channels = first, second * module.groups
         else:
             module.out_channels, module.in_channels = first, second * module.groups
+    elif isinstance(module, nn.RNNBase):
+        w_ih, w_hh = module.all_weights[0][:2]
+        module.input_size, module.hidden_size = w_ih.shape[1], w_hh.shape[1]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, _NormBase):
@@ -141,7 +144,7 @@ def rewrite(
     node: fx.Node, constants: Sequence[Constant], alive: Alive
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of ``node`` with the integers that count positions set to the numbers that are kept."""
-    names = [a.name for a in node.target._schema.arguments]  # type: ignore[union-attr]
+    names = [a.name for a in schema(node)]
     args, kwargs = list(node.args), dict(node.kwargs)
     for constant in constants:
         value = -1 if constant.vector is None else int(np.count_nonzero(alive[constant.vector]))
@@ -158,10 +161,14 @@ def rewrite(
 def _group_counts(module: fx.GraphModule, coupling: Coupling) -> dict[str, np.ndarray]:
     """Weight -> labels counted by its layer's ``groups`` (convolution) or ``num_groups`` (group norm)."""
     counts: dict[str, np.ndarray] = {}
-    counted = {c.node: c.vector for c in coupling.constants if c.argument in ("groups", "num_groups")}
+    counted = {
+        c.node: c.vector
+        for c in coupling.constants
+        if c.argument in ("groups", "num_groups") and c.vector is not None
+    }
     for node in module.graph.nodes:
         if node.name in counted:
-            names = [a.name for a in node.target._schema.arguments]
+            names = [a.name for a in schema(node)]
             weight = node.args[names.index("weight")]
             if isinstance(weight, fx.Node) and weight.op == "get_attr":
                 counts[coupling.canonical[str(weight.target)]] = counted[node.name]

@@ -314,7 +314,7 @@ def readonly(ledger):
     fill(ledger)
     ledger.close()
     (ledger.path.parent / "ledger.db.lock").unlink()
-    for parent in ledger.path.parents[1:4]:
+    for parent in ledger.path.parents[1:6]:
         if parent.stat().st_uid == os.getuid() and not parent.stat().st_mode & 0o001:
             parent.chmod(parent.stat().st_mode | 0o011)
     ledger.path.chmod(0o444)

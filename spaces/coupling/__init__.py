@@ -1,6 +1,6 @@
 """Which channels of a network must be removed together, found by following indices through its graph."""
 
-from . import contraction, indexing, norm, pointwise, reduction  # noqa: F401  (each registers its rules)
+from . import contraction, indexing, norm, pointwise, recurrent, reduction  # noqa: F401  (each registers its rules)
 from .groups import Coupling, Group, Member, find_coupling
 from .walk import Constant, Term
 

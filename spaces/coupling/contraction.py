@@ -149,6 +149,32 @@ def addmm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     return broadcast(walk, n.name, out.shape, [(product, out.shape), (walk.of(added), walk.shape(added))])
 
 
+@rule("einsum")
+def einsum(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """Axes with the same letter agree; letters that the result lacks are summed."""
+    operands, _, result = a["equation"].replace(" ", "").partition("->")
+    letters = operands.split(",")
+    tensors = a["tensors"]
+    if not result or "." in operands or any(len(set(term)) < len(term) for term in letters):
+        walk.freeze_node(f"{n.name} is an einsum of another form", *tensors)
+        return (None,) * out.dim()
+    places: dict[str, list[tuple[int, int]]] = {}
+    for t, term in enumerate(letters):
+        for axis, letter in enumerate(term):
+            walk.role(tensors[t], axis, OUT if letter in result else IN)
+            places.setdefault(letter, []).append((t, axis))
+    agreed: dict[str, Vector | None] = {}
+    lengths: dict[str, int] = {}
+    for letter, where in places.items():
+        lengths[letter] = max(walk.shape(tensors[t])[axis] for t, axis in where)
+        full = [(t, axis) for t, axis in where if walk.shape(tensors[t])[axis] == lengths[letter]]
+        agreed[letter] = walk.agree(n.name, [walk.of(tensors[t])[axis] for t, axis in full])
+        if letter not in result:
+            walk.read(n, f"tensors.{full[0][0]}", full[0][1])
+    walk.count(n, tuple(lengths.values()), tuple(walk.units.normal(agreed[letter]) for letter in lengths))
+    return tuple(walk.units.normal(agreed[letter]) for letter in result)
+
+
 @rule("scaled_dot_product_attention")
 def attention(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     q, k, v = a["query"], a["key"], a["value"]

@@ -59,7 +59,7 @@ class Coupling:
     tensors: dict[str, Lengths]  # node with one tensor -> (length, labels) per axis
     pieces: dict[str, list[Lengths]]  # node with several tensors -> the same for each
     constants: tuple[Constant, ...]
-    macs: dict[str, Term]  # node -> multiply-accumulates per sample
+    macs: dict[tuple[str, int], Term]  # (node, part) -> multiply-accumulates per sample
     reads: dict[str, list[tuple[str, int]]]  # node -> operands that it sums over, with the axis
     statistics: frozenset[str]  # nodes whose statistics run over the kept positions
     frozen: dict[str, str]  # module with channels that cannot go -> reason

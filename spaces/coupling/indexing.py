@@ -15,7 +15,7 @@ from torch import fx
 
 from ..capture import UNBOUNDED
 from .units import Vector
-from .walk import AxesOrList, Walk, rule
+from .walk import AxesOrList, Walk, operator_name, rule
 
 aten = torch.ops.aten
 
@@ -100,7 +100,7 @@ def _varies(labels: np.ndarray, axis: int) -> bool:
 
 def _refuse_order_dependent(walk: Walk, n: fx.Node, a: dict[str, Any], x: fx.Node) -> None:
     """Freeze axes whose positions an operator picks by number, in a way that has no pruned equivalent."""
-    name = n.target._schema.name.split("::")[-1]
+    name = operator_name(n.target)[0]
     rank = len(walk.shape(x))
     axes = walk.of(x)
     if name == "slice" and a.get("step", 1) != 1:
@@ -144,7 +144,7 @@ def _note_constants(
     walk: Walk, n: fx.Node, a: dict[str, Any], x: fx.Node, made: list[list[Vector | None]]
 ) -> None:
     """Register the integer arguments that count followed positions."""
-    name = n.target._schema.name.split("::")[-1]
+    name = operator_name(n.target)[0]
     rank = len(walk.shape(x))
     if name in _SHAPE_ARGUMENT:
         _note_shape(walk, n, _SHAPE_ARGUMENT[name], a[_SHAPE_ARGUMENT[name]], made[0], 0)

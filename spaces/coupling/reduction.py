@@ -26,7 +26,7 @@ _SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
 def spatial(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     """Acts on the trailing spatial axes of each channel alone."""
     first, *others = walk.tensor_arguments(n)
-    name = n.target._schema.name
+    name = operator_name(n.target)[0]
     axes = walk.of(first)
     kept = len(axes) - next((k for tag, k in _SPATIAL.items() if tag in name), len(axes) - 2)
     walk.freeze(f"is a spatial axis of {n.name}", *axes[kept:])
@@ -47,7 +47,7 @@ def reduction(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList
     if dims is None or dims == []:
         dims = list(range(rank))
     reduced = {d % rank for d in (dims if isinstance(dims, (list, tuple)) else [dims])} if rank else set()
-    name = n.target._schema.name.split("::")[-1]
+    name = operator_name(n.target)[0]
     for d in reduced:
         if walk.of(x)[d] is None:
             continue

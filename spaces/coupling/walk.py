@@ -78,10 +78,10 @@ class Walk:
     canonical: dict[str, str] = field(default_factory=dict)  # get_attr target -> canonical name
     roles: dict[tuple[str, int], str] = field(default_factory=dict)
     constants: list[Constant] = field(default_factory=list)
-    macs: dict[str, Term] = field(default_factory=dict)  # node name -> multiply-accumulates per sample
-    reads: dict[str, list[tuple[str, int]]] = field(
-        default_factory=dict
-    )  # node -> operands summed over an axis
+    # (node, part) -> multiply-accumulates per sample
+    macs: dict[tuple[str, int], Term] = field(default_factory=dict)
+    # node -> operands that it sums over, with the axis
+    reads: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     statistics: set[str] = field(default_factory=set)  # nodes whose statistics run over the kept positions
     forks: dict[str, Fork] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)  # label -> why it was frozen
@@ -93,7 +93,8 @@ class Walk:
         for node in self.module.graph.nodes:
             if node.op == "get_attr":
                 tensor = get_attribute(self.module, node.target)
-                self.canonical[node.target] = names.setdefault(id(tensor), node.target)
+                target = str(node.target)
+                self.canonical[target] = names.setdefault(id(tensor), target)
         interpreter = _Follower(self)
         with torch.no_grad():
             interpreter.run(*flat_inputs(self.module, args, kwargs), enable_io_processing=False)
@@ -146,7 +147,7 @@ class Walk:
         return self.units.normal(followed[0])
 
     def read(self, node: fx.Node, argument: str, axis: int) -> None:
-        """Note that ``node`` sums over ``axis`` of its operand ``argument``."""
+        """Note that ``node`` sums over ``axis`` of its operand ``argument`` (``"tensors.1"`` in a list)."""
         self.reads.setdefault(node.name, []).append((argument, axis))
 
     def over_kept(self, node: fx.Node) -> None:
@@ -156,12 +157,21 @@ class Walk:
     def role(self, argument: Any, axis: int, role: str) -> None:
         """Note the part that axis ``axis`` of a parameter plays; computed weights have none."""
         if isinstance(argument, fx.Node) and argument.op == "get_attr":
-            self.roles.setdefault((self.canonical[argument.target], axis), role)
+            self.roles.setdefault((self.canonical[str(argument.target)], axis), role)
 
     def count(
-        self, node: fx.Node, lengths: Sequence[int], vectors: Sequence[Vector | None], factor: int = 1
+        self,
+        node: fx.Node,
+        lengths: Sequence[int],
+        vectors: Sequence[Vector | None],
+        *,
+        factor: int = 1,
+        part: int = 0,
     ) -> None:
-        """Note ``factor * prod(lengths)`` multiply-accumulates, per sample; followed axes shrink."""
+        """Note ``factor * prod(lengths)`` multiply-accumulates, per sample; followed axes shrink.
+
+        ``part`` tells the products of one operator apart.
+        """
         fixed = factor / self.batch
         followed = []
         for length, v in zip(lengths, vectors, strict=True):
@@ -169,7 +179,7 @@ class Walk:
                 fixed *= length
             else:
                 followed.append(v)
-        self.macs[node.name] = Term(fixed, tuple(followed))
+        self.macs[node.name, part] = Term(fixed, tuple(followed))
 
     def constant(self, node: fx.Node, argument: str, element: int | None, vector: Vector | None) -> None:
         self.constants.append(Constant(node.name, argument, element, vector))
@@ -216,9 +226,12 @@ class _Follower(fx.Interpreter):
             return (None,) * out.dim()
         name, mutates = operator_name(n.target)
         if name == "getitem":
-            source = walk.axes[n.args[0]]
-            assert isinstance(source, list)
-            return source[n.args[1]]
+            source, index = n.args
+            assert isinstance(source, fx.Node)
+            assert isinstance(index, int)
+            several = walk.axes[source]
+            assert isinstance(several, list)
+            return several[index]
         follow = RULES.get(name)
         if follow is None and torch.Tag.pointwise in getattr(n.target, "tags", ()):
             follow = RULES["pointwise"]
@@ -240,13 +253,16 @@ def operator_name(target: Any) -> tuple[str, bool]:
     return (name.removesuffix("_"), True) if schema.is_mutable and name.endswith("_") else (name, False)
 
 
+def schema(n: fx.Node) -> Sequence[Any]:
+    """Declared arguments of an operator call; none for a plain Python function."""
+    declared = getattr(n.target, "_schema", None)
+    return [] if declared is None else declared.arguments
+
+
 def bind(n: fx.Node) -> dict[str, Any]:
     """Arguments of an operator call by schema name, defaults filled in."""
-    schema = getattr(n.target, "_schema", None)
-    if schema is None:
-        return dict(n.kwargs)
-    bound = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    bound.update({a.name: value for a, value in zip(schema.arguments, n.args, strict=False)})
+    bound = {a.name: a.default_value for a in schema(n) if a.has_default_value()}
+    bound.update({a.name: value for a, value in zip(schema(n), n.args, strict=False)})
     bound.update(n.kwargs)
     return bound
 

@@ -15,6 +15,9 @@ from .elimination import Quadratic, backward_elimination
 from .magnitude import l1
 
 
+LEAST_RIDGE = 1e-6  # downdating the inverse loses as many digits as its condition number has
+
+
 class Reconstruction:
     """Scores by backward elimination on the calibration data, each order nested.
 
@@ -74,6 +77,7 @@ class Reconstruction:
         key = consumer.source, i, consumer.offset is not None
         if key not in self._inverses:
             block = self._calibration.blocks[consumer.source][i]
-            second = moments(block.gram, intercept=key[2], ridge=self._calibration.ridge)
+            ridge = max(self._calibration.ridge, LEAST_RIDGE)
+            second = moments(block.gram, intercept=key[2], ridge=ridge)
             self._inverses[key] = np.linalg.inv(second), second
         return self._inverses[key]

@@ -157,10 +157,17 @@ def _window(node: fx.Node) -> str:
 
 def _patch(node: fx.Node, rank: int) -> Patch | None:
     bound = bind(node)
-    if operator_name(node.target)[0] != "conv2d" or rank != 4 or isinstance(bound["padding"], str):
+    if operator_name(node.target)[0] != "conv2d" or rank != 4:
         return None
-    kernel = tuple(bound["weight"].meta["val"].shape[2:])
-    stride, padding, dilation = (_pair(bound[k]) for k in ("stride", "padding", "dilation"))
+    kernel = _pair(bound["weight"].meta["val"].shape[2:])
+    stride, dilation = _pair(bound["stride"]), _pair(bound["dilation"])
+    if bound["padding"] == "same":
+        span = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        if span[0] % 2 or span[1] % 2:
+            return None  # padded more on one side than on the other
+        padding = (span[0] // 2, span[1] // 2)
+    else:
+        padding = (0, 0) if bound["padding"] == "valid" else _pair(bound["padding"])
     pointwise = kernel == (1, 1) and stride == (1, 1) and padding == (0, 0)
     return None if pointwise else Patch(kernel, stride, padding, dilation)
 

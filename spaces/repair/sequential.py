@@ -32,7 +32,7 @@ SAMPLES = 256  # in the batch that runs through
 ACTIVATION_BYTES = 128 * 2**20  # of the largest activation of that batch; fewer samples where it is larger
 COLUMNS = 2560  # of a layer that is fitted; wider ones keep the one-step repair
 ROWS = 4096  # samples of a layer, or four a column
-FITTED = ("linear", "conv1d", "conv2d", "mm", "addmm", "matmul")
+FITTED = ("linear", "conv2d", "mm", "addmm", "matmul")
 
 
 class Sequential:
@@ -129,6 +129,11 @@ class _Recorder(fx.Interpreter):
         if n.name in self._layers and operator_name(n.target)[0] in FITTED:
             consumer, source = self._layers[n.name]
             shape = places(self.env[bind(n)[source.calls[0][1]]], source)
+            if (
+                math.prod(shape) * out.shape[source.axis] != out.numel()
+                or len(consumer.coverage) != source.taps
+            ):
+                return out  # a window of a form that is not followed
             wanted = max(ROWS, 4 * len(source.columns) // source.groups)
             at = draw(math.prod(shape), wanted, self._generator)
             # Outputs lie along the axis that the inputs had.
@@ -155,7 +160,7 @@ class _Small(fx.Interpreter):
             args, kwargs = rewrite(n, self._surgeon.constants[n.name], self._alive)
             return self.map_nodes_to_values(args, n), self.map_nodes_to_values(kwargs, n)
         args, kwargs = super().fetch_args_kwargs_from_env(n)
-        if n.target is aten.batch_norm.default and args[3] is not None:
+        if n.target is aten.batch_norm.default and args[3] is not None and args[0].numel() > args[0].shape[1]:
             args = (*args[:5], True, 1.0, *args[7:])  # training, and statistics of this batch alone
         return args, kwargs
 
