@@ -153,16 +153,15 @@ def off(model, net, data):
 @pytest.mark.parametrize("kind", CONSUMERS)
 def test_dependent_channels_are_repaired_exactly(kind, repair):
     net = Twins(CONSUMERS[kind]())
-    data = batches(16, 3, 6, 6, n=6)
+    data = batches(100, 3, 6, 6, n=4)
     blueprint = trace(net, data[0][0])
     blueprint.calibrate(data, ridge=1e-12, repair=repair)
     space, _ = half(blueprint, importance="reconstruction")
     only_first = space.candidate([int(c.name == "prune:make") for c in space.choices])
     small = space.build(only_first)
     if kind == "grouped":  # both halves lose the same positions, and twins lie in different halves
-        assert off(small, net, data) < off(
-            trace(net, data[0][0]).space(ratios=[0, 0.5]).build(only_first), net, data
-        )
+        plain = trace(net, data[0][0]).space(ratios=[0, 0.5])
+        assert off(small, net, data) < off(plain.build(plain.candidate(only_first.indices)), net, data)
         return
     assert small.make.weight.shape[0] == BLOCK
     assert {int(u) % BLOCK for u in blueprint.kept(only_first)["make"]} == set(range(BLOCK))
@@ -271,19 +270,19 @@ def test_a_loss_over_some_units_leaves_the_others_alone():
     assert set(order[:4]) == {1, 3, 4, 7}  # nothing is lost with them
 
 
+class Block(nn.Module):
+    def __init__(self, i, o, stride):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.Conv2d(o, o, 3, 1, 1, bias=False)
+        self.na, self.nb = nn.BatchNorm2d(o), nn.BatchNorm2d(o)
+        self.skip = nn.Identity() if i == o else nn.Conv2d(i, o, 1, stride)
+
+    def forward(self, x):
+        return torch.relu(self.nb(self.b(torch.relu(self.na(self.a(x))))) + self.skip(x))
+
+
 def residual():
     torch.manual_seed(3)
-
-    class Block(nn.Module):
-        def __init__(self, i, o, stride):
-            super().__init__()
-            self.a, self.b = nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.Conv2d(o, o, 3, 1, 1, bias=False)
-            self.na, self.nb = nn.BatchNorm2d(o), nn.BatchNorm2d(o)
-            self.skip = nn.Identity() if i == o else nn.Conv2d(i, o, 1, stride)
-
-        def forward(self, x):
-            return torch.relu(self.nb(self.b(torch.relu(self.na(self.a(x))))) + self.skip(x))
-
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1), Block(8, 8, 1), Block(8, 16, 2), Block(16, 16, 1), *head
@@ -317,7 +316,7 @@ def test_each_repair_brings_the_output_closer():
         small = space.build(space.candidate([1] * len(space)))
         with torch.no_grad():
             errors.append(sum(float((small(*a) - net(*a)).square().sum()) for a, _ in data))
-    assert errors[2] < errors[1] / 2 < errors[0] / 4, errors
+    assert errors[2] < 0.8 * errors[1] < 0.1 * errors[0]
 
 
 @pytest.mark.parametrize("repair", ["once", True])
@@ -358,7 +357,7 @@ def test_captured_graphs_are_repaired_and_travel(repair):
     small = space.build(candidate)
     plain = trace(net, data[0][0]).space()
     with torch.no_grad():
-        assert (small(x) - net(x)).norm() < (plain.build(candidate)(x) - net(x)).norm()
+        assert (small(x) - net(x)).norm() < (plain.build(plain.candidate([4]))(x) - net(x)).norm()
     there = pickle.loads(pickle.dumps(space))
     assert there.build(candidate)(x).equal(small(x))
 

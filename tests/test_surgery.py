@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from netcarve import trace
 from netcarve.spaces.capture import CaptureError
 from netcarve.spaces.proof import relative_difference
+from netcarve.spaces.testing import zeroed_consumers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -141,21 +142,6 @@ property_test = settings(
 )
 
 
-def zeroed(net, blueprint, candidate):
-    """The oracle: the unpruned network whose consumers ignore the removed units."""
-    kept = blueprint.kept(candidate)
-    net = copy.deepcopy(net).eval()
-    weights = dict(net.named_parameters())
-    with torch.no_grad():
-        for group in blueprint.groups:
-            gone = np.setdiff1d(np.arange(group.size), kept[group.name])
-            for member in group.members:
-                if member.role == "in":
-                    weight = weights[member.parameter].movedim(member.axis, 0)
-                    weight[torch.from_numpy(member.positions[gone].reshape(-1))] = 0
-    return net
-
-
 @property_test
 @given(networks, st.integers(0, 999))
 def test_pruned_output_equals_zeroed_consumers_and_costs_equal_counted(net, seed):
@@ -169,7 +155,7 @@ def test_pruned_output_equals_zeroed_consumers_and_costs_equal_counted(net, seed
     for row, candidate in zip(costs.to_dict("records"), candidates, strict=True):
         small = space.build(candidate)
         with torch.no_grad():
-            difference, _ = relative_difference([small(x)], [zeroed(net, blueprint, candidate)(x)])
+            difference, _ = relative_difference([small(x)], [zeroed_consumers(net, blueprint, candidate)(x)])
         assert difference < 1e-5
         with FlopCounterMode(display=False) as counter:
             small(x)

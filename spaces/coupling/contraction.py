@@ -140,7 +140,7 @@ def matmul(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
 
 @rule("addmm", "baddbmm")
 def addmm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
-    names = list(a)[1:3]
+    names = [name for name in ("mat1", "mat2", "batch1", "batch2") if name in a]
     product = matmul(walk, n, {k: a[k] for k in names}, out)
     assert isinstance(product, tuple)
     added = a["self"] if "self" in a else a["input"]

@@ -14,7 +14,6 @@ from ..repair.least_squares import moments
 from .elimination import Quadratic, backward_elimination
 from .magnitude import l1
 
-
 LEAST_RIDGE = 1e-6  # downdating the inverse loses as many digits as its condition number has
 
 

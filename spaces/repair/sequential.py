@@ -3,13 +3,15 @@
 The closed form of :mod:`.fold` takes every layer's inputs for what they were; behind several repaired layers
 they no longer are. Here the smaller network runs once over calibration inputs, and every layer on the way is
 fitted, by least squares, to give the outputs of the original from the inputs that it now gets (He et al.
-2017, arXiv 1707.06168, section 3.2, whole model), with BatchNorm re-estimated as the batch passes.
+2017, arXiv 1707.06168, section 3.2, whole model). Running statistics of BatchNorm move as those of the batch
+do, from the original to the smaller network.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,10 +48,10 @@ class Sequential:
     def __init__(self, inputs: Sequence[Any], *, ridge: float = RIDGE) -> None:
         self.inputs = list(inputs)
         self.ridge = ridge
-        self._fits: dict[str, _Fit] | None = None
+        self._original: _Recorder | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_fits": None}
+        return self.__dict__ | {"_original": None}
 
     def mend(self, surgeon: Surgeon, alive: Alive, made: dict[str, Any]) -> None:
         """Fit the sliced parameters ``made`` (by canonical name) in place."""
@@ -58,9 +60,9 @@ class Sequential:
         if alive.all():
             return
         with torch.no_grad():
-            if self._fits is None:
-                self._fits = _record(surgeon, self.inputs)
-            small = _Small(surgeon, alive, made, self._fits, self.ridge)
+            if self._original is None:
+                self._original = _record(surgeon, self.inputs)
+            small = _Small(surgeon, alive, made, self._original, self.ridge)
             small.run(*self.inputs, enable_io_processing=False)
 
 
@@ -97,34 +99,29 @@ def _joined(batches: Sequence[Inputs], samples: int) -> Inputs:
     return pytree.tree_unflatten(first, spec)
 
 
+@dataclass(frozen=True)
 class _Fit:
     """A layer of the original, and what it gave at some places."""
 
-    def __init__(self, consumer: Consumer, source: Source, at: torch.Tensor, outputs: torch.Tensor) -> None:
-        self.consumer, self.source = consumer, source
-        self.at = at  # [rows] numbers of the places
-        self.outputs = outputs  # [rows, outputs] float32
-
-
-def _record(surgeon: Surgeon, inputs: Sequence[Any]) -> dict[str, _Fit]:
-    """Run the original and keep what the layers that can be fitted give, by node."""
-    assert surgeon.module is not None
-    consumers, sources = find_consumers(surgeon.module.graph, surgeon.coupling)
-    recorder = _Recorder(surgeon.module, [(c, sources[c.source]) for c in consumers])
-    recorder.run(*inputs, enable_io_processing=False)
-    return recorder.fits
+    consumer: Consumer
+    source: Source
+    at: torch.Tensor  # [rows] numbers of the places
+    outputs: torch.Tensor  # [rows, outputs]
 
 
 class _Recorder(fx.Interpreter):
-    """Runs the original."""
+    """Runs the original; keeps outputs of the layers that can be fitted, and statistics, by node."""
 
     def __init__(self, module: fx.GraphModule, layers: Sequence[tuple[Consumer, Source]]) -> None:
         super().__init__(module)
         self._layers = {c.calls[0]: (c, s) for c, s in layers if len(c.calls) == 1}
         self._generator = torch.Generator().manual_seed(0)
         self.fits: dict[str, _Fit] = {}
+        self.statistics: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.target is aten.batch_norm.default and _owns_statistics(n):
+            self.statistics[n.name] = _mean_and_variance(self.env[n.args[0]])
         out = super().run_node(n)
         if n.name in self._layers and operator_name(n.target)[0] in FITTED:
             consumer, source = self._layers[n.name]
@@ -142,33 +139,64 @@ class _Recorder(fx.Interpreter):
         return out
 
 
+def _record(surgeon: Surgeon, inputs: Sequence[Any]) -> _Recorder:
+    assert surgeon.module is not None
+    consumers, sources = find_consumers(surgeon.module.graph, surgeon.coupling)
+    recorder = _Recorder(surgeon.module, [(c, sources[c.source]) for c in consumers])
+    recorder.run(*inputs, enable_io_processing=False)
+    return recorder
+
+
+def _owns_statistics(n: fx.Node) -> bool:
+    """Whether a batch-norm call has running statistics that no other call uses."""
+    return all(isinstance(a, fx.Node) and a.op == "get_attr" and len(a.users) == 1 for a in n.args[3:5])
+
+
+def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per channel (axis 1), float64."""
+    variance, mean = torch.var_mean(x.double(), [d for d in range(x.dim()) if d != 1], correction=0)
+    return mean, variance
+
+
 class _Small(fx.Interpreter):
     """Runs the original's graph on sliced parameters, fitting them on the way."""
 
     def __init__(
-        self, surgeon: Surgeon, alive: Alive, made: dict[str, Any], fits: dict[str, _Fit], ridge: float
+        self, surgeon: Surgeon, alive: Alive, made: dict[str, Any], original: _Recorder, ridge: float
     ) -> None:
         assert surgeon.module is not None
         super().__init__(surgeon.module)
-        self._surgeon, self._alive, self._made, self._fits, self._ridge = surgeon, alive, made, fits, ridge
+        self._surgeon, self._alive, self._made = surgeon, alive, made
+        self._original, self._ridge = original, ridge
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self._made[self._surgeon.coupling.canonical[str(target)]]
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
-        if n.name in self._surgeon.constants:
-            args, kwargs = rewrite(n, self._surgeon.constants[n.name], self._alive)
-            return self.map_nodes_to_values(args, n), self.map_nodes_to_values(kwargs, n)
-        args, kwargs = super().fetch_args_kwargs_from_env(n)
-        if n.target is aten.batch_norm.default and args[3] is not None and args[0].numel() > args[0].shape[1]:
-            args = (*args[:5], True, 1.0, *args[7:])  # training, and statistics of this batch alone
-        return args, kwargs
+        if n.name not in self._surgeon.constants:
+            return super().fetch_args_kwargs_from_env(n)
+        args, kwargs = rewrite(n, self._surgeon.constants[n.name], self._alive)
+        return self.map_nodes_to_values(args, n), self.map_nodes_to_values(kwargs, n)
 
     def run_node(self, n: fx.Node) -> Any:
-        fit = self._fits.get(n.name)
-        if fit is not None:
+        if n.name in self._original.fits:
+            fit = self._original.fits[n.name]
             self._fit(fit, self.env[bind(n)[fit.source.calls[0][1]]])
+        elif n.name in self._original.statistics:
+            self._shift(n)
         return super().run_node(n)
+
+    def _shift(self, n: fx.Node) -> None:
+        """Move a batch-norm's running statistics by as much as the batch's differ from the original's."""
+        names = [self._surgeon.coupling.canonical[str(a.target)] for a in n.args[3:5]]  # type: ignore[union-attr]
+        labels = self._surgeon.coupling.parameters[names[0]][0]
+        kept = slice(None) if labels is None else torch.from_numpy(np.flatnonzero(self._alive[labels]))
+        old_mean, old_variance = (s[kept] for s in self._original.statistics[n.name])
+        mean, variance = _mean_and_variance(self.env[n.args[0]])  # type: ignore[index]
+        tensors = self._surgeon.tensors
+        self._made[names[0]].copy_(tensors[names[0]][kept] + (mean - old_mean))
+        ratio = torch.where(old_variance > 0, variance / old_variance, 1.0)
+        self._made[names[1]].copy_(tensors[names[1]][kept] * ratio)
 
     def _fit(self, fit: _Fit, x: torch.Tensor) -> None:
         consumer, source, alive = fit.consumer, fit.source, self._alive
