@@ -1,4 +1,4 @@
-"""Architectures beyond chains of convolutions: attention, embeddings, recurrence, skips, written-out norms."""
+"""Architectures beyond chains of convolutions: attention, embeddings, recurrence, skips, hand-made norms."""
 
 import numpy as np
 import pytest
