@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from .captured_module import CapturedModule, assemble
 from .coupling import Constant, Coupling
 from .coupling.walk import get_attribute, schema
+from .skeleton import skeleton
 
 Alive = np.ndarray  # [units + 1] bool; entry 0 (fixed positions) is True
 Mend = Callable[[Alive, dict[str, Any]], None]  # changes sliced parameters, by canonical name, in place
@@ -104,7 +105,7 @@ class Surgeon:
                 memo[id(get_attribute(self.source, target))] = parameters[name]
             except AttributeError:  # a constant that the capture lifted out of forward
                 continue
-        module = copy.deepcopy(self.source, memo)
+        module = skeleton(self.source, memo)
         for name, child in module.named_modules():
             weight = f"{name}.weight" if name else "weight"
             counted = self._group_counts.get(self.coupling.canonical.get(weight, weight))

@@ -12,7 +12,7 @@ from netcarve.spaces.importance.elimination import Quadratic, backward_eliminati
 from netcarve.spaces.repair import gram as gram_module
 from netcarve.spaces.repair import mixing
 from netcarve.spaces.repair.consumers import find_consumers
-from netcarve.spaces.repair.sequential import fitted_layer
+from netcarve.spaces.repair.fitting import fitted_layer
 from torch import nn
 
 BLOCK = 4  # channels k and k + 4 are linearly dependent in the networks below
@@ -360,6 +360,27 @@ def test_captured_graphs_are_repaired_and_travel(repair):
         assert (small(x) - net(x)).norm() < (plain.build(plain.candidate([4]))(x) - net(x)).norm()
     there = pickle.loads(pickle.dumps(space))
     assert there.build(candidate)(x).equal(small(x))
+
+
+class FixedBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)) + torch.ones(4, 1))
+
+
+@pytest.mark.parametrize("n", [3, 4, 10])
+def test_a_capture_of_fixed_batch_length_takes_batches_of_any(n):
+    torch.manual_seed(0)
+    net = FixedBatch()
+    blueprint = trace(net, torch.randn(4, 6))
+    assert not blueprint._captured.dynamic_batch
+    space = blueprint.space(calibration=[((torch.randn(n, 6),), {})] * 2)
+    seen = blueprint._calibration.blocks[0][0].gram[-1, -1]
+    assert seen == 2 * max(1, n // 4) * 4
+    assert space.build(space.candidate([2]))(torch.randn(4, 6)).isfinite().all()
 
 
 def test_the_unchanged_network_and_the_original_stay_as_they_are():

@@ -13,6 +13,7 @@ from torch import fx
 
 from ..coupling import Coupling
 from ..coupling.walk import bind, operator_name
+from .sources import Source, patch_of
 
 aten = torch.ops.aten
 
@@ -25,39 +26,6 @@ _LAYOUT = {
     "mm": ("mat2", 0, 1, ""),
     "addmm": ("mat2", 0, 1, "self"),
 }
-
-
-@dataclass(frozen=True)
-class Patch:
-    """The window of a 2-d convolution, (rows, columns) each."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A tensor axis (or the windows of a convolution over it) whose second moments are gathered.
-
-    Its columns are the positions along the axis; with a window, ``position * taps + tap``.
-    """
-
-    calls: tuple[tuple[str, str], ...]  # (node, operand's schema name); several where a weight is shared
-    axis: int
-    groups: int  # of a grouped convolution: each sees its own part of the axis
-    patch: Patch | None
-    labels: np.ndarray  # [positions] unit labels, 0 fixed
-
-    @property
-    def taps(self) -> int:
-        return math.prod(self.patch.kernel) if self.patch else 1
-
-    @property
-    def columns(self) -> np.ndarray:
-        """Unit label of each column, [columns]."""
-        return np.repeat(self.labels, self.taps)
 
 
 @dataclass(frozen=True)
@@ -108,7 +76,7 @@ def find_consumers(
         labels = coupling.tensors[operands[0].name][read][1]
         if labels is None or coupling.parameters[weight][axis] is None:
             continue
-        patch = _patch(first, len(coupling.tensors[operands[0].name])) if patches else None
+        patch = patch_of(first, len(coupling.tensors[operands[0].name])) if patches else None
         groups = bind(first).get("groups", 1)
         # A tensor that is overwritten in place may differ from one reader to the next.
         key = (
@@ -153,27 +121,6 @@ def _weight(node: fx.Node, coupling: Coupling) -> str | None:
 def _window(node: fx.Node) -> str:
     """Everything about a call but its tensors: equal for calls that use a weight alike."""
     return repr({k: v for k, v in bind(node).items() if not isinstance(v, fx.Node)})
-
-
-def _patch(node: fx.Node, rank: int) -> Patch | None:
-    bound = bind(node)
-    if operator_name(node.target)[0] != "conv2d" or rank != 4:
-        return None
-    kernel = _pair(bound["weight"].meta["val"].shape[2:])
-    stride, dilation = _pair(bound["stride"]), _pair(bound["dilation"])
-    if bound["padding"] == "same":
-        span = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        if span[0] % 2 or span[1] % 2:
-            return None  # padded more on one side than on the other
-        padding = (span[0] // 2, span[1] // 2)
-    else:
-        padding = (0, 0) if bound["padding"] == "valid" else _pair(bound["padding"])
-    pointwise = kernel == (1, 1) and stride == (1, 1) and padding == (0, 0)
-    return None if pointwise else Patch(kernel, stride, padding, dilation)
-
-
-def _pair(sizes: Any) -> tuple[int, int]:
-    return (sizes[0], sizes[-1])
 
 
 def _offset(

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .consumers import Consumer, Source, block_weights
+from .consumers import Consumer, block_weights
 from .gram import Block, Calibration
 from .least_squares import mixing
+from .sources import Source
 
 
 def fold(

@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 from ..capture import Captured, batch_length, flat_inputs
 from ..coupling import Coupling
 from ..coupling.walk import bind
-from .consumers import Consumer, Source, find_consumers
+from .consumers import Consumer, find_consumers
 from .least_squares import RIDGE
 from .rows import draw, places, take
+from .sources import Source
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn import functional
 
-from .consumers import Source
+from .sources import Source
 
 
 def places(x: torch.Tensor, source: Source) -> tuple[int, ...]:

@@ -11,30 +11,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import fx
 from torch.utils import _pytree as pytree
 
 from ..capture import Captured, batch_length, flat_inputs
 from ..coupling import Coupling
-from ..coupling.walk import bind, operator_name
-from ..surgery import Alive, Surgeon, rewrite
-from .consumers import Consumer, Source, find_consumers
+from ..surgery import Alive, Surgeon
+from .fitting import Recorder, Smaller, record
 from .gram import Inputs
-from .rows import draw, places, take
-
-aten = torch.ops.aten
 
 RIDGE = 1e-2  # of the mean variance of the inputs; pulls towards the weights of the one-step repair
 SAMPLES = 256  # in the batch that runs through
 ACTIVATION_BYTES = 128 * 2**20  # of the largest activation of that batch; fewer samples where it is larger
-COLUMNS = 2560  # of a layer that is fitted; wider ones keep the one-step repair
-ROWS = 4096  # samples of a layer, or four a column
-FITTED = ("linear", "conv2d", "mm", "addmm", "matmul")
 
 
 class Sequential:
@@ -48,7 +38,7 @@ class Sequential:
     def __init__(self, inputs: Sequence[Any], *, ridge: float = RIDGE) -> None:
         self.inputs = list(inputs)
         self.ridge = ridge
-        self._original: _Recorder | None = None
+        self._original: Recorder | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_original": None}
@@ -61,8 +51,8 @@ class Sequential:
             return
         with torch.no_grad():
             if self._original is None:
-                self._original = _record(surgeon, self.inputs)
-            small = _Small(surgeon, alive, made, self._original, self.ridge)
+                self._original = record(surgeon, self.inputs)
+            small = Smaller(surgeon, alive, made, self._original, self.ridge)
             small.run(*self.inputs, enable_io_processing=False)
 
 
@@ -72,178 +62,19 @@ def sequential(captured: Captured, coupling: Coupling, batches: Sequence[Inputs]
         (math.prod(n for n, _ in axes) / captured.batch for axes in coupling.tensors.values()), default=1.0
     )
     wanted = max(1, min(SAMPLES, int(ACTIVATION_BYTES / (4 * largest))))
-    args, kwargs = _joined(batches, wanted if captured.dynamic_batch else captured.batch)
+    lengths = [batch_length(*b) for b in batches]
+    total = sum(n or 0 for n in lengths)
+    count = min(wanted, total) if captured.dynamic_batch else captured.batch
+    args, kwargs = batches[0]
+    if None not in lengths and count:
+        # Evenly spaced; a capture of fixed batch length may ask for more than there are, which repeats some.
+        rows = torch.arange(count) * max(total, count) // count % total
+        args, kwargs = pytree.tree_map(lambda *leaves: _joined(leaves, rows), *batches)
     return Sequential(flat_inputs(captured.graph_module, args, kwargs))
 
 
-def _joined(batches: Sequence[Inputs], samples: int) -> Inputs:
-    """``samples`` samples spread over the batches as one batch; the first batch where they do not join."""
-    first, spec = pytree.tree_flatten(batches[0])
-    columns = list(zip(*(pytree.tree_leaves(b) for b in batches), strict=True))
-    lengths = [batch_length(*b) for b in batches]
-
-    def joined(column: tuple[Any, ...]) -> Any:
-        if not isinstance(column[0], torch.Tensor) or not column[0].dim():
-            return column[0]
-        return torch.cat(column)[rows]
-
-    if None not in lengths:
-        total = sum(n for n in lengths if n)
-        # Evenly spaced; a capture of fixed batch length may ask for more than there are.
-        rows = torch.arange(samples) * max(total, samples) // samples % total
-        rows = rows[: samples if samples <= total else None]
-        try:
-            return pytree.tree_unflatten([joined(c) for c in columns], spec)
-        except RuntimeError:  # ragged batches
-            pass
-    return pytree.tree_unflatten(first, spec)
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """A layer of the original, and what it gave at some places."""
-
-    consumer: Consumer
-    source: Source
-    at: torch.Tensor  # [rows] numbers of the places
-    outputs: torch.Tensor  # [rows, outputs]
-
-
-class _Recorder(fx.Interpreter):
-    """Runs the original; keeps outputs of the layers that can be fitted, and statistics, by node."""
-
-    def __init__(self, module: fx.GraphModule, layers: Sequence[tuple[Consumer, Source]]) -> None:
-        super().__init__(module)
-        self._layers = {c.calls[0]: (c, s) for c, s in layers if len(c.calls) == 1}
-        self._generator = torch.Generator().manual_seed(0)
-        self.fits: dict[str, _Fit] = {}
-        self.statistics: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.target is aten.batch_norm.default and _owns_statistics(n):
-            self.statistics[n.name] = _mean_and_variance(self.env[n.args[0]])
-        out = super().run_node(n)
-        if n.name in self._layers and operator_name(n.target)[0] in FITTED:
-            consumer, source = self._layers[n.name]
-            shape = places(self.env[bind(n)[source.calls[0][1]]], source)
-            if (
-                math.prod(shape) * out.shape[source.axis] != out.numel()
-                or len(consumer.coverage) != source.taps
-            ):
-                return out  # a window of a form that is not followed
-            wanted = max(ROWS, 4 * len(source.columns) // source.groups)
-            at = draw(math.prod(shape), wanted, self._generator)
-            # Outputs lie along the axis that the inputs had.
-            rows = out.movedim(source.axis, -1)[torch.unravel_index(at, shape)]
-            self.fits[n.name] = _Fit(consumer, source, at, rows)
-        return out
-
-
-def _record(surgeon: Surgeon, inputs: Sequence[Any]) -> _Recorder:
-    assert surgeon.module is not None
-    consumers, sources = find_consumers(surgeon.module.graph, surgeon.coupling)
-    recorder = _Recorder(surgeon.module, [(c, sources[c.source]) for c in consumers])
-    recorder.run(*inputs, enable_io_processing=False)
-    return recorder
-
-
-def _owns_statistics(n: fx.Node) -> bool:
-    """Whether a batch-norm call has running statistics that no other call uses."""
-    return all(isinstance(a, fx.Node) and a.op == "get_attr" and len(a.users) == 1 for a in n.args[3:5])
-
-
-def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per channel (axis 1), float64."""
-    variance, mean = torch.var_mean(x.double(), [d for d in range(x.dim()) if d != 1], correction=0)
-    return mean, variance
-
-
-class _Small(fx.Interpreter):
-    """Runs the original's graph on sliced parameters, fitting them on the way."""
-
-    def __init__(
-        self, surgeon: Surgeon, alive: Alive, made: dict[str, Any], original: _Recorder, ridge: float
-    ) -> None:
-        assert surgeon.module is not None
-        super().__init__(surgeon.module)
-        self._surgeon, self._alive, self._made = surgeon, alive, made
-        self._original, self._ridge = original, ridge
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return self._made[self._surgeon.coupling.canonical[str(target)]]
-
-    def fetch_args_kwargs_from_env(self, n: fx.Node) -> Any:
-        if n.name not in self._surgeon.constants:
-            return super().fetch_args_kwargs_from_env(n)
-        args, kwargs = rewrite(n, self._surgeon.constants[n.name], self._alive)
-        return self.map_nodes_to_values(args, n), self.map_nodes_to_values(kwargs, n)
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.name in self._original.fits:
-            fit = self._original.fits[n.name]
-            self._fit(fit, self.env[bind(n)[fit.source.calls[0][1]]])
-        elif n.name in self._original.statistics:
-            self._shift(n)
-        return super().run_node(n)
-
-    def _shift(self, n: fx.Node) -> None:
-        """Move a batch-norm's running statistics by as much as the batch's differ from the original's."""
-        names = [self._surgeon.coupling.canonical[str(a.target)] for a in n.args[3:5]]  # type: ignore[union-attr]
-        labels = self._surgeon.coupling.parameters[names[0]][0]
-        kept = slice(None) if labels is None else torch.from_numpy(np.flatnonzero(self._alive[labels]))
-        old_mean, old_variance = (s[kept] for s in self._original.statistics[n.name])
-        mean, variance = _mean_and_variance(self.env[n.args[0]])  # type: ignore[index]
-        tensors = self._surgeon.tensors
-        self._made[names[0]].copy_(tensors[names[0]][kept] + (mean - old_mean))
-        ratio = torch.where(old_variance > 0, variance / old_variance, 1.0)
-        self._made[names[1]].copy_(tensors[names[1]][kept] * ratio)
-
-    def _fit(self, fit: _Fit, x: torch.Tensor) -> None:
-        consumer, source, alive = fit.consumer, fit.source, self._alive
-        labels = self._surgeon.coupling.parameters[consumer.weight][consumer.out]
-        rows = np.ones(fit.outputs.shape[1], dtype=bool) if labels is None else alive[labels]
-        wanted = fit.outputs[:, torch.from_numpy(rows)].double()
-        columns = int(alive[source.columns].sum()) // source.groups
-        if columns > COLUMNS:
-            return
-        seen = take(x, source, fit.at).double()
-        weight = self._made[consumer.weight].detach()
-        target = weight.movedim((consumer.out, consumer.axis), (0, 1))
-        bias = consumer.offset[0] if consumer.offset and consumer.offset[1] > 0 else None
-        new, constants = [], []
-        parts = zip(
-            seen.chunk(source.groups, 1),
-            wanted.chunk(source.groups, 1),
-            target.double().flatten(1).chunk(source.groups, 0),
-            strict=True,
-        )
-        for x_part, y_part, w in parts:
-            fitted, constant = fitted_layer(x_part, y_part, w, consumer.offset is not None, self._ridge)
-            new.append(fitted)
-            constants.append(constant)
-        target.copy_(torch.cat(new).reshape(target.shape))
-        if bias is not None:
-            self._made[bias].detach().copy_(torch.cat(constants))
-
-
-def fitted_layer(
-    x: torch.Tensor, y: torch.Tensor, prior: torch.Tensor, intercept: bool, ridge: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """W and c of least ``|y - x W^T - c|^2 + lambda |W - prior|^2``.
-
-    Args:
-        x, y: [rows, inputs] and [rows, outputs], float64.
-        prior: [outputs, inputs].
-        ridge: lambda, relative to the mean variance of the inputs times the rows.
-
-    Returns:
-        W [outputs, inputs] and c [outputs] (zeros without an intercept).
-    """
-    mx = x.mean(0) if intercept else x.new_zeros(x.shape[1])
-    my = y.mean(0) if intercept else y.new_zeros(y.shape[1])
-    x, y = x - mx, y - my
-    second, cross = x.T @ x, x.T @ y
-    damping = ridge * float(second.diagonal().mean()) + 1e-30
-    second.diagonal().add_(damping)
-    w = torch.cholesky_solve(cross + damping * prior.T, torch.linalg.cholesky(second)).T
-    return w, my - w @ mx
+def _joined(leaves: tuple[Any, ...], rows: torch.Tensor) -> Any:
+    """Some rows of one input over all batches; what has no batch axis as the first batch has it."""
+    if not isinstance(leaves[0], torch.Tensor) or not leaves[0].dim():
+        return leaves[0]
+    return torch.cat(leaves)[rows]
