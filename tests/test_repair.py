@@ -1,4 +1,4 @@
-"""Repair without training and the reconstruction order, against closed forms and brute force."""
+"""Repair without training, on networks where the right answer is known."""
 
 import itertools
 import pickle
@@ -7,12 +7,8 @@ import numpy as np
 import pytest
 import torch
 from netcarve import trace
-from netcarve.spaces.importance import elimination
-from netcarve.spaces.importance.elimination import Quadratic, backward_elimination
 from netcarve.spaces.repair import gram as gram_module
-from netcarve.spaces.repair import mixing
 from netcarve.spaces.repair.consumers import find_consumers
-from netcarve.spaces.repair.fitting import fitted_layer
 from torch import nn
 
 BLOCK = 4  # channels k and k + 4 are linearly dependent in the networks below
@@ -26,52 +22,6 @@ def batches(*shape, n=3, seed=0):
 def with_one(x):
     z = np.concatenate([x, np.ones((len(x), 1))], axis=1)
     return z.T @ z
-
-
-# -- least squares ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("intercept", [True, False])
-def test_mixing_equals_lstsq(intercept):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(200, 7)) @ rng.normal(size=(7, 7)) + rng.normal(size=7)
-    kept, removed = np.array([0, 2, 3, 6]), np.array([1, 4, 5])
-    a, b = mixing(with_one(x), kept, removed, ridge=0.0, intercept=intercept)
-    design = np.concatenate([x[:, kept], np.ones((200, int(intercept)))], axis=1)
-    expected = np.linalg.lstsq(design, x[:, removed], rcond=None)[0]
-    np.testing.assert_allclose(a, expected[:4], atol=1e-10)
-    np.testing.assert_allclose(b, expected[4] if intercept else np.zeros(3), atol=1e-10)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_damped_mixing_is_never_worse_than_none(seed):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(12, 9)) + 1  # hardly more samples than columns
-    kept, removed = np.arange(5), np.arange(5, 9)
-    for ridge in (0.0, 1e-3, 1.0, 1e3):
-        a, b = mixing(with_one(x), kept, removed, ridge=ridge)
-        error = np.square(x[:, removed] - x[:, kept] @ a - b).sum()
-        assert error <= np.square(x[:, removed] - x[:, removed].mean(0)).sum() * (1 + 1e-12)
-
-
-def test_nothing_kept_leaves_the_mean():
-    x = np.random.default_rng(0).normal(size=(50, 3))
-    a, b = mixing(with_one(x), np.arange(0), np.arange(3))
-    assert a.shape == (0, 3)
-    np.testing.assert_allclose(b, x.mean(0))
-
-
-def test_fitted_layer_equals_lstsq_and_stays_at_its_prior_when_damped():
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(60, n, generator=generator, dtype=torch.float64) + 1 for n in (5, 2))
-    prior = torch.randn(2, 5, generator=generator, dtype=torch.float64)
-    w, c = fitted_layer(x, y, prior, True, 0.0)
-    expected = torch.linalg.lstsq(torch.cat([x, torch.ones(60, 1, dtype=torch.float64)], 1), y).solution
-    torch.testing.assert_close(w, expected[:5].T)
-    torch.testing.assert_close(c, expected[5])
-    w, c = fitted_layer(x, y, prior, False, 1e12)
-    torch.testing.assert_close(w, prior)
-    assert not c.any()
 
 
 # -- networks whose channels are linearly dependent ------------------------------------------------------
@@ -218,56 +168,7 @@ def test_repair_never_raises_the_error_of_a_single_linear_consumer(seed):
     assert error(mended, 0) == error(plain, 0) == 0
 
 
-# -- the order -------------------------------------------------------------------------------------------
-
-
-def quadratic(rng, units, p, outputs=3):
-    n = units * p
-    root = rng.normal(size=(n, 2 * n))
-    second = root @ root.T / n
-    w = rng.normal(size=(n, outputs))
-    return second, w, Quadratic(np.arange(units), np.linalg.inv(second), w @ w.T)
-
-
-def constrained_loss(second, w, gone, p):
-    """min tr((V - W)^T S (V - W)) with the rows of the units ``gone`` zero."""
-    rows = np.concatenate([np.arange(u * p, (u + 1) * p) for u in gone])
-    rest = np.setdiff1d(np.arange(len(w)), rows)
-    schur = second[np.ix_(rows, rows)]
-    if len(rest):
-        cross = second[np.ix_(rows, rest)]
-        schur = schur - cross @ np.linalg.solve(second[np.ix_(rest, rest)], cross.T)
-    return float(np.trace(w[rows].T @ schur @ w[rows]))
-
-
-@pytest.mark.parametrize(("units", "p", "pending"), [(12, 1, 64), (12, 1, 3), (6, 3, 4), (9, 2, 64)])
-def test_saliency_is_the_increase_of_the_constrained_loss(monkeypatch, units, p, pending):
-    monkeypatch.setattr(elimination, "PENDING", pending)
-    rng = np.random.default_rng(0)
-    problems = [quadratic(rng, units, p) for _ in range(2)]
-    order, increase = backward_elimination(units, [q for _, _, q in problems])
-    assert sorted(order) == list(range(units))
-
-    def total(gone):
-        return sum(constrained_loss(second, w, gone, p) for second, w, _ in problems)
-
-    before = 0.0
-    for step in range(units - 1):
-        gone = order[: step + 1].tolist()
-        after = total(gone)
-        assert increase[step] == pytest.approx(after - before, rel=1e-8)
-        others = [total([*gone[:-1], u]) for u in range(units) if u not in gone[:-1]]
-        assert after == pytest.approx(min(others))  # the greedy choice
-        before = after
-    assert np.isinf(increase[-1])
-
-
-def test_a_loss_over_some_units_leaves_the_others_alone():
-    rng = np.random.default_rng(1)
-    _, _, q = quadratic(rng, 4, 1)
-    part = Quadratic(np.array([0, 2, 5, 6]), q.inverse, q.products)
-    order, _ = backward_elimination(8, [part])
-    assert set(order[:4]) == {1, 3, 4, 7}  # nothing is lost with them
+# -- whole networks: the order and what is built ---------------------------------------------------------
 
 
 class Block(nn.Module):
@@ -303,9 +204,6 @@ def test_orders_are_nested_and_the_default_with_calibration():
     for more, less in itertools.pairwise(ladder):
         assert all(set(less[g]) <= set(more[g]) for g in more)
     assert trace(residual(), data[0][0]).space().recipe["options"]["importance"] == "l1"
-
-
-# -- whole networks --------------------------------------------------------------------------------------
 
 
 def test_each_repair_brings_the_output_closer():
