@@ -237,6 +237,7 @@ def show(run: RunPath, trial: TrialNumber, as_json: AsJson = False) -> None:
             "number": found.number,
             "candidate": found.candidate.values,
             "unchanged": {choice.name: choice.options[0] for choice, _ in found.candidate.items()},
+            "kept": loaded.kept(trial),
             "scores": dict(found.scores),
             "baseline": dict(loaded.baseline.scores) if loaded.baseline else {},
             "error": found.error,
@@ -254,6 +255,7 @@ def export(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="new folder [default: RUN/export-TRIAL]")
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier export there")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Export one trial's subnetwork; every file is proven in a fresh process."""
@@ -266,10 +268,7 @@ def export(
     loaded = load(run)
     folder = loaded.path / f"export-{trial}" if out is None else out
     with busy() as say:
-        say("reading the task of the run")
-        _one_thread_after(loaded.task)
-        say(f"exporting trial {trial}: {', '.join(names)}, each checked in a fresh process")
-        receipt = loaded.export(trial, folder, names)
+        receipt = loaded.export(trial, folder, names, overwrite=overwrite, progress=say)
     if as_json:
         print_json({"out": str(folder), **receipt.to_json()})
     else:
@@ -307,14 +306,10 @@ def _traced(text: str, say: Callable[[str], None]) -> tuple[Task, Blueprint]:
 
 
 def _one_thread_after(task: Task) -> Task:
-    """The task, with torch on one thread from now on; the user's own code that made it had them all.
+    """The task, with one thread from now on; the user's own code that made it had them all."""
+    from .evaluators.threads import one_thread_from_now_on
 
-    Our work is thousands of small operators, in which threads mostly wait for each other (measured: tracing
-    for 10 s in place of 0.3 s while other programs run).
-    """
-    import torch
-
-    torch.set_num_threads(1)
+    one_thread_from_now_on()
     return task
 
 

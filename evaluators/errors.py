@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+_OURS = f'  File "{Path(__file__).parent.parent}/'
+
 
 class TaskError(ValueError):
     """A task that cannot be searched. The message says what was wrong, what was got and how to mend it.
@@ -16,6 +21,26 @@ class TaskError(ValueError):
 
 class PoolError(RuntimeError):
     """Workers that cannot start, cannot be placed, or keep dying before any work."""
+
+
+def their_part(text: str) -> str:
+    """A traceback's text without our frames, for the user whose code raised; empty where only ours did.
+
+    Of exceptions that caused each other those that passed through foreign code are left.
+    """
+    kept = []
+    for part in re.split(r"\n(?=Traceback \(most recent call last\):\n)", text):
+        lines = part.splitlines()
+        starts = [i for i, line in enumerate(lines) if line.startswith('  File "')]
+        if not starts:
+            continue
+        end = next((i for i in range(starts[-1], len(lines)) if not lines[i].startswith(" ")), len(lines))
+        frames = ["\n".join(lines[a:b]) for a, b in zip(starts, [*starts[1:], end], strict=True)]
+        theirs = [frame for frame in frames if not frame.startswith(_OURS)]
+        if theirs:
+            message = re.split(r"\n\n(?:The above|During handling)", "\n".join(lines[end:]))[0].rstrip()
+            kept.append("\n".join([*lines[: starts[0]], *theirs, message]))
+    return "\n\n".join(kept)
 
 
 def first_line(error: BaseException) -> str:

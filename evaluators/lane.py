@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..spaces import Candidate, Space
@@ -28,3 +29,16 @@ class Lane:
     def evaluate(self, number: int, candidate: Candidate) -> Outcome:
         """Scores and ``detail`` (quartiles, device) or the error; never raises."""
         return self.job.evaluate(number, candidate)
+
+
+def steadied(outcome: Outcome, reference_ms: float) -> Outcome:
+    """The outcome with its latency as a share of ``reference_ms``, one time of the unchanged model for all.
+
+    A machine that gets busy or warm slows down by half and more, from one candidate to the next. The share
+    of the unchanged model's time does not, since their calls alternate; so latencies of one run compare as
+    their shares do. What was read off the clock stays in ``detail``. No-op where no share was measured.
+    """
+    share = outcome.detail.get("ratio")
+    if outcome.scores is None or "latency_ms" not in outcome.scores or share is None:
+        return outcome
+    return replace(outcome, scores=outcome.scores | {"latency_ms": share * reference_ms})

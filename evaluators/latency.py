@@ -19,6 +19,7 @@ from ..spaces import Candidate
 from .base import Evaluator, Measured
 from .batches import Inputs, batch_size, resize
 from .task import Task
+from .threads import one_thread
 
 RUNTIMES = ("eager",)
 MIN_REPEATS = 10
@@ -146,17 +147,6 @@ class Latency(Evaluator):
             raise ValueError("Latency needs a task and a model")
         record = self.measure(task, model)
         return Measured({"latency_ms": record.median_ms}, detail=record.as_detail())
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread inside, the former number after."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @cache

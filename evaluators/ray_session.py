@@ -23,7 +23,9 @@ _STORE_BYTES = 96 << 20  # Ray's least is 75 MiB
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no prompt, no report
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` re-creates its environment in every worker
-    "RAY_DEDUP_LOGS": "0",
+    # Of workers that died and of many that start Ray tells on stdout, whatever logs were asked for.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|worker processes have been started on node",
+    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_AUTH_MODE": "token",  # said explicitly, since Ray warns about a default
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of a change to come
 }

@@ -38,6 +38,8 @@ def resolve_task(text: str) -> Task:
     known = known_tasks()
     target = known.get(text, text)
     where, colon, name = target.rpartition(":")
+    if text.rstrip(":").endswith(".py"):
+        raise TaskError(f"task {text!r}: which function? Write {text.rstrip(':')}:function")
     if not colon or not where or not name:
         raise TaskError(
             f"unknown task {text!r}: known are {', '.join(sorted(known))}; "
@@ -119,10 +121,11 @@ def _failed(what: str, error: BaseException) -> str:
 
 def _trace(error: BaseException) -> str:
     """The traceback from the user's first frame on: ours and the import machinery's say nothing to them."""
-    frames = error.__traceback__
-    kept: Any = frames
+    kept: Any = error.__traceback__
     while kept is not None and (
         kept.tb_frame.f_code.co_filename == __file__ or "importlib" in kept.tb_frame.f_code.co_filename
     ):
         kept = kept.tb_next
-    return "".join(traceback.format_exception(type(error), error, kept or frames))
+    if kept is None and not isinstance(error, SyntaxError):  # which itself says where it is
+        return ""
+    return "".join(traceback.format_exception(type(error), error, kept))

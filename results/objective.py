@@ -68,7 +68,7 @@ class Objective:
         return 1.0 if self.goal == "min" else -1.0
 
 
-_LIMIT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([0-9.]+(?:[eE][+-]?\d+)?)\s*(x?)\s*")
+_LIMIT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(-?[0-9.]+(?:[eE][+-]?\d+)?)\s*(x?)\s*")
 
 
 @dataclass(frozen=True, slots=True)

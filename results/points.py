@@ -48,8 +48,8 @@ def default_reference(
         # A cost starts at the unchanged model's and falls. A loss starts there and *rises*: with the
         # unchanged model as reference every pruned one would count for nothing.
         cost = objective.name in METRICS and objective.name != "loss"
-        if objective.goal == "max":
-            chosen[objective.name] = 0.0
+        if objective.goal == "max":  # 0, but for metrics below it, of which nothing would count
+            chosen[objective.name] = min(0.0, -float(worst_value)) if np.isfinite(worst_value) else 0.0
         elif cost and objective.name in scores:
             chosen[objective.name] = float(scores[objective.name])
         else:

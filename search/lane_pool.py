@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ..evaluators.lane import Lane
+from ..evaluators.lane import Lane, steadied
 from ..evaluators.pool import InProcessPool, Job, Outcome, Pool
 from ..spaces import Candidate, Space
 
@@ -23,8 +23,13 @@ def make_pool(
     workers: int,
     address: str | None,
     trial_timeout: float | None,
+    reference_ms: float | None = None,
 ) -> Pool:
-    """Workers for what may run side by side (0: this process), and a lane behind them for what must not."""
+    """Workers for what may run side by side (0: this process), and a lane behind them for what must not.
+
+    Args:
+        reference_ms: latency of the unchanged model where an earlier session has measured it.
+    """
     light = task.without_train() if task is not None else None
     beside = [s for s in scorers if not getattr(s, "lane", False)]
     alone = [s for s in scorers if getattr(s, "lane", False)]
@@ -36,19 +41,21 @@ def make_pool(
         from ..evaluators.ray_pool import RayPool
 
         pool = RayPool(job, workers=workers, address=address, trial_timeout=trial_timeout)
-    return LanePool(pool, Lane(light, space, alone)) if alone else pool
+    return LanePool(pool, Lane(light, space, alone), reference_ms=reference_ms) if alone else pool
 
 
 class LanePool:
     """Scores by ``pool`` first; once it is idle, by ``lane``, one candidate at a time.
 
     An outcome is complete only with both, and a failure in either fails the candidate; the lane sees only
-    candidates that the pool has scored.
+    candidates that the pool has scored. Latencies are shares of one time of the unchanged model
+    (:func:`steadied`): ``reference_ms``, or else what is seen beside the first candidate.
     """
 
-    def __init__(self, pool: Pool, lane: Lane) -> None:
+    def __init__(self, pool: Pool, lane: Lane, *, reference_ms: float | None = None) -> None:
         self.pool = pool
         self.lane = lane
+        self.reference_ms = reference_ms
         self._in_flight: dict[int, Candidate] = {}
 
     def room(self) -> int:
@@ -86,6 +93,11 @@ class LanePool:
         seconds = outcome.seconds + lane.seconds
         if lane.scores is None:
             return replace(outcome, scores=None, error=lane.error, seconds=seconds)
+        if self.reference_ms is None:
+            self.reference_ms = lane.detail.get("baseline_ms")
+        if self.reference_ms is not None:
+            lane = steadied(lane, self.reference_ms)
+        assert lane.scores is not None
         return replace(
             outcome, scores=outcome.scores | lane.scores, seconds=seconds, detail=outcome.detail | lane.detail
         )

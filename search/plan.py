@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ..evaluators.errors import their_part
 from ..results.objective import Limit, Objective
 from ..results.trial import Trial
 from ..spaces import Space
@@ -101,7 +102,7 @@ def check_baseline(trial: Trial, objectives: Sequence[Objective]) -> None:
         RunError: why not; ``detail`` is the traceback.
     """
     if trial.failed:
-        raise RunError(f"the unchanged model cannot be scored: {trial.reason}", detail=trial.error or "")
+        raise RunError(f"the unchanged model cannot be scored: {trial.reason}", detail=their_part(trial.error or ""))
     if missing := [o.name for o in objectives if o.name not in trial.scores]:
         raise RunError(
             f"nothing measures the objective {missing[0]!r}; on the unchanged model the evaluators gave "

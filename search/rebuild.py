@@ -25,14 +25,16 @@ def rebuild_space(task: Task, settings: Mapping[str, Any]) -> Space:
     Raises:
         RunError: the model gives another space today, or the run does not say how its space was made.
     """
+    from ..evaluators.threads import one_thread
     from ..spaces import trace
 
     recipe = settings.get("space")
     if not recipe:
         raise RunError("the run does not say how its space was made; give it: load(path, task, space=...)")
     calibration = task.calibration_batches if recipe.get("calibrated") else None
-    blueprint = trace(task.model, task.example)
-    space = blueprint.space(*recipe["kinds"], **recipe["options"], calibration=calibration)
+    with one_thread():
+        blueprint = trace(task.model, task.example)
+        space = blueprint.space(*recipe["kinds"], **recipe["options"], calibration=calibration)
     choices = [[c.name, list(c.options)] for c in space.choices]
     if choices != settings["choices"]:
         raise RunError(
@@ -57,6 +59,8 @@ def rebuild(
         TaskError: the task cannot be found.
     """
     from ..evaluators.resolve import resolve_task
+    from ..evaluators.threads import one_thread
 
     made = rebuild_space(resolve_task(spec), {"space": space, "choices": choices})
-    return made.build(made.from_values(candidate)).eval()
+    with one_thread():
+        return made.build(made.from_values(candidate)).eval()

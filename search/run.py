@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,11 +71,12 @@ class Run:
         """
         found = next((t for t in self.trials if t.number == number), None)
         if found is None:
-            raise RunError(
-                f"there is no trial {number} in {self.path}; it has {len(self.trials)}, on the front are "
-                f"{', '.join(str(t.number) for t in self.front)}"
-            )
+            raise RunError(f"there is no trial {number} in {self.path}; {self._others()}")
         return found
+
+    def _others(self) -> str:
+        front = ", ".join(str(t.number) for t in self.front)
+        return f"it has {len(self.trials)}, on the front are {front or 'none'}"
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -124,11 +126,26 @@ class Run:
             was, unit = base.get(name), units.get(name, "")
             cells = ("", "") if was is None else (metric_text(name, was, unit), ratio_text(value, was))
             rows.append((name, metric_text(name, value, unit), *cells))
-        choices = [("choice", "taken", "unchanged")]
+        kept = self.kept(number)
+        choices = [("choice", "taken", "unchanged", "units kept" if kept else "")]
         for choice, option in trial.candidate.items():
             was_option = str(choice.options[0]) if option != choice.options[0] else ""
-            choices.append((choice.name, str(option), was_option))
+            now, of = kept.get(choice.name, (0, 0))
+            choices.append((choice.name, str(option), was_option, f"{now} of {of}" if of else ""))
         return "\n".join([*lines, *_columns(rows), "", *_columns(choices)])
+
+    def kept(self, number: int) -> dict[str, tuple[int, int]]:
+        """By choice that cuts units (channels, heads) from a group: how many it kept in a trial, of how many.
+
+        Raises:
+            RunError: there is no such trial.
+        """
+        candidate, known = self[number].candidate, self.settings.get("kept", {})
+        return {
+            choice.name: (known[choice.name][index], known[choice.name][0])
+            for choice, index in zip(candidate.choices, candidate.indices, strict=True)
+            if choice.name in known
+        }
 
     @cached_property
     def task(self) -> Task:
@@ -168,9 +185,11 @@ class Run:
             RunError: no such trial, or the task cannot be found again.
         """
         from ..evaluators.pool import Job
+        from ..evaluators.threads import one_thread
 
         candidate = self.space.from_values(self[number].candidate.values)
-        return Job(self.task, self.space, ()).build(candidate)
+        with one_thread():
+            return Job(self.task, self.space, ()).build(candidate)
 
     def export(
         self,
@@ -179,34 +198,51 @@ class Run:
         formats: Sequence[str] = ("pt2", "onnx", "state"),
         *,
         overwrite: bool = False,
+        progress: Callable[[str], None] | None = None,
     ) -> Receipt:
         """Files of one trial's subnetwork, each proven in a fresh process; see :func:`results.export.export`.
 
+        Args:
+            progress: told in a few words what is being done.
+
         Raises:
-            RunError: no such trial, or the task cannot be found again.
+            RunError: no such trial, one that failed, or the task cannot be found again.
             ExportError: a file that cannot be made or does not reproduce; nothing is left behind.
         """
-        from ..results.export import export
+        from ..results.export import check_target, export, known_formats
 
-        task, trial = self.task, self[number]
+        trial = self[number]
+        if trial.failed:
+            raise RunError(f"trial {number} of {self.path} failed ({trial.reason}); {self._others()}")
+        known_formats(formats)
+        target = Path(directory).expanduser().resolve()
+        check_target(target, overwrite)  # before the task is loaded, which may take a while
+        say = progress or (lambda _: None)
+        say("reading the task of the run")
+        from ..evaluators.threads import one_thread
+
+        task = self.task
         args, kwargs = task.example
-        return export(
-            self.model(number),
-            example_args=args,
-            example_kwargs=kwargs,
-            inputs=[(a, k) for a, k, _ in task.batches],
-            score=lambda outputs: task.measure(outputs)[task.metric_name],
-            metric_name=task.metric_name,
-            directory=directory,
-            formats=formats,
-            describe=self._description(trial),
-            overwrite=overwrite,
-        )
+        with one_thread():
+            say(f"building trial {number}")
+            return export(
+                self.model(number),
+                example_args=args,
+                example_kwargs=kwargs,
+                inputs=[(a, k) for a, k, _ in task.batches],
+                score=lambda outputs: task.measure(outputs)[task.metric_name],
+                metric_name=task.metric_name,
+                directory=target,
+                formats=formats,
+                describe=self._description(trial),
+                overwrite=overwrite,
+                progress=say,
+            )
 
     def _description(self, trial: Trial) -> dict[str, Any]:
         settings = self.settings
         about = {
-            "run": str(self.path),
+            "run": self.path.resolve().name,  # an export may travel, the folders around it do not
             "trial": trial.number,
             "candidate": trial.candidate.values,
             "scores": dict(trial.scores),
@@ -239,9 +275,10 @@ def load(path: str | Path, task: Task | None = None, *, space: Space | None = No
 def measure_front(ledger: Ledger, task: Task, space: Space) -> None:
     """Measure the latency of the unchanged model and of the front, where it is not known yet, and keep it.
 
-    Nothing else may run meanwhile. A model that fails here stays without a latency.
+    Nothing else may run meanwhile. All latencies are shares of one time of the unchanged model: the median
+    of all that were seen here, or what is known of it. A model that fails here stays without a latency.
     """
-    from ..evaluators.lane import Lane
+    from ..evaluators.lane import Lane, steadied
     from ..evaluators.latency import Latency
 
     settings = ledger.settings
@@ -249,10 +286,15 @@ def measure_front(ledger: Ledger, task: Task, space: Space) -> None:
     front = Front(ledger.trials(space), objectives, limits=settings["limits"])
     lane = Lane(task, space, [Latency()])
     wanted = {t.number: t for t in (front.baseline, *front) if t is not None and "latency_ms" not in t.scores}
-    for number, trial in sorted(wanted.items()):
-        outcome = lane.evaluate(number, trial.candidate)
-        if outcome.scores is not None:
-            ledger.measure(number, outcome.scores, outcome.detail)
+    outcomes = [lane.evaluate(number, trial.candidate) for number, trial in sorted(wanted.items())]
+    measured = [o for o in outcomes if o.scores is not None]
+    if not measured:
+        return
+    known = front.baseline.scores.get("latency_ms") if front.baseline else None
+    reference = known or statistics.median(o.detail["baseline_ms"] for o in measured)
+    for outcome in measured:
+        steady = steadied(outcome, reference)
+        ledger.measure(steady.number, steady.scores or {}, steady.detail)
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -59,9 +59,16 @@ def describe(
         "limits": [m.text for m in limits],
         "metrics": list(metrics),
         "choices": [[c.name, list(c.options)] for c in space.choices],
+        "kept": kept_units(space),
         "space": getattr(space, "recipe", None),
         "version": _version(),
     }
+
+
+def kept_units(space: Space) -> dict[str, list[int]]:
+    """By choice, how many units each option keeps; for choices that keep some of many."""
+    kept = {c.name: getattr(c.edit, "kept", None) for c in space.choices}
+    return {name: [int(n) for n in numbers] for name, numbers in kept.items() if numbers is not None}
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

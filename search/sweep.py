@@ -125,7 +125,8 @@ def sweep(
     try:
         ledger.note("status", "running")
         progress.started(budget, goals, search.limits)
-        with make_pool(task, space, scorers, workers, address, trial_timeout) as pool:
+        known = next((t.scores.get("latency_ms") for t in ledger.trials(space) if t.number == 0), None)
+        with make_pool(task, space, scorers, workers, address, trial_timeout, known) as pool:
             Driver(search, pool, ledger, budget=budget, progress=progress, window=window).run()
         if task is not None:
             progress.says("measuring latency")

@@ -48,7 +48,7 @@ def norms_over_kept(width: int, kept: np.ndarray) -> Iterator[None]:
         ).sqrt()
         return y * (1 if weight is None else weight) + (0 if bias is None else bias)
 
-    nn.functional.layer_norm = masked  # type: ignore[assignment]
+    nn.functional.layer_norm = masked
     try:
         yield
     finally:

@@ -31,6 +31,7 @@ from netcarve.evaluators import (
 )
 from netcarve.evaluators.ray_session import RaySession
 from netcarve.spaces import Candidate, Choice, Space
+from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
 DEEDS = ("score", "raise", "nan", "exit", "sleep", "die", "hang", "long error")
@@ -171,8 +172,14 @@ def test_models_are_built_repaired_and_scored_on_one_thread() -> None:
     job = _model_job()
     threads: list[int] = []
 
+    def blas() -> list[int]:
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    before = blas()
+
     def look(model: nn.Module, batches: list) -> None:  # type: ignore[type-arg]
         threads.append(torch.get_num_threads())
+        assert set(blas()) == {1}
         assert not model.training
         assert batches == job.task.calibration_batches  # type: ignore[union-attr]
 
@@ -181,6 +188,7 @@ def test_models_are_built_repaired_and_scored_on_one_thread() -> None:
         Job(job.task, job.space, job.evaluators, repair=(look,)).evaluate(0, job.space.baseline)
         assert threads == [1]
         assert torch.get_num_threads() == 2
+        assert blas() == before
     finally:
         torch.set_num_threads(1)
     # Scaling before BatchNorm changes nothing once its statistics are re-estimated.

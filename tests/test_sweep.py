@@ -275,3 +275,27 @@ def test_lane_waits_until_the_pool_is_idle():
     assert all(o.scores["latency_ms"] == 1.0 and "quality" in o.scores for o in outcomes)
     assert busy == [0] * 5
     assert lane_pool.finished() == []
+
+
+def test_latencies_are_shares_of_one_time_of_the_unchanged_model():
+    """The machine slows down by half from one candidate to the next; what is told does not show it."""
+
+    class Slowing:
+        def __init__(self):
+            self.slower = 1.0
+
+        def evaluate(self, number, candidate):
+            self.slower *= 1.5
+            share = 1.0 / (1 + number)
+            clock = {"latency_ms": 2.0 * share * self.slower}
+            return Outcome(number, clock, detail={"ratio": share, "baseline_ms": 2.0 * self.slower})
+
+    space = toy_space()
+    candidates = list(enumerate(space.sample(np.random.default_rng(0), 4)))
+    for reference, first in ((None, 3.0), (1.0, 1.0)):  # a new run, one that is resumed
+        lane_pool = LanePool(InProcessPool(Job(None, space, [Toy()])), Slowing(), reference_ms=reference)
+        told = []
+        for job in candidates:
+            lane_pool.submit([job])
+            told += [o.scores["latency_ms"] for o in lane_pool.finished()]
+        assert told == pytest.approx([first, first / 2, first / 3, first / 4])

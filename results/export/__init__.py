@@ -2,8 +2,19 @@
 
 from .error import ExportError
 from .exporter import export
-from .formats import FORMATS
+from .folder import check_target
+from .formats import FORMATS, known_formats
 from .receipt import FileRecord, FormatRecord, Receipt
 from .state import load_state
 
-__all__ = ["FORMATS", "ExportError", "FileRecord", "FormatRecord", "Receipt", "export", "load_state"]
+__all__ = [
+    "FORMATS",
+    "ExportError",
+    "FileRecord",
+    "FormatRecord",
+    "Receipt",
+    "check_target",
+    "export",
+    "known_formats",
+    "load_state",
+]

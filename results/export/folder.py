@@ -69,7 +69,7 @@ def check_target(target: Path, overwrite: bool) -> None:
         # Never delete what we did not write, whatever was asked.
         raise ExportError(f"{target} exists and is not an export; choose another folder")
     if not overwrite:
-        raise ExportError(f"{target} holds an earlier export; choose another folder or pass overwrite=True")
+        raise ExportError(f"{target} holds an earlier export; choose another folder, or overwrite it")
 
 
 def _move(partial: Path, target: Path) -> None:
