@@ -102,7 +102,9 @@ def sweep(
     from .results.table import render_front
     from .search import Interrupted, known_searchers
     from .search import sweep as run_sweep
+    from .search.plan import check_numbers
     from .search.progress import RichProgress
+    from .search.settings import check_free
 
     # What can be wrong without a model is said before the task loads, which may take a while.
     kinds = _kinds(space)
@@ -114,6 +116,10 @@ def sweep(
         raise ValueError(f"unknown searcher {searcher!r}; known are {', '.join(known_searchers())}")
     if trials is not None and minutes is not None:
         raise typer.BadParameter("give --trials or --minutes, not both")
+    workers = _cores() if workers is None else workers
+    check_numbers(trials=trials, minutes=minutes, trial_timeout=trial_timeout, workers=workers)
+    if out is not None and not resume:
+        check_free(out)
 
     with busy() as say:
         made, blueprint = _traced(task, say)
@@ -128,7 +134,7 @@ def sweep(
                 limit or (),
                 trials=TRIALS if trials is None and minutes is None else trials,
                 minutes=minutes,
-                workers=_cores() if workers is None else workers,
+                workers=workers,
                 seed=seed,
                 out=out,
                 resume=resume,
@@ -156,8 +162,12 @@ def sweep(
         )
     else:
         printer().print(render_front(front, run.baseline))
-        summary = f"{len(run.trials)} trials in {run.info['seconds']:.0f} s, {len(front)} on the front"
+        trials_text = "1 trial" if len(run.trials) == 1 else f"{len(run.trials)} trials"
+        summary = f"{trials_text} in {run.info['seconds']:.0f} s, {len(front)} on the front"
         print(f"{summary}, hypervolume {front.hypervolume():.4f}" + (f", {failed} failed" if failed else ""))
+        if failed:
+            first = next(t for t in run.trials if t.failed)
+            print(f"Trial {first.number} failed: {first.reason}")
         print(f"The run is in {run.path}")
     if not len(front):
         limits = " and ".join(m.text for m in run.limits)
@@ -330,7 +340,13 @@ def _names(text: str) -> list[str]:
 def _front(run: Run, objectives: Iterable[Any] | None) -> Front:
     from .results import Front
 
-    return Front(run.trials, list(objectives), limits=run.limits) if objectives else run.front
+    if not objectives:
+        return run.front
+    front = Front(run.trials, list(objectives), limits=run.limits)
+    known = dict.fromkeys(name for trial in run.trials for name in trial.scores)
+    if missing := [o.name for o in front.objectives if o.name not in known]:
+        raise ValueError(f"no trial of {run.path} has {missing[0]!r}; known are {', '.join(known) or 'none'}")
+    return front
 
 
 def _about(run: Run) -> dict[str, Any]:

@@ -25,7 +25,6 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` re-creates its environment in every worker
     # Of workers that died and of many that start Ray tells on stdout, whatever logs were asked for.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|worker processes have been started on node",
-    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_AUTH_MODE": "token",  # said explicitly, since Ray warns about a default
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of a change to come
 }
@@ -94,6 +93,9 @@ class RaySession:
             _check_reachable(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             return
+        most = max(16, 4 * (os.cpu_count() or 1))
+        if workers > most:
+            raise PoolError(f"{workers} workers are too many for this machine; ask for {most} at most")
         folder = _new_folder()
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", ray_guard.__file__, folder],

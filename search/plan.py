@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..evaluators.errors import their_part
-from ..results.objective import Limit, Objective
+from ..results.objective import METRICS, Limit, Objective
 from ..results.trial import Trial
 from ..spaces import Space
 from .base import Searcher, parse_objectives
@@ -27,7 +27,15 @@ def choose_objectives(
     """
     own = searcher.objectives if isinstance(searcher, Searcher) else None
     if given is None:
-        return own or parse_objectives((task.metric_name if task is not None else "accuracy", "macs"))
+        if own:
+            return own
+        metric = task.metric_name if task is not None else "accuracy"
+        if metric not in METRICS:
+            raise ValueError(
+                f"{metric!r} is a metric of your own, so say which way is better and what to trade it off "
+                f"against: objectives '{metric}:max' (or ':min') and 'macs'"
+            )
+        return parse_objectives((metric, "macs"))
     objectives = parse_objectives(given)
     if own is not None and own != objectives:
         raise ValueError(
@@ -116,7 +124,7 @@ def check_numbers(
     minutes: float | None,
     trial_timeout: float | None,
     workers: int,
-    window: int,
+    window: int = 1,
 ) -> None:
     """
     Raises:

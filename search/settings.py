@@ -112,12 +112,20 @@ def open_run(
             ledger.close()
             raise
         return ledger
-    if path.exists():
-        raise RunError(f"{folder} holds another run; resume it, or choose another folder")
+    check_free(folder)
     _make_room(folder)
     ledger = Ledger(path, write=True)
     ledger.save_settings(settings)
     return ledger
+
+
+def check_free(folder: Path) -> None:
+    """
+    Raises:
+        RunError: the folder holds a run.
+    """
+    if (folder / LEDGER).exists():
+        raise RunError(f"{folder} holds another run; resume it, or choose another folder")
 
 
 def close_run(ledger: Ledger, status: str, seconds: float) -> None:
@@ -182,7 +190,7 @@ def _make_room(folder: Path) -> None:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise LedgerError(
-            f"cannot make the run's folder {folder} ({error.strerror or error}); choose another with out="
+            f"cannot make the run's folder {folder} ({error.strerror or error}); choose another"
         ) from error
     if free < NEEDED_BYTES:
         raise LedgerError(

@@ -42,7 +42,8 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C during a sweep: the run is kept whole, and can be resumed."""
 
     def __init__(self, path: Path, trials: int) -> None:
-        kept = f"{trials} trials are kept in {path}, resume it to go on"
+        count = "1 trial is" if trials == 1 else f"{trials} trials are"
+        kept = f"{count} kept in {path}, resume it to go on"
         super().__init__(f"stopped; {kept if trials else 'nothing was scored yet'}")
         self.path = path
 

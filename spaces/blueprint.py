@@ -16,7 +16,7 @@ from .choice import Candidate, Choice
 from .costs import Costs
 from .coupling import Coupling, Group, find_coupling
 from .importance import Criterion, criterion, order
-from .proof import Proof, prove
+from .proof import Proof, own_differs, prove
 from .prune import Prune, pruning_choice
 from .repair import Calibration, Sequential, fold, gather, sequential
 from .repair.gram import Inputs
@@ -138,6 +138,7 @@ class Blueprint:
             round_to: keep multiples of this many units.
             calibration: real inputs, ``(args, kwargs)`` each; see :meth:`calibrate`, which this calls.
             repair: how built networks are repaired from then on; see :meth:`calibrate`.
+            progress: called with (operators checked, operators) during the proof.
 
         Raises:
             ValueError: an unknown kind, nothing in this model may be changed (with the reasons), or
@@ -171,7 +172,19 @@ class Blueprint:
         recipe: dict[str, Any] | None = None
         if isinstance(importance, str):
             recipe = {"kinds": list(kinds), "options": options, "calibrated": self._calibration is not None}
-        return Space([c for c in choices if len(c) > 1] or choices, model=self, recipe=recipe)
+        space = Space([c for c in choices if len(c) > 1] or choices, model=self, recipe=recipe)
+        self._check_widths(space)
+        return space
+
+    def _check_widths(self, space: Space) -> None:
+        """Build with every option of every choice once: the user's forward may branch on a width."""
+        if self._proof is None or self._captured is None or self.artifact == "graph":
+            return
+        deepest = max(map(len, space.choices))
+        steps = [space.candidate(np.minimum(k, space.counts - 1)) for k in range(1, deepest)]
+        reason = own_differs(self._captured, self.coupling, self._surgeon, [self.alive(c) for c in steps])
+        if reason:
+            self._proof = replace(self._proof, own=False, own_reason=reason)
 
     # -- the model side of a space -------------------------------------------------------------------
 

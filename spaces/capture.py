@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import sys
 import warnings
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx import _pytree as fx_pytree
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
@@ -90,10 +92,21 @@ def capture(model: nn.Module, example: Any) -> Captured:
         CaptureError: the model does not run on its example, or ``torch.export`` cannot follow it.
     """
     args, kwargs = normalise_example(example)
-    source = copy.deepcopy(model).eval()
+    try:
+        source = copy.deepcopy(model).eval()
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be copied: {_first_line(error)}; "
+            "copy.deepcopy(model) must work, so keep no computed tensors as attributes"
+        ) from error
+    if any(is_lazy(t) or t.is_meta for t in (*source.parameters(), *source.buffers())):
+        raise CaptureError(
+            f"{type(model).__name__} has tensors without numbers (lazy, or on the meta device); "
+            "load its weights first"
+        )
     try:
         with torch.no_grad():
-            source(*args, **kwargs)
+            source(*fresh(args), **fresh(kwargs))
     except Exception as error:
         raise CaptureError(
             f"the model does not run on its example: {_first_line(error)}; "
@@ -110,11 +123,11 @@ def capture(model: nn.Module, example: Any) -> Captured:
     for a, k, dynamic in attempts:
         try:
             with quiet(), torch.no_grad():
-                source(*a, **k)
+                source(*fresh(a), **fresh(k))
                 program = torch.export.export(
                     source,
-                    a,
-                    k,
+                    fresh(a),
+                    fresh(k),
                     dynamic_shapes=_batch_shapes(source, a, k) if dynamic else None,
                     strict=False,
                 )
@@ -139,8 +152,13 @@ def unlift(program: torch.export.ExportedProgram) -> fx.GraphModule:
 
 
 def flat_inputs(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """The graph's placeholders' values, in order."""
-    return fx_pytree.tree_flatten_spec((args, kwargs), module._in_spec)
+    """The graph's placeholders' values, in order: copies, since a model may write on its inputs."""
+    return fx_pytree.tree_flatten_spec((fresh(args), fresh(kwargs)), module._in_spec)
+
+
+def fresh(inputs: Any) -> Any:
+    """``inputs`` with their tensors copied."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, inputs)
 
 
 def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -176,8 +194,6 @@ def _batch_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     shapes = pytree.tree_map(
         lambda leaf: {0: batch} if isinstance(leaf, torch.Tensor) and leaf.dim() else None, (args, kwargs)
     )
-    import inspect
-
     # torch.export wants the shapes of positional and keyword inputs in one structure, by parameter name.
     bound = inspect.signature(model.forward).bind(*shapes[0], **shapes[1]).arguments
     parameters = inspect.signature(model.forward).parameters

@@ -14,7 +14,11 @@ _DROPOUTS = {
     aten.dropout.default,
     aten.dropout_.default,
     aten.feature_dropout.default,
+    aten.feature_dropout_.default,
     aten.alpha_dropout.default,
+    aten.alpha_dropout_.default,
+    aten.feature_alpha_dropout.default,
+    aten.feature_alpha_dropout_.default,
 }
 
 
@@ -70,7 +74,7 @@ def switchable(graph: fx.Graph) -> None:
             with graph.inserting_before(node):
                 args[6] = graph.call_function(_momentum, (flag("batch_norm_momentum"), args[6]))
             node.args = tuple(args)
-        elif node.target in _DROPOUTS:
+        elif node.target in _DROPOUTS and node.args[2] is False:  # True: drops in eval mode too
             node.args = (node.args[0], node.args[1], flag("dropout_training"))
 
 

@@ -8,12 +8,13 @@ Two routes, both run on the example with constant parameters randomised:
    an operator that fails names the groups that it breaks.
 2. *End to end*: the built artifacts against the masked network, cut by half and at random; the user's own
    module also on meta tensors, cut so that every two groups differ at least once (a forward may rely on two
-   widths being equal).
+   widths being equal), and in train mode (it may take other paths there). A forward may branch on a width:
+   :func:`own_differs` runs it at every width that a space offers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from .capture import Captured, flat_inputs
+from .capture import Captured, flat_inputs, fresh
 from .coupling import Coupling
 from .coupling.groups import Lengths
 from .coupling.walk import bind, get_attribute, operator_name, schema
@@ -64,12 +65,22 @@ def prove(
         inputs = flat_inputs(graph, captured.args, captured.kwargs)
         operators = _Operators(captured, coupling, surgeon, left_out, seed, progress)
         operators.run(*inputs, enable_io_processing=False)
-        bench = _Artifacts(captured, coupling, surgeon, inputs)
+        bench = _Artifacts(captured, coupling, surgeon)
         for cut in ("half", "random"):
             _joint(coupling, left_out, operators.cuts[cut], bench)
         for part in _separating(len(coupling.groups)):
             bench.check_shapes(_alive(coupling, {g: operators.cuts["one"][g] for g in part}, left_out))
+        bench.check_training(_alive(coupling, operators.cuts["one"], left_out))
     return Proof(left_out, not bench.own_reason, bench.own_reason, bench.worst)
+
+
+def own_differs(
+    captured: Captured, coupling: Coupling, surgeon: Surgeon, cuts: Sequence[Alive], *, seed: int = 0
+) -> str:
+    """Why the user's own module, cut to one of ``cuts``, is not what the captured graph is, or ""."""
+    with torch.no_grad(), _no_constant_parameters(captured.graph_module, coupling, seed):
+        bench = _Artifacts(captured, coupling, surgeon)
+        return next(filter(None, map(bench.check_own, cuts)), "")
 
 
 class _Masked(fx.Interpreter):
@@ -216,15 +227,16 @@ class _Operators(fx.Interpreter):
 class _Artifacts:
     """Route 2: compares built networks with the masked one."""
 
-    def __init__(self, captured: Captured, coupling: Coupling, surgeon: Surgeon, inputs: Any) -> None:
-        self._captured, self._coupling, self._surgeon, self._inputs = captured, coupling, surgeon, inputs
+    def __init__(self, captured: Captured, coupling: Coupling, surgeon: Surgeon) -> None:
+        self._captured, self._coupling, self._surgeon = captured, coupling, surgeon
         self.own_reason = ""
         self.worst = 0.0
 
     def check(self, alive: Alive) -> str:
         """Why the networks pruned to ``alive`` are wrong, or ""."""
         masked = _Masked(self._captured.graph_module, self._coupling, alive)
-        expected = pytree.tree_leaves(masked.run(*self._inputs, enable_io_processing=False))
+        inputs = flat_inputs(self._captured.graph_module, self._captured.args, self._captured.kwargs)
+        expected = pytree.tree_leaves(masked.run(*inputs, enable_io_processing=False))
         try:
             got = self._run(self._surgeon.graph(alive))
         except Exception as error:
@@ -234,10 +246,13 @@ class _Artifacts:
             return f"pruning it changes the output by {difference:.1e} (relative)"
         self.worst = max(self.worst, difference)
         if not self.own_reason:
-            self.own_reason = self._check_own(alive, got)
+            self.own_reason = self.check_own(alive, got)
         return ""
 
-    def _check_own(self, alive: Alive, expected: list[Any]) -> str:
+    def check_own(self, alive: Alive, expected: list[Any] | None = None) -> str:
+        """Why the user's own module, pruned to ``alive``, differs from the graph (``expected``), or ""."""
+        if expected is None:
+            expected = self._run(self._surgeon.graph(alive))
         try:
             off, allowed = relative_difference(self._run(self._surgeon.own(alive)), expected)
         except Exception as error:
@@ -250,15 +265,32 @@ class _Artifacts:
         """Run the user's own module, pruned to ``alive``, without computing; settle doubts by computing."""
         if self.own_reason:
             return
+        try:
+            self._on_meta(self._surgeon.own(alive))
+        except Exception:
+            self.own_reason = self.check_own(alive)
+
+    def check_training(self, alive: Alive) -> None:
+        """Run the user's own module in train mode too, where it may take other paths (auxiliary heads)."""
+        if self.own_reason:
+            return
+        try:
+            self._on_meta(self._surgeon.own(np.ones_like(alive)).train())
+        except Exception:
+            return  # neither does the original, on this example
+        try:
+            self._on_meta(self._surgeon.own(alive).train())
+        except Exception as error:
+            self.own_reason = f"its forward does not run pruned in train mode: {_line(error)}"
+
+    def _on_meta(self, module: nn.Module) -> None:
         to_meta = lambda leaf: leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
         args, kwargs = pytree.tree_map(to_meta, (self._captured.args, self._captured.kwargs))
-        try:
-            self._surgeon.own(alive).to("meta")(*args, **kwargs)
-        except Exception:
-            self.own_reason = self._check_own(alive, self._run(self._surgeon.graph(alive)))
+        module.to("meta")(*args, **kwargs)
 
     def _run(self, module: nn.Module) -> list[Any]:
-        return pytree.tree_leaves(module(*self._captured.args, **self._captured.kwargs))
+        args, kwargs = fresh((self._captured.args, self._captured.kwargs))
+        return pytree.tree_leaves(module(*args, **kwargs))
 
 
 def _separating(n: int) -> Iterator[list[int]]:

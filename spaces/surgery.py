@@ -132,7 +132,7 @@ def _restate(module: nn.Module, groups: int | None) -> None:
         held = module.running_mean if module.running_mean is not None else module.weight
         if held is not None:
             module.num_features = held.shape[0]
-    elif isinstance(module, nn.LayerNorm) and module.weight is not None:
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.GroupNorm) and module.weight is not None:
         module.num_groups = module.num_groups if groups is None else groups

@@ -34,6 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     shutil.copy(TASKS, folder / "mine.py")
     (folder / "broken.py").write_text("import torch\n\nimport no_such_package\n")
+    (folder / "typo.py").write_text("def task(:\n")
     done = netcarve(
         "sweep", "mine.py:task", "--trials", "12", "--workers", "0", "--out", "runs/a", cwd=folder
     )
@@ -108,6 +109,8 @@ def refused(call):
         ("sweep nowhere.py:task", ["nowhere.py"]),
         ("sweep no.such.module:task", ["'no'"]),
         ("sweep mine.py:tsak", ["tsak", "task"]),
+        ("sweep mine.py", ["which function", "mine.py:function"]),
+        ("sweep mine.py:slow", ["'pause'", "your own", "pause:max"]),
         ("sweep mine.py:number", ["number", "netcarve.Task", "int"]),
         ("sweep mine.py:empty", ["validation", "no"]),
         ("sweep mine.py:misshapen", ["validation", "5"]),
@@ -125,6 +128,7 @@ def refused(call):
         ("inspect mnist", ["mnist", "digits"]),
         ("front runs/none", ["runs/none", "runs/a"]),
         ("front runs/a --objective beauty", ["beauty"]),
+        ("front runs/a --objective beauty:max", ["beauty", "known are", "accuracy"]),
         ("front runs/a --plot front.gif", ["front.gif", ".png"]),
         ("show runs/a 99", ["99"]),
         ("show runs/a best", ["TRIAL"]),
@@ -143,6 +147,11 @@ def test_their_traceback_is_shown_and_ours_hidden(refused) -> None:
     assert 'broken.py", line 3, in <module>' in done.err
     assert "ModuleNotFoundError" in done.err
     assert "resolve.py" not in done.err
+    done = refused("sweep typo.py:task", 2, "typo.py", "SyntaxError")
+    assert 'typo.py", line 1' in done.err
+    assert "resolve.py" not in done.err
+    done = refused("sweep mine.py:other_needs", 2, "other_needs()", "missing 1 required")
+    assert "Traceback" not in done.err
     done = refused("sweep mine.py:crash", 2, "crash()", "cannot find my weights")
     assert "in crash" in done.err
     assert "resolve.py" not in done.err
@@ -242,6 +251,8 @@ def test_show_as_json(call) -> None:
     assert shown["candidate"] == shown["unchanged"]
     assert shown["scores"] == shown["baseline"]
     assert shown["error"] is None
+    assert shown["kept"] == {choice: [8, 8] for choice in shown["candidate"]}
+    assert "8 of 8" in call("show", "runs/a", "0").out
 
 
 def test_inspect(call) -> None:
@@ -274,8 +285,16 @@ def test_export(call, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     receipt = json.loads(done.out)
     assert set(receipt["formats"]) == {"pt2", "state"}
+    assert receipt["describe"]["run"] == "a"  # wherever it was
     assert all(record["max_relative_difference"] < 1e-4 for record in receipt["formats"].values())
     assert all((folder / name).is_file() for name in [*receipt["files"], "receipt.json"])
+    again = call("export", "runs/a", "3", "--format", "state", "-o", str(folder))
+    assert (again.code, again.out) == (1, "")
+    assert "holds an earlier export; choose another folder, or overwrite it" in again.err
+    assert "reading the task" not in again.err
+    again = call("export", "runs/a", "3", "--format", "state", "-o", str(folder), "--overwrite")
+    assert again.code == 0, again.err
+    assert not (folder / "model.pt2").exists()
 
 
 # -- interruption and the main job ---------------------------------------------------------------------------

@@ -97,6 +97,13 @@ def test_reference_without_unchanged_model_and_for_losses_is_the_worst_seen():
     assert front.hypervolume() == pytest.approx(0.5 * 0.5)
 
 
+def test_reference_of_a_quality_below_zero_is_the_worst_seen():
+    trials = [trial(0, macs=100.0, gain=-1.0), trial(1, macs=50.0, gain=-3.0), trial(2, macs=90.0, gain=-4.0)]
+    front = Front(trials, ["gain:max", "macs"])
+    assert front.reference == {"gain": -4.0, "macs": 100.0}
+    assert front.hypervolume() == pytest.approx(0.5 * 0.25)
+
+
 @pytest.mark.parametrize("reference", [{"macs": 1.0}, [1.0], {}])
 def test_reference_needs_every_objective(reference):
     with pytest.raises(ValueError, match="a value for each of"):

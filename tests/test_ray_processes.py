@@ -29,7 +29,7 @@ def test_a_cluster_that_does_not_answer_is_refused_at_once() -> None:
 # -- as a user's script, without a __main__ guard
 
 SCRIPT = """
-import sys, time
+import os, sys, time
 from netcarve.evaluators import Job, RayPool
 from netcarve.spaces import Choice, Space
 
@@ -37,10 +37,12 @@ class Scale:
     factor = 2.0
 
 def evaluate(task, model, candidate):
+    if candidate["seconds"] < 0:
+        os._exit(1)
     time.sleep(candidate["seconds"])
     return {"score": Scale.factor}
 
-space = Space([Choice("seconds", (0.0, 1000))])
+space = Space([Choice("seconds", (0.0, 1000, -1))])
 pool = RayPool(Job(None, space, (evaluate,)), workers=2)
 with pool:
     import ray
@@ -50,6 +52,11 @@ with pool:
     while done < 5:
         done += len(pool.finished())
     print("five", flush=True)
+    if sys.argv[1] == "normal":
+        pool.submit([(5, space.candidate([2]))])  # kills its worker
+        while not pool.finished():
+            pass
+        time.sleep(2)  # Ray would tell of it meanwhile
     if sys.argv[1] == "hang":
         pool.submit([(i, space.candidate([1])) for i in range(5, 9)])
         pool.finished()
@@ -99,9 +106,9 @@ def test_a_script_is_quiet_and_leaves_nothing_behind(end: str, tmp_path: Path) -
     elif end == "SIGKILL":
         assert len(_left(mark)) > 4
         process.kill()
-    _, errors = process.communicate(timeout=60)
+    said, errors = process.communicate(timeout=60)
     if end == "normal":
-        assert (process.returncode, errors) == (0, "")
+        assert (process.returncode, said, errors) == (0, "", "")
     if end == "SIGINT":
         assert errors.strip().splitlines()[-1] == "KeyboardInterrupt"
         assert errors.count("Traceback") == 1

@@ -216,7 +216,15 @@ def test_a_baseline_that_fails_ends_it_at_once(tmp_path):
         RunError, match="the unchanged model cannot be scored: ValueError: bad candidate"
     ) as caught:
         run(tmp_path / "run", toy=Toy(lambda c: True))
-    assert "Traceback" in caught.value.detail
+    assert caught.value.detail == ""  # it was raised by code of ours, which says nothing to them
+
+    def theirs(task, model, candidate):
+        raise ValueError("no data")
+
+    with pytest.raises(RunError, match="cannot be scored: ValueError: no data") as caught:
+        sweep(None, toy_space(), "random", NAMES, workers=0, evaluators=[theirs], out=tmp_path / "run")
+    assert caught.value.detail.count("File ") == 1
+    assert "in theirs" in caught.value.detail
     assert not (tmp_path / "run").exists()
 
 

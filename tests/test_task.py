@@ -378,7 +378,7 @@ def test_a_task_file_is_resolved(task_file: Path, monkeypatch: pytest.MonkeyPatc
         ("{file}:wrong", "wrong must return a netcarve.Task, got int"),
         ("{file}:raises", r"raises\(\) raised ZeroDivisionError"),
         ("no_such_package.module:task", "there is no module 'no_such_package'"),
-        ("{file}", "unknown task"),
+        ("{file}", "which function"),
     ],
 )
 def test_unresolvable_tasks_are_refused(text: str, message: str, task_file: Path) -> None:

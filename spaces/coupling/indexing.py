@@ -15,7 +15,7 @@ from torch import fx
 
 from ..capture import UNBOUNDED
 from .units import Vector
-from .walk import AxesOrList, Walk, operator_name, rule
+from .walk import AxesOrList, Walk, operator_name, rule, schema
 
 aten = torch.ops.aten
 
@@ -30,6 +30,7 @@ _SHAPE_ARGUMENT = {
 
 _LIKE = (aten.expand_as.default, aten.view_as.default, aten.reshape_as.default)
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.view_copy.default)
+_PADS = ("pad", "constant_pad_nd")
 
 
 @rule(
@@ -67,10 +68,12 @@ def _run_on_labels(walk: Walk, n: fx.Node, v: Vector, axis: int, shape: tuple[in
     """The operator applied to labels laid along ``axis`` (float64, exact; every operator takes it)."""
     line = torch.from_numpy(v).double().reshape([-1 if d == axis else 1 for d in range(len(shape))])
     labels = line.expand(shape)
-    rest = walk.value(n.args[1:])
+    rest, named = walk.value(n.args[1:]), walk.value(n.kwargs)
+    if operator_name(n.target)[0] in _PADS:  # whatever the padding holds, its positions are fixed
+        rest, named = rest[: [a.name for a in schema(n)].index("value") - 1], {**named, "value": 0.0}
     # Labels are laid out by expansion, over which a view is not always defined; a reshape is.
     target = aten.reshape.default if n.target in _VIEWS else n.target
-    out = target(labels, *rest, **walk.value(n.kwargs))  # type: ignore[operator]
+    out = target(labels, *rest, **named)  # type: ignore[operator]
     return [t.numpy().astype(np.int64) for t in (out if isinstance(out, (tuple, list)) else [out])]
 
 

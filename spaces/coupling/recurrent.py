@@ -55,10 +55,10 @@ def _recurrent(walk: Walk, n: fx.Node, a: dict[str, Any], *, gates: int, states:
             if rows is not None:
                 rows = walk.units.normal(walk.units.tie_rows(rows.reshape(gates, -1).T))
             hidden = walk.agree(n.name, [walk.units.normal(hidden), rows])
-        for p, columns in ((w_ih, read), (w_hh, hidden)):
+        for part, (p, columns) in enumerate(((w_ih, read), (w_hh, hidden)), start=k):
             walk.role(p, 1, IN)
             walk.agree(n.name, [walk.units.normal(columns), walk.of(p)[1]])
-            walk.count(n, (steps, *walk.shape(p)), (None, *walk.of(p)), part=len(walk.macs))
+            walk.count(n, (steps, *walk.shape(p)), (None, *walk.of(p)), part=part)
         walk.read(n, f"params.{k + 1}", 1)
         if layer:
             walk.read(n, f"params.{k}", 1)

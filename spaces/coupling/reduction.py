@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .pointwise import pointwise
 from .walk import AxesOrList, Walk, operator_name, rule
 
 _STATISTICS = ("mean", "var", "std", "var_mean", "std_mean")
@@ -41,6 +42,8 @@ def spatial(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
 )  # fmt: skip
 def reduction(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     """Reduced axes are fixed, but for sums and for the statistics of a normalisation."""
+    if "other" in a:  # max and min of two tensors
+        return pointwise(walk, n, a, out)
     x = walk.tensor_arguments(n)[0]
     rank = len(walk.shape(x))
     dims = a.get("dim")

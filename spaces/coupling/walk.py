@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..capture import flat_inputs
 from .units import Axes, Units, Vector
@@ -206,11 +207,14 @@ class _Follower(fx.Interpreter):
         self.walk = walk
 
     def run_node(self, n: fx.Node) -> Any:
-        out = super().run_node(n)
         walk = self.walk
+        with FlopCounterMode(display=False) as counter:
+            out = super().run_node(n)
         walk.values = self.env
         walk.shapes[n] = _shapes(out)
         walk.axes[n] = self._follow(n, out)
+        if (flops := counter.get_total_flops()) and (n.name, 0) not in walk.macs:
+            walk.macs[n.name, 0] = Term(flops / 2 / walk.batch, ())  # its rule froze everything
         return out
 
     def _follow(self, n: fx.Node, out: Any) -> AxesOrList:

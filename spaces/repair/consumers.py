@@ -76,14 +76,15 @@ def find_consumers(
         labels = coupling.tensors[operands[0].name][read][1]
         if labels is None or coupling.parameters[weight][axis] is None:
             continue
-        patch = patch_of(first, len(coupling.tensors[operands[0].name])) if patches else None
+        rank = len(coupling.tensors[operands[0].name])
+        patch = patch_of(first, rank) if patches else None
         groups = bind(first).get("groups", 1)
         # A tensor that is overwritten in place may differ from one reader to the next.
         key = (
             (weight,) if len(nodes) > 1 or operands[0] in mutated else (operands[0].name, read, groups, patch)
         )
         if key not in sources:
-            sources[key] = Source(tuple((n.name, argument) for n in nodes), read, groups, patch, labels)
+            sources[key] = Source(tuple((n.name, argument) for n in nodes), read - rank, groups, patch, labels)
         consumers.append(
             Consumer(
                 weight,

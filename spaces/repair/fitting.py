@@ -21,6 +21,7 @@ aten = torch.ops.aten
 
 COLUMNS = 1536  # of a layer that is fitted; wider ones keep the one-step repair
 ROWS = 4096  # samples of a layer, or four a column
+LEAST_ROWS = 32  # with fewer the one-step repair stays: a fit would follow the samples' noise
 FITTED = ("linear", "conv2d", "mm", "addmm", "matmul")
 
 
@@ -51,13 +52,13 @@ class Recorder(fx.Interpreter):
         if n.name in self._layers and operator_name(n.target)[0] in FITTED:
             consumer, source = self._layers[n.name]
             shape = places(self.env[bind(n)[source.calls[0][1]]], source)
-            if (
-                math.prod(shape) * out.shape[source.axis] != out.numel()
-                or len(consumer.coverage) != source.taps
-            ):
+            count = math.prod(shape)
+            if count * out.shape[source.axis] != out.numel() or len(consumer.coverage) != source.taps:
                 return out  # a window of a form that is not followed
+            if count < LEAST_ROWS:
+                return out
             wanted = max(ROWS, 4 * len(source.columns) // source.groups)
-            at = draw(math.prod(shape), wanted, self._generator)
+            at = draw(count, wanted, self._generator)
             # Outputs lie along the axis that the inputs had.
             rows = out.movedim(source.axis, -1)[torch.unravel_index(at, shape)]
             self.fits[n.name] = _Fit(consumer, source, at, rows)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ..capture import Captured, batch_length, flat_inputs
+from ..capture import Captured, batch_length, flat_inputs, fresh
 from ..coupling import Coupling
 from ..surgery import Alive, Surgeon
 from .fitting import Recorder, Smaller, record
@@ -51,9 +51,9 @@ class Sequential:
             return
         with torch.no_grad():
             if self._original is None:
-                self._original = record(surgeon, self.inputs)
+                self._original = record(surgeon, fresh(self.inputs))
             small = Smaller(surgeon, alive, made, self._original, self.ridge)
-            small.run(*self.inputs, enable_io_processing=False)
+            small.run(*fresh(self.inputs), enable_io_processing=False)
 
 
 def sequential(captured: Captured, coupling: Coupling, batches: Sequence[Inputs]) -> Sequential:

@@ -30,7 +30,7 @@ class Source:
     """
 
     calls: tuple[tuple[str, str], ...]  # (node, operand's schema name); several where a weight is shared
-    axis: int
+    axis: int  # counted from the end, below 0
     groups: int  # of a grouped convolution: each sees its own part of the axis
     patch: Patch | None
     labels: np.ndarray  # [positions] unit labels, 0 fixed
