@@ -9,11 +9,12 @@ Two routes, both run on the example with constant parameters randomised:
 2. *End to end*: the built artifacts against the masked network, cut by half and at random; the user's own
    module also on meta tensors, cut so that every two groups differ at least once (a forward may rely on two
    widths being equal), and in train mode (it may take other paths there). A forward may branch on a width:
-   :func:`own_differs` runs it at every width that a space offers.
+   :func:`own_differs` runs it at the widths that a space offers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def prove(
         bench = _Artifacts(captured, coupling, surgeon)
         for cut in ("half", "random"):
             _joint(coupling, left_out, operators.cuts[cut], bench)
-        for part in _separating(len(coupling.groups)):
+        for part in separating(len(coupling.groups)):
             bench.check_shapes(_alive(coupling, {g: operators.cuts["one"][g] for g in part}, left_out))
         bench.check_training(_alive(coupling, operators.cuts["one"], left_out))
     return Proof(left_out, not bench.own_reason, bench.own_reason, bench.worst)
@@ -293,7 +294,7 @@ class _Artifacts:
         return pytree.tree_leaves(module(*args, **kwargs))
 
 
-def _separating(n: int) -> Iterator[list[int]]:
+def separating(n: int) -> Iterator[list[int]]:
     """Subsets of range(n) such that for every two members one subset holds the first but not the second."""
     for bit in range(max(n - 1, 1).bit_length()):
         for value in (0, 1):
@@ -345,7 +346,8 @@ def relative_difference(got: list[Any], expected: list[Any]) -> tuple[float, flo
             worst = max(worst, 0.0 if torch.equal(g, e) else float("inf"))
         elif e.numel():
             scale = float(e.abs().max()) or 1.0
-            worst = max(worst, float((g - e).abs().max()) / scale)
+            difference = float((g - e).abs().max()) / scale
+            worst = max(worst, difference) if math.isfinite(difference) else math.inf
             allowed = max(allowed, TOLERANCE.get(e.dtype, LOOSE))
     return worst, allowed
 
@@ -361,9 +363,10 @@ def _no_constant_parameters(graph: fx.GraphModule, coupling: Coupling, seed: int
     try:
         for name in dict.fromkeys(coupling.canonical.values()):
             tensor = get_attribute(graph, name)
-            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or tensor.numel() < 2:
+            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or not tensor.numel():
                 continue
-            if bool((tensor == tensor.flatten()[0]).all()):
+            # A scale of one number is left as it is, but a zero would switch off what it scales.
+            if bool((tensor == tensor.flatten()[0]).all()) and (tensor.numel() > 1 or not tensor.any()):
                 saved.append((tensor, tensor.detach().clone()))
                 noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
                 tensor.detach().add_(noise.mul(0.2).to(tensor.dtype))

@@ -44,9 +44,11 @@ def over_kept(
 
 
 def _moments(x: torch.Tensor, mask: torch.Tensor, dims: list[int], correction: float = 0.0) -> Any:
-    count = mask.sum(dims, keepdim=True)
+    count = mask.sum(dims, keepdim=True).clamp_min(
+        1
+    )  # of rows that are removed whole nobody reads the result
     mean = (x * mask).sum(dims, keepdim=True) / count
-    return mean, ((x - mean).square() * mask).sum(dims, keepdim=True) / (count - correction)
+    return mean, ((x - mean).square() * mask).sum(dims, keepdim=True) / (count - correction).clamp_min(1)
 
 
 def _layer_norm(x: torch.Tensor, mask: torch.Tensor, a: dict[str, Any]) -> torch.Tensor:
@@ -57,7 +59,7 @@ def _layer_norm(x: torch.Tensor, mask: torch.Tensor, a: dict[str, Any]) -> torch
 def _rms_norm(x: torch.Tensor, mask: torch.Tensor, a: dict[str, Any]) -> torch.Tensor:
     dims = list(range(x.dim() - len(a["normalized_shape"]), x.dim()))
     eps = torch.finfo(x.dtype).eps if a.get("eps") is None else a["eps"]
-    square = (x.square() * mask).sum(dims, keepdim=True) / mask.sum(dims, keepdim=True)
+    square = (x.square() * mask).sum(dims, keepdim=True) / mask.sum(dims, keepdim=True).clamp_min(1)
     return _scaled(x * (square + eps).rsqrt(), a.get("weight"), None)
 
 

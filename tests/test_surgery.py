@@ -348,3 +348,26 @@ def test_capture_errors_say_where_and_what_to_try():
         trace(DataDependent(), torch.randn(2, 3))
     with pytest.raises(TypeError, match="must be a tensor"):
         trace(residual_net(), 3)
+
+
+class Standardised(nn.Module):
+    """Weight-standardised convolution: the weight itself is normalised over its inputs at every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        weight = self.second.weight.reshape(1, 8, -1)
+        weight = nn.functional.batch_norm(weight, None, None, training=True, momentum=0.0)
+        x = nn.functional.conv2d(torch.relu(self.first(x)), weight.reshape_as(self.second.weight))
+        return self.head(torch.relu(x).mean((2, 3)))
+
+
+def test_weight_standardisation_is_proven_by_finite_numbers():
+    proof = trace(Standardised(), torch.randn(2, 3, 6, 6)).prove()
+    assert not proof.left_out
+    assert 0 < proof.largest_difference < 1e-5
+    nan = torch.tensor([float("nan"), 1.0])
+    assert relative_difference([nan], [torch.ones(2)])[0] == float("inf")
+    assert relative_difference([nan], [nan])[0] == float("inf")
