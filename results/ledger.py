@@ -77,7 +77,10 @@ class Ledger:
     def settings(self) -> dict[str, Any]:
         """What the run was started with; empty until :meth:`save_settings`."""
         rows = self._read("SELECT value FROM settings")
-        return self._json(rows[0][0]) if rows else {}
+        settings = self._json(rows[0][0]) if rows else {}
+        if not isinstance(settings, dict):
+            raise damaged(self.path, f"unreadable settings {rows[0][0][:40]!r}")
+        return settings
 
     def save_settings(self, settings: Mapping[str, Any]) -> None:
         """Keep the run's settings (plain JSON), once. The same again is ignored.
@@ -183,10 +186,15 @@ class Ledger:
         for number, scores in (
             self._read("SELECT number, scores FROM measurements ORDER BY id") if measured else ()
         ):
-            later.setdefault(number, {}).update(self._json(scores))
+            later.setdefault(number, {}).update(self._scores(scores))
         return [
             Trial(
-                number, rebuild(candidate), self._json(scores) | later.get(number, {}), error, seconds, worker
+                number,
+                rebuild(candidate),
+                self._scores(scores) | later.get(number, {}),
+                error,
+                seconds,
+                worker,
             )
             for number, candidate, scores, error, seconds, worker in rows
         ]
@@ -196,7 +204,7 @@ class Ledger:
         rows = self._read(
             "SELECT scores, detail FROM measurements WHERE number = ? ORDER BY id", (int(number),)
         )
-        return [Measurement(int(number), self._json(scores), self._json(detail)) for scores, detail in rows]
+        return [Measurement(int(number), self._scores(scores), self._json(detail)) for scores, detail in rows]
 
     # Inside.
 
@@ -237,6 +245,12 @@ class Ledger:
         except ValueError as error:
             raise damaged(self.path, f"unreadable entry {text[:40]!r}") from error
 
+    def _scores(self, text: str) -> dict[str, float]:
+        scores = self._json(text)
+        if not isinstance(scores, dict) or not all(_is_score(value) for value in scores.values()):
+            raise damaged(self.path, f"scores that are not finite numbers: {text[:60]!r}")
+        return scores
+
     def _rebuild(self, space: Space | None) -> Callable[[str], Candidate]:
         if space is None:
             choices = self.settings.get("choices")
@@ -259,6 +273,10 @@ class Ledger:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _is_score(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _scores_text(number: int, scores: Mapping[str, float]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..evaluators.errors import their_part
 from ..results.objective import METRICS, Limit, Objective
@@ -15,6 +15,19 @@ from .settings import RunError
 if TYPE_CHECKING:
     from ..evaluators.pool import Scorer
     from ..evaluators.task import Task
+
+
+def check_types(task: Any, space: Any) -> None:
+    """
+    Raises:
+        TypeError: a model in place of its task, a blueprint in place of its space, and the like.
+    """
+    if task is not None and not hasattr(task, "fingerprint"):
+        raise TypeError(f"task must be a netcarve.Task, got {type(task).__name__}; write Task(model, ...)")
+    if not isinstance(space, Space):
+        raise TypeError(
+            f"space must be a netcarve.Space, got {type(space).__name__}; write trace(model, example).space()"
+        )
 
 
 def choose_objectives(
@@ -110,7 +123,9 @@ def check_baseline(trial: Trial, objectives: Sequence[Objective]) -> None:
         RunError: why not; ``detail`` is the traceback.
     """
     if trial.failed:
-        raise RunError(f"the unchanged model cannot be scored: {trial.reason}", detail=their_part(trial.error or ""))
+        raise RunError(
+            f"the unchanged model cannot be scored: {trial.reason}", detail=their_part(trial.error or "")
+        )
     if missing := [o.name for o in objectives if o.name not in trial.scores]:
         raise RunError(
             f"nothing measures the objective {missing[0]!r}; on the unchanged model the evaluators gave "
@@ -124,13 +139,19 @@ def check_numbers(
     minutes: float | None,
     trial_timeout: float | None,
     workers: int,
+    seed: int = 0,
     window: int = 1,
 ) -> None:
     """
     Raises:
         ValueError: a number out of its range.
     """
-    for name, value, least in (("trials", trials, 1), ("window", window, 1), ("workers", workers, 0)):
+    for name, value, least in (
+        ("trials", trials, 1),
+        ("window", window, 1),
+        ("workers", workers, 0),
+        ("seed", seed, 0),
+    ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     for name, number in (("minutes", minutes), ("trial_timeout", trial_timeout)):

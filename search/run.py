@@ -195,7 +195,7 @@ class Run:
         self,
         number: int,
         directory: str | Path,
-        formats: Sequence[str] = ("pt2", "onnx", "state"),
+        formats: Sequence[str] | None = None,
         *,
         overwrite: bool = False,
         progress: Callable[[str], None] | None = None,
@@ -203,17 +203,21 @@ class Run:
         """Files of one trial's subnetwork, each proven in a fresh process; see :func:`results.export.export`.
 
         Args:
+            formats: of ``pt2``, ``onnx``, ``state``; by default all, without ``state`` where the run's task
+                was made in a script, since nothing could find it again to rebuild the module.
             progress: told in a few words what is being done.
 
         Raises:
             RunError: no such trial, one that failed, or the task cannot be found again.
             ExportError: a file that cannot be made or does not reproduce; nothing is left behind.
         """
-        from ..results.export import check_target, export, known_formats
+        from ..results.export import FORMATS, check_target, export, known_formats
 
         trial = self[number]
         if trial.failed:
             raise RunError(f"trial {number} of {self.path} failed ({trial.reason}); {self._others()}")
+        if formats is None:
+            formats = [name for name in FORMATS if name != "state" or self.settings.get("spec")]
         known_formats(formats)
         target = Path(directory).expanduser().resolve()
         check_target(target, overwrite)  # before the task is loaded, which may take a while

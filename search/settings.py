@@ -208,6 +208,6 @@ def _choices_differ(stored: Sequence[Any], now: Sequence[Any]) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        value = [v["name"] for v in value]
+        value = [f"{v['name']}:{v['goal']}" for v in value]
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

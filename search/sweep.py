@@ -19,6 +19,7 @@ from .plan import (
     check_baseline,
     check_metrics,
     check_numbers,
+    check_types,
     choose_evaluators,
     choose_objectives,
     metrics_of,
@@ -98,10 +99,18 @@ def sweep(
         LedgerError: the run cannot be written or read.
         Interrupted: Ctrl-C.
     """
+    check_types(task, space)
     goals = choose_objectives(objectives, searcher, task)
     bounds = parse_limits(limits)
     scorers = choose_evaluators(task, evaluators, goals, bounds)
-    check_numbers(trials=trials, minutes=minutes, trial_timeout=trial_timeout, workers=workers, window=window)
+    check_numbers(
+        trials=trials,
+        minutes=minutes,
+        trial_timeout=trial_timeout,
+        workers=workers,
+        seed=seed,
+        window=window,
+    )
     check_metrics(space, scorers, task, goals, bounds)
     if isinstance(searcher, Searcher):
         search = guard(searcher, bounds)

@@ -15,8 +15,9 @@ from .capture import Captured, capture, unlift
 from .choice import Candidate, Choice
 from .costs import Costs
 from .coupling import Coupling, Group, find_coupling
-from .importance import Criterion, criterion, order
-from .proof import Proof, own_differs, prove
+from .importance import CALIBRATED, Criterion, criterion, order
+from .importance.measured import Evidence, Measure
+from .proof import Proof, own_differs, prove, separating
 from .prune import Prune, pruning_choice
 from .repair import Calibration, Sequential, fold, gather, sequential
 from .repair.gram import Inputs
@@ -57,6 +58,7 @@ class Blueprint:
         self._proof: Proof | None = None
         self._calibration: Calibration | None = None
         self._calibrations = 0
+        self._batches: Sequence[Inputs] = ()  # of the last calibration
         self._repair: Repair = False
         self._sequential: Sequential | None = None
         self._orders: dict[str, dict[str, np.ndarray]] = {}  # criterion -> group -> units, best first
@@ -115,13 +117,14 @@ class Blueprint:
         self._repair = repair
         self._sequential = sequential(self._captured, self.coupling, batches) if repair is True else None
         self._calibrations += 1
+        self._batches = batches
         return self._calibration
 
     def space(
         self,
         *kinds: str,
         ratios: int | Sequence[float] = 8,
-        importance: str | Criterion | None = None,
+        importance: str | Criterion | Measure | None = None,
         round_to: int = 1,
         calibration: Sequence[Inputs] | None = None,
         repair: Repair = True,
@@ -132,9 +135,11 @@ class Blueprint:
         Args:
             kinds: what to search; ``"prune"`` (the default).
             ratios: pruning ratios per group, as a number or a list (see :func:`pruning_choice`).
-            importance: which units go first: ``"l1"``, ``"l2"``, ``"batchnorm"``, ``"random"``,
-                ``"reconstruction"`` (needs calibration) or a function; ``None`` takes ``"reconstruction"``
-                where there is calibration and ``"l1"`` where there is none.
+            importance: which units go first: ``"l1"``, ``"l2"``, ``"batchnorm"``, ``"cluster"``,
+                ``"random"``; with calibration ``"reconstruction"``, ``"taylor"``, ``"gradient"``,
+                ``"fisher"``, ``"activation_mean"``, ``"zero_fraction"``; a function, or a criterion such
+                as ``Taylor(batches=..., loss=...)`` (see :mod:`.importance`). ``None`` takes
+                ``"reconstruction"`` where there is calibration and ``"l1"`` where there is none.
             round_to: keep multiples of this many units.
             calibration: real inputs, ``(args, kwargs)`` each; see :meth:`calibrate`, which this calls.
             repair: how built networks are repaired from then on; see :meth:`calibrate`.
@@ -142,7 +147,7 @@ class Blueprint:
 
         Raises:
             ValueError: an unknown kind, nothing in this model may be changed (with the reasons), or
-                ``"reconstruction"`` without calibration.
+                an importance that needs calibration without it.
         """
         unknown = [k for k in kinds if k not in KINDS]
         if unknown:
@@ -155,10 +160,10 @@ class Blueprint:
             self.calibrate(calibration, repair=repair)
         if importance is None:
             importance = "l1" if self._calibration is None else "reconstruction"
-        by = criterion(importance, self._calibration)
+        by = criterion(importance, self._calibration, self._evidence())
         key = importance if isinstance(importance, str) else f"{type(by).__name__}-{len(self._orders)}"
-        if importance == "reconstruction":
-            key = f"reconstruction-{self._calibrations}"  # another calibration gives another order
+        if isinstance(importance, str) and importance in CALIBRATED:
+            key = f"{importance}-{self._calibrations}"  # another calibration gives another order
         if key not in self._orders:
             parameters = self._surgeon.tensors
             self._orders[key] = {g.name: order(g, parameters, by) for g in self.groups}
@@ -176,13 +181,24 @@ class Blueprint:
         self._check_widths(space)
         return space
 
+    def _evidence(self) -> Evidence | None:
+        if self._captured is None:
+            return None
+        return Evidence(self._captured, self.coupling, self.groups, self._batches)
+
     def _check_widths(self, space: Space) -> None:
-        """Build with every option of every choice once: the user's forward may branch on a width."""
+        """Run the user's module at the widths that ``space`` offers: its forward may branch on them.
+
+        Every option of every choice is taken once, and of every two choices each is once compressed most
+        while the other is unchanged.
+        """
         if self._proof is None or self._captured is None or self.artifact == "graph":
             return
-        deepest = max(map(len, space.choices))
-        steps = [space.candidate(np.minimum(k, space.counts - 1)) for k in range(1, deepest)]
-        reason = own_differs(self._captured, self.coupling, self._surgeon, [self.alive(c) for c in steps])
+        last = space.counts - 1
+        steps = [np.minimum(k, last) for k in range(1, last.max() + 1)]
+        steps += [np.where(np.isin(np.arange(len(space)), part), last, 0) for part in separating(len(space))]
+        cuts = [self.alive(space.candidate(indices)) for indices in steps]
+        reason = own_differs(self._captured, self.coupling, self._surgeon, cuts)
         if reason:
             self._proof = replace(self._proof, own=False, own_reason=reason)
 
@@ -235,7 +251,7 @@ class Blueprint:
 
     def __getstate__(self) -> dict[str, Any]:
         """The captured program travels (serialised, not pickled) only where the graph is needed to build."""
-        state = self.__dict__ | {"_captured": None}
+        state = self.__dict__ | {"_captured": None, "_batches": ()}
         needed = self.artifact == "graph" or self._sequential is not None
         if needed and self._captured is not None:
             buffer = io.BytesIO()

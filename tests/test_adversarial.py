@@ -72,7 +72,9 @@ NETS = {
     "shuffle": lambda: Net(shuffle, d=nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=3)),
     "shuffle through the batch": lambda: Net(shuffle_through_the_batch),
     "uneven groups": lambda: Net(
-        lambda net, x: net.e(net.d(x)), d=nn.Conv2d(WIDTH, 24, 1, groups=4), e=nn.Conv2d(24, WIDTH, 1, groups=6)
+        lambda net, x: net.e(net.d(x)),
+        d=nn.Conv2d(WIDTH, 24, 1, groups=4),
+        e=nn.Conv2d(24, WIDTH, 1, groups=6),
     ),
     "flatten and back": lambda: Net(flatten_and_back, d=nn.Linear(WIDTH * 36, WIDTH * 36)),
     "pad channels": lambda: Net(
@@ -80,7 +82,9 @@ NETS = {
     ),
     "pick by number": lambda: Net(lambda net, x: x[:, net.i], i=torch.randperm(WIDTH)),
     "broadcast buffer": lambda: Net(lambda net, x: x - net.m[:, None, None], m=torch.rand(WIDTH)),
-    "mask": lambda: Net(lambda net, x: x.masked_fill(net.k[:, None, None], 0.5), k=torch.arange(WIDTH) % 2 == 0),
+    "mask": lambda: Net(
+        lambda net, x: x.masked_fill(net.k[:, None, None], 0.5), k=torch.arange(WIDTH) % 2 == 0
+    ),
     "soft-max": lambda: Net(lambda net, x: x * F.softmax(x, 1)),
     "maximum of two": lambda: Net(
         lambda net, x: torch.max(net.d(x), x) - torch.min(net.d(x), x) / 2, d=nn.Conv2d(WIDTH, WIDTH, 1)
@@ -91,11 +95,15 @@ NETS = {
     "scale by width": lambda: Net(lambda net, x: x / math.sqrt(x.shape[1])),
     "branch on width": lambda: Net(lambda net, x: x * 2 if x.shape[1] > 3 else x),
     "branch on divisibility": lambda: Net(lambda net, x: x if x.shape[1] % 5 == 2 else x * 2),
+    "branch on two widths": lambda: Net(
+        lambda net, x: net.d(x) * (2 if net.d(x).shape[1] < x.shape[1] else 1), d=nn.Conv2d(WIDTH, WIDTH, 1)
+    ),
     "slope per channel": lambda: Net(lambda net, x: net.p(x - 0.5), p=nn.PReLU(WIDTH)),
     "instance norm": lambda: Net(lambda net, x: net.p(x), p=nn.InstanceNorm2d(WIDTH, affine=True)),
     "feature dropout": lambda: Net(lambda net, x: net.p(x), p=nn.FeatureAlphaDropout(0.5)),
     "complex weight": lambda: Net(
-        lambda net, x: (torch.fft.fft2(x) * net.w).real, w=nn.Parameter(torch.randn(WIDTH, 1, 1, dtype=torch.cfloat))
+        lambda net, x: (torch.fft.fft2(x) * net.w).real,
+        w=nn.Parameter(torch.randn(WIDTH, 1, 1, dtype=torch.cfloat)),
     ),
     "weight norm": lambda: Net(
         lambda net, x: net.d(x), d=nn.utils.parametrizations.weight_norm(nn.Conv2d(WIDTH, WIDTH, 1))
@@ -133,7 +141,7 @@ def test_every_candidate_equals_the_masked_network(name):
             assert difference <= allowed, (candidate.values, blueprint.artifact)
 
 
-@pytest.mark.parametrize("name", ["branch on width", "branch on divisibility", "scale by width"])
+@pytest.mark.parametrize("name", ["branch on width", "branch on two widths", "scale by width"])
 def test_a_forward_that_computes_with_a_width_gives_the_graph(name):
     blueprint = trace(made(name), torch.randn(2, 3, 6, 6))
     blueprint.space()
@@ -155,7 +163,7 @@ def test_what_is_built_trains_even_where_the_forward_takes_another_path_then():
     space = trace(Auxiliary(), torch.randn(2, 3, 6, 6)).space()
     built = space.build(space.candidate(space.counts - 1)).train()
     built(torch.randn(4, 3, 6, 6)).sum().backward()
-    assert all(p.grad is not None for p in built.parameters() if p.requires_grad)
+    assert built.get_parameter("a.weight").grad.abs().sum() > 0
 
 
 class Overwriting(Net):
@@ -188,20 +196,18 @@ def test_frozen_parameters_stay_frozen():
     assert {n for n, p in built.named_parameters() if not p.requires_grad} == {"b.weight", "b.bias"}
 
 
-@pytest.mark.parametrize("artifact", ["module", "graph"])
-def test_dropout_that_never_stops_is_not_switched(artifact):
-    between = lambda net, x: F.dropout(x, 0.0, training=True)  # noqa: E731
+def test_dropout_that_never_stops_is_not_switched():
+    between = lambda net, x: F.dropout(x, 0.0, training=True) + F.dropout(x, 0.5, net.training)  # noqa: E731
     blueprint = trace(Net(between), torch.randn(2, 3, 6, 6))
-    space = blueprint.space()
-    cut = blueprint.alive(space.baseline)
-    built = blueprint._surgeon.graph(cut) if artifact == "graph" else space.build(space.baseline)
-    if artifact == "graph":
-        calls = [n for n in built.graph.nodes if n.target is torch.ops.aten.dropout.default]
-        assert [n.args[2] for n in calls] == [True]
-    torch.testing.assert_close(built(torch.ones(2, 3, 6, 6)), blueprint._captured.source(torch.ones(2, 3, 6, 6)))
+    built = blueprint._surgeon.graph(blueprint.alive(blueprint.space().baseline))
+    flags = [n.args[2] for n in built.graph.nodes if n.target is torch.ops.aten.dropout.default]
+    assert flags[0] is True
+    assert str(flags[1]) == "dropout_training"
 
 
-@pytest.mark.parametrize("name", ["einsum with ellipsis", "maximum of two", "complex weight", "uneven groups"])
+@pytest.mark.parametrize(
+    "name", ["einsum with ellipsis", "maximum of two", "complex weight", "uneven groups"]
+)
 def test_macs_count_what_is_not_followed(name):
     space = trace(made(name), torch.randn(2, 3, 6, 6)).space()
     for candidate in [space.baseline, *space.sample(np.random.default_rng(1), 3)]:
@@ -223,7 +229,7 @@ def test_without_a_batch_axis_a_cut_network_is_repaired_as_far_as_samples_allow(
 
 
 @pytest.mark.parametrize(
-    "make, reason",
+    ("make", "reason"),
     [
         (lambda: Net(lambda net, x: x).to("meta"), "meta device"),
         (lambda: Net(lambda net, x: net.d(x), d=nn.LazyConv2d(WIDTH, 1)), "lazy"),

@@ -274,6 +274,23 @@ def test_an_unreadable_entry_is_damage(ledger):
         refusal(reader.trials, "damaged", "unreadable entry")
 
 
+@pytest.mark.parametrize("text", ['{"accuracy": NaN}', '{"accuracy": 1e400}', '{"accuracy": "high"}', "[1]"])
+def test_scores_that_are_not_finite_numbers_are_damage(ledger, text):
+    fill(ledger)
+    ledger.close()
+    change_inside(ledger.path, f"UPDATE outcomes SET scores = '{text}' WHERE number = 2")
+    with Ledger(ledger.path) as reader:
+        refusal(reader.trials, "damaged", "not finite numbers")
+
+
+def test_settings_that_are_no_object_are_damage(ledger):
+    fill(ledger)
+    ledger.close()
+    change_inside(ledger.path, "UPDATE settings SET value = '[]'")
+    with Ledger(ledger.path) as reader:
+        refusal(lambda: reader.settings, "damaged", "unreadable settings")
+
+
 def test_a_newer_schema_is_refused(ledger):
     ledger.close()
     change_inside(ledger.path, f"PRAGMA user_version = {SCHEMA_VERSION + 1}")

@@ -191,6 +191,7 @@ def test_bad_input_is_refused_before_work(tmp_path):
         "workers must be at least 0": {"workers": -1},
         "trial_timeout needs workers": {"trial_timeout": 3.0},
         "window must be at least 1": {"window": 0},
+        "seed must be at least 0": {"seed": -1},
         "unknown metric 'shine'": {"objectives": ["shine"]},
     }
     for message, options in cases.items():
@@ -205,6 +206,10 @@ def test_bad_input_is_refused_before_work(tmp_path):
             sweep(None, toy_space(), **{**given, **options})
     with pytest.raises(ValueError, match=r"needs evaluators="):
         sweep(None, toy_space(), "random", NAMES)
+    with pytest.raises(TypeError, match=r"task must be a netcarve.Task, got int"):
+        sweep(3, toy_space(), "random", NAMES)
+    with pytest.raises(TypeError, match=r"space must be a netcarve.Space, got Costs"):
+        sweep(None, Costs(), "random", NAMES)
     with pytest.raises(ValueError, match="give the objectives once"):
         run(tmp_path / "run", searcher=Greedy(toy_space(), OBJECTIVES[:1]))
     assert toy.calls == []

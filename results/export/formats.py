@@ -56,7 +56,7 @@ def known_formats(names: Iterable[str]) -> tuple[str, ...]:
     Raises:
         ExportError: none, or one that is not in :data:`FORMATS`.
     """
-    wanted = tuple(dict.fromkeys(names))
+    wanted = tuple(dict.fromkeys([names] if isinstance(names, str) else names))
     unknown = [name for name in wanted if name not in FORMATS]
     if unknown or not wanted:
         what = f"unknown format {unknown[0]!r}" if unknown else "no format given"

@@ -38,8 +38,9 @@ def pointwise(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList
 
 @rule(
     "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "contiguous",
-    "clone", "to", "_to_copy", "detach", "detach_copy", "alias", "lift_fresh_copy", "lift_fresh", "zeros_like", "ones_like",
-    "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "fill", "zero",
+    "clone", "to", "_to_copy", "detach", "detach_copy", "alias", "lift_fresh_copy", "lift_fresh",
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "fill",
+    "zero",
 )  # fmt: skip
 def same(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     """Output positions are the input's."""

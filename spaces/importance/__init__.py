@@ -1,7 +1,13 @@
 """Importance criteria: how much each unit of a coupled group matters. One small file each.
 
 A criterion is any callable ``(group, parameters) -> scores`` with scores [units] (larger matters more) and
-parameters the model's tensors by name; it is shared by all groups of a model.
+parameters the model's tensors by name; it is shared by all groups of a model. Scores compare units of one
+group; they say nothing across groups, where they grow with the weights of a unit.
+
+Criteria that have to run the network are objects with ``measure(evidence) -> criterion`` (:mod:`.measured`):
+activations (:class:`.activation_mean.ActivationMean`, :class:`.zero_fraction.ZeroFraction`) need inputs;
+gradients (:class:`.taylor.Taylor`, :class:`.gradient.Gradient`, :class:`.fisher.Fisher`) need inputs, and
+take targets with a loss.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ import torch
 
 from ..coupling import Group
 from ..repair import Calibration
+from .measured import Evidence, Measure
 
 Criterion = Callable[[Group, Mapping[str, torch.Tensor]], np.ndarray]
 
@@ -21,18 +28,32 @@ _BUILT_IN = {
     "l1": ".magnitude:l1",
     "l2": ".magnitude:l2",
     "batchnorm": ".batchnorm:batchnorm",
+    "cluster": ".cluster:cluster",
     "random": ".random:random",
 }
 
+# These run the network on the calibration inputs; without arguments.
+_MEASURED = {
+    "taylor": ".taylor:Taylor",
+    "gradient": ".gradient:Gradient",
+    "fisher": ".fisher:Fisher",
+    "activation_mean": ".activation_mean:ActivationMean",
+    "zero_fraction": ".zero_fraction:ZeroFraction",
+}
 
-def criterion(name: str | Criterion, calibration: Calibration | None = None) -> Criterion:
-    """Criterion by name, or the callable given.
+CALIBRATED = frozenset((*_MEASURED, "reconstruction"))  # names whose order depends on the calibration
+
+
+def criterion(
+    name: str | Criterion | Measure,
+    calibration: Calibration | None = None,
+    evidence: Evidence | None = None,
+) -> Criterion:
+    """Criterion by name, or the one given, measured where it has to be.
 
     Raises:
-        ValueError: unknown name, or ``"reconstruction"`` without calibration.
+        ValueError: unknown name, or no calibration where there has to be.
     """
-    if callable(name):
-        return name
     if name == "reconstruction":
         if calibration is None:
             raise ValueError(
@@ -42,11 +63,23 @@ def criterion(name: str | Criterion, calibration: Calibration | None = None) -> 
         from .reconstruction import Reconstruction
 
         return Reconstruction(calibration)
-    if name not in _BUILT_IN:
-        known = ", ".join((*_BUILT_IN, "reconstruction"))
-        raise ValueError(f"unknown importance {name!r}; known are {known}, or give a function")
-    module, _, attribute = _BUILT_IN[name].partition(":")
-    return getattr(import_module(module, __name__), attribute)
+    if isinstance(name, str):
+        place = {**_BUILT_IN, **_MEASURED}.get(name)
+        if place is None:
+            known = ", ".join((*_BUILT_IN, *_MEASURED, "reconstruction"))
+            raise ValueError(f"unknown importance {name!r}; known are {known}, or give a function")
+        module, _, attribute = place.partition(":")
+        found = getattr(import_module(module, __name__), attribute)
+        name = found() if name in _MEASURED else found
+    if isinstance(name, Measure):
+        if evidence is None:
+            raise RuntimeError(
+                "this copy of the blueprint holds no captured graph to measure; use the original"
+            )
+        return name.measure(evidence)
+    if not callable(name):
+        raise TypeError(f"importance is a name, a function or a criterion, got {type(name).__name__}")
+    return name
 
 
 def order(group: Group, parameters: Mapping[str, torch.Tensor], by: Criterion) -> np.ndarray:

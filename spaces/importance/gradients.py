@@ -1,87 +1,106 @@
-"""Gradients of single samples with respect to a captured network's weights, for the criteria that use them.
+"""Gradients of single samples with respect to a captured network's weights, and criteria made of them.
 
-**What to take gradients of.** A network that fits its training data has a loss, and gradients, of almost
-nothing there, and scores from them rank badly: give ``batches`` that it has not been trained on, or augmented
-ones. Without a loss, the targets are the network's own outputs, each moved by independent noise e ~ N(0, 1):
-the gradient of 1/2 ||z - (z0 + e)||^2 at z = z0 is that of -<e, z>, whose square averages to the squared change
-of all outputs (the Gauss-Newton matrix, Martens 2020, arXiv 1412.1193, section 8). It needs no labels, no
-knowledge of what the outputs mean, and does not vanish where the network is sure. The outputs as they are, not
-moved, are of no use as targets: every gradient is zero.
+**What to take gradients of.** A network that fits its training data has almost no loss there, and almost no
+gradients; scores from them rank badly. Give ``batches`` that it has not been trained on, or augmented ones.
+Without a loss, the targets are the network's own outputs z0, each moved by independent noise e ~ N(0, 1): the
+gradient of 1/2 ||z - (z0 + e)||^2 at z = z0 is that of -<e, z>, and its square averages to the squared change
+of all outputs (the Gauss-Newton matrix; Martens 2020, arXiv 1412.1193, section 8). That needs no labels, no
+knowledge of what the outputs mean, and does not vanish where the network is sure. Own outputs that are *not*
+moved are useless as targets: every gradient is exactly zero.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from ..capture import Captured, batch_length, flat_inputs
+from ..capture import Captured, flat_inputs
 from ..coupling import Group
 from ..coupling.groups import Member
-from ..repair.gram import Inputs
+from ..coupling.walk import get_attribute
+from .measured import Evidence, Scores
+from .pieces import Batch, pieces
 
 SAMPLES = 128  # whose gradients are taken, evenly spaced over the data; each is one pass forth and back
 
-Batch = tuple[tuple[Any, ...], dict[str, Any], Any]  # (args, kwargs, targets)
-Loss = Callable[[Any, Any], torch.Tensor]  # (outputs, targets) -> scalar; outputs as the network returns them
-Gradients = Mapping[str, torch.Tensor]  # canonical name -> gradient, in the weight's shape
+Loss = Callable[[Any, Any], torch.Tensor]  # (outputs as the network returns them, targets) -> scalar
 
 
-@dataclass(frozen=True)
-class Data:
-    """What gradients are taken on: batches with targets and their loss, or the network's own outputs."""
+class GradientCriterion(ABC):
+    """Scores are means over samples of a function of gradient times weight.
 
-    batches: Sequence[Batch] | None = None
-    loss: Loss | None = None
-    samples: int = SAMPLES
-    seed: int = 0  # of the noise, without a loss
+    They are in units of the loss (or its square) and compare units of one group, all of which have equally
+    many weights; across groups they grow with the weights of a unit.
 
-    def __post_init__(self) -> None:
-        if (self.batches is None) != (self.loss is None):
+    Args:
+        batches: ``(args, kwargs, targets)`` each; ``None`` takes the calibration inputs.
+        loss: ``loss(outputs, targets) -> scalar``, called with one sample at a time (batches of one, or of
+            the captured length where the capture fixed it). ``None`` takes the network's own outputs, moved
+            by noise, as targets: see the module's text, also on what data to give.
+        samples: of the batches' samples, how many are used, evenly spaced.
+        seed: of the noise.
+
+    Raises:
+        ValueError: batches without a loss or a loss without batches; no batches; samples below one.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        *,
+        batches: Sequence[Batch] | None = None,
+        loss: Loss | None = None,
+        samples: int = SAMPLES,
+        seed: int = 0,
+    ) -> None:
+        if (batches is None) != (loss is None):
             raise ValueError(
-                "gradients need both batches=[(args, kwargs, targets), ...] and loss(outputs, targets), or "
-                "neither, to use the calibration inputs and the network's own outputs"
+                "give both batches=[(args, kwargs, targets), ...] and loss=function(outputs, targets), or "
+                "neither: then the calibration inputs and the network's own outputs are used"
             )
-        if self.batches is not None and not self.batches:
+        if batches is not None and not batches:
             raise ValueError("gradients need at least one batch, got none")
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
+        self.batches, self.loss, self.samples, self.seed = batches, loss, samples, seed
 
-    def gradients(
-        self, captured: Captured, names: Sequence[str], calibration: Sequence[Inputs] | None
-    ) -> Iterator[dict[str, torch.Tensor]]:
-        """One mapping per sample, in eval mode; per captured batch where that has a fixed length.
+    @abstractmethod
+    def members(self, group: Group) -> list[Member]:
+        """The weights whose gradients speak for the group's units."""
 
-        Weights that do not reach the loss are left out. Nothing of the model is changed.
+    @abstractmethod
+    def of_sample(self, terms: list[tuple[Member, torch.Tensor]]) -> np.ndarray:
+        """A sample's part [units], from each member's gradient times weight (in the weight's shape)."""
+
+    def measure(self, evidence: Evidence) -> Scores:
+        """Means over the samples, for all groups.
 
         Raises:
-            ValueError: neither batches nor calibration, or a loss that is no finite scalar.
+            ValueError: no data, or a loss that is not one finite number.
         """
-        if self.batches is None and not calibration:
-            raise ValueError(needs_calibration("gradients"))
-        batches = self.batches or [(*inputs, None) for inputs in calibration or ()]
+        batches = self.batches or [(*inputs, None) for inputs in evidence.inputs(self.name)]
+        found = {g.name: self.members(g) for g in evidence.groups}
+        names = dict.fromkeys(m.parameter for members in found.values() for m in members)
+        module = evidence.captured.graph_module
+        weights = {name: get_attribute(module, name).detach() for name in names}
+        total = {g.name: np.zeros(g.size) for g in evidence.groups}
+        count = 0
         loss = self.loss or OwnOutputs(seed=self.seed)
-        module = captured.graph_module
-        leaves = {name: _leaf(module, name) for name in names}
-        network = _Network(captured, leaves)
-        pieces = [piece for batch in batches for piece in _pieces(captured, batch)]
-        picked = np.unique(np.linspace(0, len(pieces) - 1, min(self.samples, len(pieces))).round().astype(int))
-        wanted = [name for name in names if leaves[name].requires_grad]
-        for i in picked:
-            args, kwargs, targets = pieces[i]()
-            with torch.enable_grad():
-                value = loss(network(args, kwargs), targets)
-                if not isinstance(value, torch.Tensor) or value.numel() != 1 or not bool(value.isfinite()):
-                    raise ValueError(f"the loss must be one finite number in a tensor, got {value!r}")
-                found = torch.autograd.grad(
-                    value.reshape(()), [leaves[name] for name in wanted], allow_unused=True
-                )
-            yield {n: g for n, g in zip(wanted, found, strict=True) if g is not None}
+        for gradients in sample_gradients(evidence.captured, weights, batches, loss, self.samples):
+            count += 1
+            products = {name: gradient * weights[name] for name, gradient in gradients.items()}
+            for group, members in found.items():
+                terms = [(m, products[m.parameter]) for m in members if m.parameter in products]
+                if terms:
+                    total[group] += self.of_sample(terms)
+        return Scores({group: score / count for group, score in total.items()})
 
 
 class OwnOutputs:
@@ -91,40 +110,49 @@ class OwnOutputs:
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, outputs: Any, targets: Any) -> torch.Tensor:
-        """<e, z> over all floating outputs; ``targets`` are not looked at."""
+        """<e, z> over all outputs that have gradients; ``targets`` are not looked at."""
         total = torch.zeros(())
         for z in pytree.tree_leaves(outputs):
-            if isinstance(z, torch.Tensor) and z.is_floating_point() and z.requires_grad:
-                e = torch.randn(z.shape, generator=self._generator, dtype=torch.float32)
-                total = total + (e.to(z) * z).sum()
+            if isinstance(z, torch.Tensor) and z.requires_grad:
+                total = total + (torch.randn(z.shape, generator=self._generator).to(z) * z).sum()
         return total
 
 
-class GradientCriterion(Protocol):
-    """What a criterion made of :class:`Data` does with the weights' gradients."""
-
-    def measure(
-        self, captured: Captured, names: Sequence[str], calibration: Sequence[Inputs] | None
-    ) -> Callable[[Group, Mapping[str, torch.Tensor]], np.ndarray]: ...
-
-
-def needs_calibration(what: str) -> str:
-    """The message where data is missing."""
-    return (
-        f"importance by {what} needs calibration data: give space(..., calibration=batches) with "
-        "batches = [(args, kwargs), ...], or another importance such as 'l1'"
-    )
-
-
-def readers(group: Group) -> list[Member]:
-    """Weights whose entries for a unit vanish when the unit goes: those that read it, else that make it."""
-    return [m for m in group.members if m.role == "in"] or group.makers()
-
-
 def per_unit(values: torch.Tensor, member: Member) -> np.ndarray:
-    """Sum of a weight-shaped tensor over each unit's positions and all other axes, float64 [units]."""
-    along = values.detach().double().movedim(member.axis, 0).flatten(1).sum(1).numpy()
-    return along[member.positions].sum(axis=1)
+    """Sum of a weight-shaped tensor over each unit's positions and over all other axes, float64 [units]."""
+    others = [axis for axis in range(values.dim()) if axis != member.axis]
+    along = values.sum(others, dtype=torch.float64) if others else values.double()
+    return along.numpy()[member.positions].sum(axis=1)
+
+
+def sample_gradients(
+    captured: Captured,
+    weights: Mapping[str, torch.Tensor],
+    batches: Sequence[Batch],
+    loss: Loss,
+    samples: int,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Gradients of the loss by weight, one mapping a sample; the model and its weights are not changed.
+
+    Frozen weights have gradients as well; those that do not reach the loss, and integers, are left out.
+    """
+    floating = [name for name, w in weights.items() if w.is_floating_point()]
+    leaves = {name: weights[name].detach().requires_grad_() for name in floating}
+    network = _Network(captured, leaves)
+    one = 1 if captured.dynamic_batch else captured.batch
+    cut = [piece for batch in batches for piece in pieces(batch, one)]
+    for i in np.unique(np.linspace(0, len(cut) - 1, min(samples, len(cut))).round().astype(int)):
+        args, kwargs, targets = cut[i]()
+        with torch.enable_grad():
+            value = loss(network(args, kwargs), targets)
+        if not isinstance(value, torch.Tensor) or value.numel() != 1 or not bool(value.isfinite()):
+            raise ValueError(f"the loss must be one finite number in a tensor, got {value!r}")
+        if not value.requires_grad:
+            raise ValueError(
+                "the loss does not depend on the network's outputs, or was computed without them"
+            )
+        found = torch.autograd.grad(value.reshape(()), list(leaves.values()), allow_unused=True)
+        yield {name: g for name, g in zip(floating, found, strict=True) if g is not None}
 
 
 class _Network(fx.Interpreter):
@@ -132,44 +160,16 @@ class _Network(fx.Interpreter):
 
     def __init__(self, captured: Captured, leaves: Mapping[str, torch.Tensor]) -> None:
         super().__init__(captured.graph_module)
-        self._leaves = {id(_attribute(captured.graph_module, name)): leaf for name, leaf in leaves.items()}
+        # By identity: a shared weight stands in the graph under several names.
+        self._leaves = {id(get_attribute(captured.graph_module, n)): leaf for n, leaf in leaves.items()}
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Outputs in the structure that the user's network gives them."""
-        flat = self.run(*flat_inputs(self.module, args, kwargs), enable_io_processing=False)
-        return self.module.graph.process_outputs(flat)
+        module = self.module
+        assert isinstance(module, fx.GraphModule)
+        flat = self.run(*flat_inputs(module, args, kwargs), enable_io_processing=False)
+        return module.graph.process_outputs(flat)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         value = super().get_attr(target, args, kwargs)
         return self._leaves.get(id(value), value)
-
-
-def _attribute(module: torch.nn.Module, name: str) -> Any:
-    value: Any = module
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _leaf(module: torch.nn.Module, name: str) -> torch.Tensor:
-    """The weight's values as a tensor of its own, so that frozen weights have gradients too."""
-    weight = _attribute(module, name).detach()
-    return weight.requires_grad_() if weight.is_floating_point() else weight
-
-
-def _pieces(captured: Captured, batch: Batch) -> Iterator[Callable[[], Batch]]:
-    """Single samples of a batch, or runs of the captured length where the capture fixed it."""
-    have = batch_length(batch[0], batch[1])
-    if have is None:
-        yield lambda: batch
-        return
-    length = 1 if captured.dynamic_batch else captured.batch
-    for start in range(0, max(1, have - length + 1), length):
-        rows = torch.arange(start, start + length) % have
-
-        def piece(rows: torch.Tensor = rows) -> Batch:
-            return pytree.tree_map(
-                lambda t: t[rows] if isinstance(t, torch.Tensor) and t.dim() and len(t) == have else t, batch
-            )
-
-        yield piece

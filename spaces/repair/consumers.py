@@ -84,7 +84,8 @@ def find_consumers(
             (weight,) if len(nodes) > 1 or operands[0] in mutated else (operands[0].name, read, groups, patch)
         )
         if key not in sources:
-            sources[key] = Source(tuple((n.name, argument) for n in nodes), read - rank, groups, patch, labels)
+            seen = tuple((n.name, argument) for n in nodes)
+            sources[key] = Source(seen, read - rank, groups, patch, labels)
         consumers.append(
             Consumer(
                 weight,
