@@ -126,14 +126,16 @@ class Pool(Protocol):
     def close(self) -> None:
         """Give up what is in flight and leave nothing behind. May be called twice."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
-class InProcessPool:
+class InProcessPool(Pool):
     """Evaluates one candidate at a time in this process; the simplest pool, and the others' yardstick."""
 
     def __init__(self, job: Job) -> None:
@@ -152,14 +154,6 @@ class InProcessPool:
 
     def close(self) -> None:
         self._queue.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def worker_name() -> str:

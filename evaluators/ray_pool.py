@@ -7,12 +7,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ..spaces import Candidate
 from .errors import PoolError, first_line
-from .pool import Job, Outcome, worker_name
+from .pool import Job, Outcome, Pool, worker_name
 from .ray_session import RaySession
 from .shipping import Parcel, pack, unpack
 
@@ -58,7 +57,7 @@ class _Seat:
     alone: bool = False  # it runs one candidate that may kill it
 
 
-class RayPool:
+class RayPool(Pool):
     """Evaluates on Ray actors, which receive the job once.
 
     A worker that dies or exceeds its time is replaced. What a dead worker held is tried again, each
@@ -151,14 +150,6 @@ class RayPool:
             self._queue.clear()
             self._suspects.clear()
             session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _new_seat(self) -> _Seat:
         actor: Any = self._new_actor()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from ..evaluators.lane import Lane, steadied
 from ..evaluators.pool import InProcessPool, Job, Outcome, Pool
@@ -44,7 +43,7 @@ def make_pool(
     return LanePool(pool, Lane(light, space, alone), reference_ms=reference_ms) if alone else pool
 
 
-class LanePool:
+class LanePool(Pool):
     """Scores by ``pool`` first; once it is idle, by ``lane``, one candidate at a time.
 
     An outcome is complete only with both, and a failure in either fails the candidate; the lane sees only
@@ -77,14 +76,6 @@ class LanePool:
 
     def close(self) -> None:
         self.pool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _measured(self, outcome: Outcome, candidate: Candidate) -> Outcome:
         if outcome.scores is None:
