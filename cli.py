@@ -317,7 +317,7 @@ def _traced(text: str, say: Callable[[str], None]) -> tuple[Task, Blueprint]:
 
 def _one_thread_after(task: Task) -> Task:
     """The task, with one thread from now on; the user's own code that made it had them all."""
-    from .evaluators.threads import one_thread_from_now_on
+    from .spaces.threads import one_thread_from_now_on
 
     one_thread_from_now_on()
     return task

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from ..spaces import Candidate
+from ..spaces.threads import one_thread
 from .base import Evaluator, Measured
 from .batches import Inputs, batch_size, resize
 from .task import Task
-from .threads import one_thread
 
 RUNTIMES = ("eager",)
 MIN_REPEATS = 10

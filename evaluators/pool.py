@@ -102,7 +102,7 @@ class Job:
     def _one_thread(self) -> Any:
         if self.space.model is None:
             return nullcontext()
-        from .threads import one_thread
+        from ..spaces.threads import one_thread
 
         return one_thread()
 

@@ -25,7 +25,7 @@ def rebuild_space(task: Task, settings: Mapping[str, Any]) -> Space:
     Raises:
         RunError: the model gives another space today, or the run does not say how its space was made.
     """
-    from ..evaluators.threads import one_thread
+    from ..spaces.threads import one_thread
     from ..spaces import trace
 
     recipe = settings.get("space")
@@ -59,7 +59,7 @@ def rebuild(
         TaskError: the task cannot be found.
     """
     from ..evaluators.resolve import resolve_task
-    from ..evaluators.threads import one_thread
+    from ..spaces.threads import one_thread
 
     made = rebuild_space(resolve_task(spec), {"space": space, "choices": choices})
     with one_thread():

@@ -185,7 +185,7 @@ class Run:
             RunError: no such trial, or the task cannot be found again.
         """
         from ..evaluators.pool import Job
-        from ..evaluators.threads import one_thread
+        from ..spaces.threads import one_thread
 
         candidate = self.space.from_values(self[number].candidate.values)
         with one_thread():
@@ -223,7 +223,7 @@ class Run:
         check_target(target, overwrite)  # before the task is loaded, which may take a while
         say = progress or (lambda _: None)
         say("reading the task of the run")
-        from ..evaluators.threads import one_thread
+        from ..spaces.threads import one_thread
 
         task = self.task
         args, kwargs = task.example

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,12 +19,14 @@ from .coupling import Coupling, Group, find_coupling
 from .importance import CALIBRATED, Criterion, criterion, order
 from .importance.measured import Evidence, Measure
 from .proof import Proof, own_differs, prove, separating
+from .proof_cache import ProofCache
 from .prune import Prune, pruning_choice
 from .repair import Calibration, Sequential, fold, gather, sequential
 from .repair.gram import Inputs
 from .repair.least_squares import RIDGE
 from .space import Space
 from .surgery import Alive, Surgeon
+from .threads import one_thread
 
 KINDS = ("prune",)
 Repair = bool | Literal["once"]
@@ -56,6 +59,7 @@ class Blueprint:
         self._captured: Captured | None = captured
         self._program: bytes | None = None  # of a copy that has travelled and needs the graph to build
         self._proof: Proof | None = None
+        self._cache: ProofCache | None = None  # made with the proof
         self._calibration: Calibration | None = None
         self._calibrations = 0
         self._batches: Sequence[Inputs] = ()  # of the last calibration
@@ -79,14 +83,25 @@ class Blueprint:
     def artifact(self) -> str:
         return "module" if self._proof is None or self._proof.own else "graph"
 
+    @one_thread()
     def prove(self, *, progress: Callable[[int, int], None] | None = None) -> Proof:
-        """Execute every group pruned (see :func:`netcarve.spaces.proof.prove`); done once."""
+        """Execute every group pruned (see :func:`netcarve.spaces.proof.prove`); done once.
+
+        What was proven before, for the same model, example and code, is read from the user's cache folder
+        (see :mod:`.proof_cache`).
+        """
         if self._proof is None:
             if self._captured is None:
                 raise RuntimeError("this copy of the blueprint holds no captured graph; prove the original")
-            self._proof = prove(self._captured, self.coupling, self._surgeon, progress=progress)
+            captured, coupling, surgeon = self._captured, self.coupling, self._surgeon
+            self._cache = ProofCache(captured)
+            found = self._cache.once(
+                "proof", lambda: asdict(prove(captured, coupling, surgeon, progress=progress))
+            )
+            self._proof = Proof(**found)
         return self._proof
 
+    @one_thread()
     def calibrate(
         self, batches: Sequence[Inputs], *, repair: Repair = True, ridge: float = RIDGE
     ) -> Calibration:
@@ -120,6 +135,7 @@ class Blueprint:
         self._batches = batches
         return self._calibration
 
+    @one_thread()
     def space(
         self,
         *kinds: str,
@@ -192,15 +208,17 @@ class Blueprint:
         Every option of every choice is taken once, and of every two choices each is once compressed most
         while the other is unchanged.
         """
-        if self._proof is None or self._captured is None or self.artifact == "graph":
+        if self._captured is None or self._cache is None or self.artifact == "graph":
             return
         last = space.counts - 1
         steps = [np.minimum(k, last) for k in range(1, last.max() + 1)]
         steps += [np.where(np.isin(np.arange(len(space)), part), last, 0) for part in separating(len(space))]
         cuts = [self.alive(space.candidate(indices)) for indices in steps]
-        reason = own_differs(self._captured, self.coupling, self._surgeon, cuts)
+        captured, coupling, surgeon = self._captured, self.coupling, self._surgeon
+        name = f"widths {hashlib.sha256(np.packbits(cuts).tobytes()).hexdigest()}"
+        reason = self._cache.once(name, lambda: own_differs(captured, coupling, surgeon, cuts))
         if reason:
-            self._proof = replace(self._proof, own=False, own_reason=reason)
+            self._proof = replace(self.prove(), own=False, own_reason=reason)
 
     # -- the model side of a space -------------------------------------------------------------------
 
@@ -222,6 +240,7 @@ class Blueprint:
                 kept[choice.edit.group] = np.sort(ranked[: choice.edit.kept[index]])
         return kept
 
+    @one_thread()
     def build(self, candidate: Candidate) -> nn.Module:
         """Independent smaller module in eval mode: the user's class where proven, else the captured graph.
 

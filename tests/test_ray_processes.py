@@ -112,7 +112,8 @@ def test_a_script_is_quiet_and_leaves_nothing_behind(end: str, tmp_path: Path) -
     if end == "SIGINT":
         assert errors.strip().splitlines()[-1] == "KeyboardInterrupt"
         assert errors.count("Traceback") == 1
-    deadline = time.monotonic() + (5 if end == "SIGKILL" else 0.2)
+    # What a killed driver leaves ends by itself, on a busy machine not at once.
+    deadline = time.monotonic() + (30 if end == "SIGKILL" else 5)
     while (left := _left(mark)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []

@@ -1,0 +1,113 @@
+"""Proofs are kept between processes, and only for exactly what was proven."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import netcarve
+import pytest
+import torch
+from netcarve.spaces import blueprint as blueprint_module
+from netcarve.spaces.proof_cache import ProofCache, fingerprint
+from torch import nn
+
+SOURCE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.conv(x).relu().mean((2, 3)))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NETCARVE_PROOF_CACHE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def _net(folder: Path, source: str = SOURCE, seed: int = 0) -> nn.Module:
+    path = folder / "their_net.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location("their_net", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["their_net"] = module
+    spec.loader.exec_module(module)
+    torch.manual_seed(seed)
+    return module.Net()
+
+
+def _traced(net: nn.Module, side: int = 6) -> netcarve.Blueprint:
+    return netcarve.trace(net, torch.zeros(2, 3, side, side))
+
+
+def _forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("proven again")
+
+    monkeypatch.setattr(blueprint_module, "prove", fail)
+    monkeypatch.setattr(blueprint_module, "own_differs", fail)
+
+
+def test_a_second_space_of_the_same_model_is_not_proven_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = _traced(_net(tmp_path))
+    space = first.space()
+    _forbid(monkeypatch)
+    second = _traced(_net(tmp_path))
+    assert second.space().choices == space.choices
+    assert second.prove() == first.prove()
+    with pytest.raises(AssertionError, match="proven again"):
+        second.space(ratios=5)  # other widths: the user's module has not been run at them
+
+
+def test_whatever_a_proof_rests_on_changes_the_fingerprint(tmp_path: Path) -> None:
+    def print_of(net: nn.Module, side: int = 6) -> str:
+        captured = _traced(net, side)._captured
+        assert captured is not None
+        return fingerprint(captured)
+
+    prints = [
+        print_of(_net(tmp_path)),
+        print_of(_net(tmp_path, seed=1)),
+        print_of(_net(tmp_path), side=7),
+        print_of(_net(tmp_path, SOURCE.replace("relu", "tanh"))),
+        print_of(_net(tmp_path, SOURCE + "\nunused = 1\n")),  # could have been used at another width
+    ]
+    assert len(set(prints)) == 5
+    assert print_of(_net(tmp_path)) == prints[0]
+
+
+def test_damaged_and_unwritable_caches_only_cost_time(tmp_path: Path) -> None:
+    net = _net(tmp_path)
+    _traced(net).space()
+    [kept] = (tmp_path / "cache" / "netcarve" / "proofs").iterdir()
+    for damage in (b"", b"[1]", b"{", b"\xff\xfe"):
+        kept.write_bytes(damage)
+        assert len(_traced(net).space()) == 1
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    captured = _traced(net)._captured
+    assert captured is not None
+    assert ProofCache(captured, folder=blocked / "no").once("x", lambda: 1) == 1
+
+
+def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NETCARVE_PROOF_CACHE", "0")
+    net = _net(tmp_path)
+    _traced(net).space()
+    assert not (tmp_path / "cache").exists()
+    _forbid(monkeypatch)
+    with pytest.raises(AssertionError, match="proven again"):
+        _traced(net).space()
