@@ -91,6 +91,10 @@ def sweep(
     resume: Annotated[
         bool, typer.Option("--resume", help="go on with the run in --out, or else the latest of its kind")
     ] = False,
+    seed_from: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="begin with an earlier run, or candidates in a .json file; repeat"),
+    ] = None,
     trial_timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="a trial that takes longer has failed")
     ] = None,
@@ -105,6 +109,7 @@ def sweep(
     from .search.plan import check_numbers
     from .search.progress import RichProgress
     from .search.settings import check_free
+    from .search.warm_start import read_source
 
     # What can be wrong without a model is said before the task loads, which may take a while.
     kinds = _kinds(space)
@@ -116,6 +121,9 @@ def sweep(
         raise ValueError(f"unknown searcher {searcher!r}; known are {', '.join(known_searchers())}")
     if trials is not None and minutes is not None:
         raise typer.BadParameter("give --trials or --minutes, not both")
+    if resume and seed_from:
+        raise typer.BadParameter("--seed-from is for a new run; one that is resumed has begun already")
+    begin = [read_source(path) for path in seed_from or ()]
     workers = _cores() if workers is None else workers
     check_numbers(trials=trials, minutes=minutes, trial_timeout=trial_timeout, workers=workers)
     if out is not None and not resume:
@@ -141,6 +149,7 @@ def sweep(
                 trial_timeout=trial_timeout,
                 address=address,
                 progress=RichProgress(),
+                seed_from=begin,
             )
     except Interrupted as stop:
         typer.echo(stop, err=True)

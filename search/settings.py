@@ -6,16 +6,18 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..results.ledger import Ledger, LedgerError
 from ..results.objective import Limit, Objective
-from ..spaces import Space
+from ..spaces import Candidate, Choice, Space
 
 if TYPE_CHECKING:
     from ..evaluators import Task
+    from .warm_start import WarmStart
 
 LEDGER = "ledger.sqlite"  # in the folder of a run
 HOME = Path("runs")  # folders of runs are made here, in the working directory
@@ -87,7 +89,12 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def open_run(
-    out: str | Path | None, settings: Mapping[str, Any], *, resume: bool, home: Path = HOME
+    out: str | Path | None,
+    settings: Mapping[str, Any],
+    *,
+    resume: bool,
+    begin: WarmStart | None = None,
+    home: Path = HOME,
 ) -> Ledger:
     """The ledger of a new run, or of the one to resume, open for writing.
 
@@ -95,6 +102,7 @@ def open_run(
         out: folder of the run. By default ``runs/<task>-<searcher>-<n>``: the next free one, or when
             resuming the latest.
         resume: whether the run is there already.
+        begin: what a new run begins with.
 
     Raises:
         RunError: the folder holds another run; nothing to resume; or other settings than the stored ones.
@@ -115,8 +123,22 @@ def open_run(
     check_free(folder)
     _make_room(folder)
     ledger = Ledger(path, write=True)
-    ledger.save_settings(settings)
+    if begin is None or not (begin.candidates or begin.scored):
+        ledger.save_settings(settings)
+    else:
+        _save_beginning(ledger, settings, begin)
     return ledger
+
+
+def _save_beginning(ledger: Ledger, settings: Mapping[str, Any], begin: WarmStart) -> None:
+    """The settings of a run, and its first trials where they are known already."""
+    choices = tuple(Choice(name, tuple(options)) for name, options in settings["choices"])
+    first = [Candidate((0,) * len(choices), choices), *begin.candidates]
+    ledger.propose(list(enumerate(first)))
+    known = [(n, begin.scored[c]) for n, c in enumerate(first) if c in begin.scored]
+    ledger.record([replace(trial, number=n, candidate=first[n]) for n, trial in known])
+    # Last, since a ledger with settings is a run: whoever resumes it finds its beginning whole.
+    ledger.save_settings({**settings, "given": len(begin.candidates), "imported": begin.imported})
 
 
 def check_free(folder: Path) -> None:

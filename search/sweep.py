@@ -29,6 +29,7 @@ from .registry import guard
 from .registry import searcher as searcher_by_name
 from .run import Run, measure_front
 from .settings import RunError, close_run, describe, open_run
+from .warm_start import Source, warm_start
 
 if TYPE_CHECKING:
     from ..evaluators.pool import Scorer
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 TRIALS = 100  # where neither trials nor minutes are given
 WINDOW = 16
+METRICS_OF_A_PLACE = ("latency_ms",)  # measured; of no meaning for another time or machine
 NOTE_EVERY = 1.0  # seconds between two notes of the time spent; a killed session loses at most this
 
 
@@ -67,6 +69,7 @@ def sweep(
     address: str | None = None,
     progress: Progress | None = None,
     window: int = WINDOW,
+    seed_from: Iterable[Source] = (),
 ) -> Run:
     """Search ``space`` for the best subnetworks of ``task``, and keep every outcome.
 
@@ -92,6 +95,8 @@ def sweep(
         address: of a Ray cluster; by default this machine.
         progress: told of every trial.
         window: candidates under way at a time, whatever the number of workers; part of the result.
+        seed_from: what to begin with: candidates, earlier runs, JSON files (see :func:`warm_start`).
+            Trials taken over from a run are not scored again and do not count towards ``trials``.
 
     Raises:
         ValueError: anything in the arguments that cannot work, before any work: unknown searcher, metric or
@@ -129,7 +134,10 @@ def sweep(
     if trials is None and minutes is None:
         trials = TRIALS
     progress = progress or Silent()
-    ledger = open_run(out, settings, resume=resume)
+    begin = None if resume else warm_start(seed_from, space, settings, measured=METRICS_OF_A_PLACE)
+    ledger = open_run(out, settings, resume=resume, begin=begin)
+    if trials is not None:
+        trials += ledger.settings.get("imported", 0)
     budget = Budget(trials, minutes, spent=ledger.info.get("seconds", 0.0))
     status = "interrupted"
     try:
@@ -155,7 +163,8 @@ class Driver:
 
     The searcher sees one fixed sequence of calls, whatever finishes first and however many workers there
     are: trials are told one by one in number order, and after each it is asked for as many candidates as
-    make ``window`` of them under way. Trial 0 is the unchanged model, alone, since limits refer to it.
+    make ``window`` of them under way. Trial 0 is the unchanged model, alone, since limits refer to it; then
+    come the candidates that the run was given (``seed_from``), if any.
 
     That is also how a run is resumed: the same calls, with the ledger's outcomes in place of evaluations.
 
@@ -183,6 +192,7 @@ class Driver:
         self._todo: deque[tuple[int, Candidate]] = deque()  # not submitted yet
         self._in_flight: dict[int, Candidate] = {}
         self._ready: dict[int, Trial] = {}  # known outcomes that wait for their turn
+        self._given = ledger.settings.get("given", 0)  # first trials that the searcher was not asked for
         self._noted = 0.0
 
     def run(self) -> None:
@@ -209,8 +219,13 @@ class Driver:
         allowed = self.budget.allows(len(self._proposed)) - self.asked
         if self.asked == 0:
             candidates = [self.space.baseline]
-        elif self.told == 0 or wanted <= 0 or allowed <= 0 or self.searcher.finished:
+        elif self.told == 0 or wanted <= 0 or allowed <= 0:
             return
+        elif self.asked <= self._given:
+            last = min(self._given, self.asked + wanted - 1)
+            candidates = [self._proposed[number] for number in range(self.asked, last + 1)]
+        elif self.told <= self._given or self.searcher.finished:
+            return  # the search begins when it knows all that it was given
         else:
             # All that is wanted, even where less is allowed: a longer run then starts with the same calls.
             candidates = self.searcher.ask(wanted)[: int(min(wanted, allowed))]
