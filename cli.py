@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from .results import Front
     from .search import Run
     from .spaces import Blueprint
+    from .spaces.rung import Rung
 
-KINDS = ("prune",)  # what this version can decide about a model
-LATER_KINDS = ("drop", "operators", "splits", "bits")
+KINDS = ("prune", "drop")  # what this version can decide about a model
+LATER_KINDS = ("operators", "splits", "bits")
 PICTURES = (".png", ".svg", ".pdf")
 TRIALS = 500  # by default
 
@@ -65,10 +66,16 @@ def root(
 @app.command()
 def sweep(
     task: TaskName,
-    space: Annotated[str, typer.Option(metavar="KINDS", help="what to decide: prune")] = "prune",
+    space: Annotated[
+        str, typer.Option(metavar="KINDS", help="what to decide: prune, drop, or both, as prune,drop")
+    ] = "prune",
     searcher: Annotated[
         str, typer.Option(metavar="NAME", help="nsga2, greedy, random, or an installed one")
     ] = "nsga2",
+    rungs: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="of a progressive search: quick,full,tuned [default: quick,full]"),
+    ] = None,
     objective: Objectives = None,
     limit: Annotated[
         list[str] | None,
@@ -110,9 +117,11 @@ def sweep(
     from .search.progress import RichProgress
     from .search.settings import check_free
     from .search.warm_start import read_source
+    from .spaces.rung import with_rungs
 
     # What can be wrong without a model is said before the task loads, which may take a while.
     kinds = _kinds(space)
+    levels = _rungs(rungs, searcher)
     for text in objective or ():
         Objective.parse(text)
     for text in limit or ():
@@ -132,6 +141,8 @@ def sweep(
     with busy() as say:
         made, blueprint = _traced(task, say)
         candidates = blueprint.space(*kinds, calibration=made.calibration_batches)
+        if levels:
+            candidates = with_rungs(candidates, levels)
     try:
         with busy(spinner=False):
             run = run_sweep(
@@ -339,6 +350,19 @@ def _kinds(text: str) -> list[str]:
             why = "this version does not know it yet" if kind in LATER_KINDS else "unknown"
             raise typer.BadParameter(f"--space {kind!r}: {why}; known: {', '.join(KINDS)}")
     return kinds
+
+
+def _rungs(text: str | None, searcher: str) -> tuple[Rung, ...]:
+    if text is None:
+        return ()
+    if searcher != "progressive":
+        raise typer.BadParameter(f"--rungs is for --searcher progressive, got {searcher}")
+    from .spaces.rung import parse_rungs
+
+    rungs = parse_rungs(_names(text))
+    if len(rungs) < 2:
+        raise typer.BadParameter("--rungs needs at least two, such as quick,full")
+    return rungs
 
 
 def _names(text: str) -> list[str]:

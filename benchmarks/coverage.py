@@ -3,8 +3,8 @@
     .venv/bin/pip install --no-deps timm torchvision torch-pruning
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/coverage.py [NAME or FILE ...] [--peer] [--jobs 2]
 
-A name is ``timm:<name>`` or ``tv:<name>`` (torchvision); a file lists one a line. Weights are random. Each
-network runs in a process of its own on one thread. netcarve counts as exact when the pruned network runs, has
+A name is ``timm:<name>`` or ``tv:<name>`` (torchvision), with ``@96`` for images of 96 pixels and ``@32x8`` for
+eight frames of 32; a file lists one a line. Weights are random. Each network runs in a process of its own on one thread. netcarve counts as exact when the pruned network runs, has
 fewer parameters and equals the masked original (largest difference over largest output at most 1e-5).
 The peer, with its usual call, counts when its pruned network runs and has fewer parameters: it is not checked
 for equality, which favours it.
@@ -13,6 +13,7 @@ for equality, which favours it.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import subprocess
 import sys
@@ -27,24 +28,30 @@ LIMIT = {"ours": 240, "peer": 90}  # seconds of wall time for one network
 def make(name: str):
     """A network with random weights and one example batch."""
     import torch
+    from netcarve.spaces.testing import declare_torchvision_operators
 
-    # A CPU-only torch lacks torchvision's compiled operators; its model definitions only need their names.
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"):
-        library.define(f"{operator}(Tensor x) -> Tensor")
-        library.define(f"_{operator}_backward(Tensor x) -> Tensor")
+    declare_torchvision_operators()
     torch.manual_seed(0)
+    name, _, asked = name.partition("@")
     source, _, model = name.partition(":")
+    pixels, _, frames = asked.partition("x")
     if source == "tv":
         import torchvision
 
-        net, size = torchvision.models.get_model(model, weights=None), 299 if model == "inception_v3" else 224
+        known = inspect.signature(torchvision.models.get_model_builder(model)).parameters
+        options = {k: None for k in ("weights", "weights_backbone") if k in known}
+        net = torchvision.models.get_model(model, **options)
+        size = 299 if model == "inception_v3" else 224
     else:
         import timm
 
-        net = timm.create_model(model, pretrained=False)
+        try:  # transformers are made for one size, convolutional networks know none
+            net = timm.create_model(model, pretrained=False, **({"img_size": int(pixels)} if asked else {}))
+        except TypeError:
+            net = timm.create_model(model, pretrained=False)
         size = net.default_cfg["input_size"][-1]
-    return net.eval(), torch.randn(1, 3, size, size)
+    size = int(pixels or size)
+    return net.eval(), torch.randn(1, 3, *([int(frames)] if frames else []), size, size)
 
 
 def ours(name: str) -> dict:
@@ -132,7 +139,11 @@ def main() -> None:
     parser.add_argument("--one", choices=["ours", "peer"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps((ours if options.one == "ours" else peer)(options.names[0])))
+        try:
+            print(json.dumps((ours if options.one == "ours" else peer)(options.names[0])))
+        except Exception as error:
+            line = str(error).strip().partition("\n")[0]
+            print(json.dumps({"error": f"{type(error).__name__}: {line}"[:160]}))
         return
     names: list[str] = []
     for given in options.names:

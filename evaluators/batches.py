@@ -100,6 +100,24 @@ def spread(batches: list[Batch], samples: int = CALIBRATION_SAMPLES) -> list[Inp
     return [batch[:2] for batch in _cut(picked, batches[0], CALIBRATION_BATCH)]
 
 
+def part(batches: list[Batch], share: float, seed: int = 0) -> list[Batch]:
+    """A share of the samples drawn at random; a smaller share is a part of a larger one.
+
+    Args:
+        share: in (0, 1]; at least one sample, and of batches that cannot be joined at least one.
+    """
+    if share == 1.0:
+        return batches
+    columns = _join(batches)
+    count = len(batches) if columns is None else _length(columns)
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    rows = drawn[: max(1, round(share * count))].sort().values
+    if columns is None:
+        return [batches[i] for i in rows.tolist()]
+    picked = [c[rows] if isinstance(c, Tensor) else c for c in columns]
+    return _cut(picked, batches[0], SCORING_BATCH)
+
+
 def spaced(count: int, wanted: int) -> list[int]:
     """At most ``wanted`` indices below ``count``, evenly spaced, ends included."""
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist()

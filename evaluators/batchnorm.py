@@ -41,7 +41,7 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     return [
         m
         for m in model.modules()
-        if (isinstance(m, BatchNorm) and m.running_mean is not None) or hasattr(m, "batch_norm_training")
+        if (isinstance(m, BatchNorm) and m.running_mean is not None) or hasattr(m, "batch_norm_momentum")
     ]
 
 

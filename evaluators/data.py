@@ -39,7 +39,7 @@ def read(source: Any, what: str) -> list[Batch]:
         TaskError: not one of the accepted forms, empty, or reading it raises.
     """
     with seeded(0):
-        batches = list(_batches(source, what))
+        batches = list(batches_of(source, what))
     if not batches:
         raise TaskError(f"{what} is empty: it yields no batch; {_FORMS}")
     return batches
@@ -59,7 +59,7 @@ def sample_inputs(source: Any, what: str) -> list[Inputs]:
     taken: list[Batch] = []
     seen = 0
     with seeded(0):
-        for batch in _batches(_thinned(source), what, needs_targets=False):
+        for batch in batches_of(_thinned(source), what, needs_targets=False):
             taken.append(batch)
             seen += batch_size(batch[:2]) or 1
             if seen >= CALIBRATION_SAMPLES:
@@ -83,7 +83,7 @@ def _thinned(source: Any) -> Any:
     return DataLoader(picked, batch_size=CALIBRATION_BATCH, collate_fn=collate)
 
 
-def _batches(source: Any, what: str, *, needs_targets: bool = True) -> Iterator[Batch]:
+def batches_of(source: Any, what: str, *, needs_targets: bool = True) -> Iterator[Batch]:
     if _is_whole(source):
         source = [source]
     elif isinstance(source, Dataset) and not isinstance(source, IterableDataset):

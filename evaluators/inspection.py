@@ -26,13 +26,14 @@ class LayerCost:
 
 
 def inspection(task: Task, blueprint: Blueprint) -> dict[str, Any]:
-    """The model's proven groups, what stays as it is and why, and its cost by layer, as plain JSON values.
+    """The model's proven groups and blocks, what stays as it is and why, and its cost by layer: plain JSON.
 
     Returns:
         ``{"task", "metric", "model", "macs", "params", "groups": [{"name", "units", "modules": [path]}],
-        "left_out": {name: reason}, "layers": [{"name", "kind", "macs", "params"}]}``.
+        "blocks": [{"name", "macs", "params"}], "left_out": {name: reason},
+        "layers": [{"name", "kind", "macs", "params"}]}``; a block's costs are those of dropping it alone.
     """
-    blueprint.prove()
+    blueprint.prove_blocks()
     layers = layer_costs(task.model, task.example)
     return {
         "task": task.name,
@@ -51,6 +52,7 @@ def inspection(task: Task, blueprint: Blueprint) -> dict[str, Any]:
             }
             for group in blueprint.groups
         ],
+        "blocks": [{"name": b.name, "macs": b.macs, "params": b.params} for b in blueprint.blocks],
         "left_out": blueprint.left_out,
         "layers": [asdict(layer) for layer in layers],
     }

@@ -55,7 +55,7 @@ class Classification:
             return f"targets must be class indices (integers); got {got}"
         if not outputs.is_floating_point() or outputs.dim() < 2:
             return f"outputs must be scores per class [batch, classes]; got {got}"
-        scores = _classes_second(outputs, targets)
+        scores = classes_second(outputs, targets)
         if scores is None:
             return f"outputs [batch, classes] and targets [batch] do not fit; got {got}"
         classes = scores.shape[1]
@@ -74,7 +74,7 @@ class Classification:
         """
         if why := self.refusal(outputs, targets):
             raise TaskError(why)
-        scores = _classes_second(outputs, targets).float()  # type: ignore[union-attr]
+        scores = classes_second(outputs, targets).float()  # type: ignore[union-attr]
         targets = targets.long()
         kept = targets != IGNORED
         self.correct += int(((scores.argmax(1) == targets) & kept).sum())
@@ -86,6 +86,13 @@ class Classification:
         if not self.count:
             return {"accuracy": float("nan"), "loss": float("nan")}
         return {"accuracy": self.correct / self.count, "loss": self.nats / self.count}
+
+
+def right(outputs: Any, targets: Tensor) -> Tensor:
+    """Which targets the outputs of one batch hit, bool [targets that count]."""
+    scores = classes_second(tensor_of(outputs), targets)
+    assert scores is not None  # `Classification` has refused what does not fit
+    return (scores.argmax(1) == targets)[targets != IGNORED]
 
 
 class Custom:
@@ -138,7 +145,7 @@ def _joinable(values: list[Any]) -> bool:
     return all(isinstance(v, Tensor) and v.dim() and v.shape[1:] == first.shape[1:] for v in values)
 
 
-def _classes_second(outputs: Tensor, targets: Tensor) -> Tensor | None:
+def classes_second(outputs: Tensor, targets: Tensor) -> Tensor | None:
     """Scores as [N, C, ...], the order that torch's losses want; ``None`` if the shapes do not fit."""
     if outputs.shape[:1] + outputs.shape[2:] == targets.shape:
         return outputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from ..spaces import Candidate, Space
+from ..spaces.rung import rung_of
 from .seeding import seeded
 
 if TYPE_CHECKING:
@@ -79,7 +81,17 @@ class Job:
         if self.task is not None:
             for mend in self._repairs():
                 mend(model, self.task.calibration_batches)
+            self._tune(model, candidate)
         return model
+
+    def _tune(self, model: Any, candidate: Candidate) -> None:
+        """Fine-tune where the candidate's rung says so; never the unchanged model."""
+        rung = rung_of(candidate)
+        if rung is not None and rung.epochs and any(candidate.indices):
+            from .finetuning import finetune
+
+            assert self.task is not None
+            finetune(model, self.task.train, epochs=rung.epochs, seed=_seed(candidate))
 
     def _score(self, candidate: Candidate) -> tuple[dict[str, float], dict[str, Any]]:
         model = self.build(candidate)
@@ -90,6 +102,10 @@ class Job:
             _check(given, scores, _name(evaluator))
             scores.update({metric: float(value) for metric, value in given.items()})
             detail.update(getattr(given, "detail", {}))
+        try:
+            json.dumps(detail, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"what evaluators keep beside their scores must be plain JSON: {error}") from None
         return scores, detail
 
     def _repairs(self) -> Sequence[Repair]:

@@ -17,6 +17,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from ..spaces.rung import tunes
 from .pool import Job
 
 
@@ -41,7 +42,7 @@ def pack(job: Job) -> Parcel:
     """
     data = None
     if job.task is not None:
-        light = job.task.without_train()
+        light = copy.copy(job.task) if tunes(job.space) else job.task.without_train()
         data = _map(_to_array, (light.batches, light.calibration_batches))
         light.batches, light.calibration_batches = [], []
         job = replace(job, task=light)

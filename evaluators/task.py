@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..results.objective import METRICS
-from .batches import Batch, Inputs, arguments, call_of, check_like, describe_call, recut, spread
+from .batches import Batch, Inputs, arguments, call_of, check_like, describe_call, part, recut, spread
 from .data import read, sample_inputs
 from .errors import TaskError, first_line
 from .metrics import Classification, Custom, tensor_of
@@ -115,6 +115,12 @@ class Task:
         light = copy.copy(self)
         light.train = None
         return light
+
+    def part(self, share: float) -> Task:
+        """The same task on a share of its validation data, in (0, 1]; see :func:`batches.part`."""
+        smaller = copy.copy(self)
+        smaller.batches = part(self.batches, share)
+        return smaller
 
     def _measure(self, pairs: Iterable[tuple[Any, Any]]) -> dict[str, float]:
         classes: Classification | None = Classification()

@@ -139,6 +139,8 @@ class Ledger:
                 added = db.execute("INSERT INTO outcomes VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row)
                 if not added.rowcount:
                     self._must_equal("outcomes", row, "is recorded with another outcome")
+                elif trial.detail and not trial.failed:
+                    self._add_measurement(db, trial.number, "{}", trial.detail)  # the outcome's own
 
     def measure(
         self, number: int, scores: Mapping[str, float], detail: Mapping[str, Any] | None = None
@@ -150,13 +152,18 @@ class Ledger:
             LedgerError: the trial is not recorded, or failed.
         """
         number = int(number)
-        row = (number, _scores_text(number, scores), json.dumps(dict(detail or {}), allow_nan=False))
         with self._writing() as db:
             found = db.execute("SELECT error FROM outcomes WHERE number = ?", (number,)).fetchone()
             if found is None or found[0] is not None:
                 what = "is not recorded" if found is None else "failed"
                 raise LedgerError(f"trial {number} of {self.path} {what}; measure trials that have scores")
-            db.execute("INSERT INTO measurements (number, scores, detail) VALUES (?, ?, ?)", row)
+            self._add_measurement(db, number, _scores_text(number, scores), detail or {})
+
+    def _add_measurement(
+        self, db: sqlite3.Connection, number: int, scores: str, detail: Mapping[str, Any]
+    ) -> None:
+        row = (number, scores, json.dumps(dict(detail), allow_nan=False))
+        db.execute("INSERT INTO measurements (number, scores, detail) VALUES (?, ?, ?)", row)
 
     def proposals(self, space: Space | None = None) -> dict[int, Candidate]:
         """Every proposal by number, in number order. ``space`` as in :meth:`trials`."""
@@ -169,8 +176,8 @@ class Ledger:
 
         Args:
             space: the space of the candidates; without it their choices are taken from the settings.
-            measured: merge later measurements into the scores (the latest wins). Replay needs False: what
-                the searcher was told.
+            measured: merge later measurements into scores and detail (the latest wins). Replay needs
+                False: what the searcher was told.
 
         Raises:
             LedgerError: a candidate does not fit the space, or neither space nor settings tell the choices.
@@ -183,10 +190,14 @@ class Ledger:
             return []
         rebuild = self._rebuild(space)
         later: dict[int, dict[str, float]] = {}
-        for number, scores in (
-            self._read("SELECT number, scores FROM measurements ORDER BY id") if measured else ()
+        details: dict[int, dict[str, Any]] = {}
+        for number, scores, detail in self._read(
+            "SELECT number, scores, detail FROM measurements ORDER BY id"
         ):
-            later.setdefault(number, {}).update(self._scores(scores))
+            found = self._scores(scores)
+            if measured or not found:
+                later.setdefault(number, {}).update(found)
+                details.setdefault(number, {}).update(self._json(detail))
         return [
             Trial(
                 number,
@@ -195,6 +206,7 @@ class Ledger:
                 error,
                 seconds,
                 worker,
+                details.get(number, {}),
             )
             for number, candidate, scores, error, seconds, worker in rows
         ]

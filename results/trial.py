@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..spaces import Candidate
 
@@ -21,6 +22,7 @@ class Trial:
     error: str | None = None  # traceback text of a failure
     seconds: float = 0.0  # wall time of the evaluation
     worker: str = ""  # who evaluated it
+    detail: Mapping[str, Any] = field(default_factory=dict)  # kept beside the scores, plain JSON
 
     @property
     def failed(self) -> bool:

@@ -10,19 +10,22 @@ import numpy as np
 from ..results.objective import Objective
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
-from .generator import GeneratorSearcher, Steps
+from .generator import Steps
+from .memory import Remembering
 
 FAILED = (math.inf, math.inf)  # the rate of a step that could not be scored
 
 
-class Greedy(GeneratorSearcher):
+class Greedy(Remembering):
     """From the unchanged model, one option of one choice at a time, to the most compressed.
 
-    Each round takes the step with the least damage to the first objective per unit of the second one saved
-    (with one objective: the least damage); an improvement counts as no damage, and of equals the larger
-    saving wins. Rates of earlier rounds are kept, and only the ``width`` most promising steps are scored
-    again before the best is taken ("lazy greedy", Minoux 1978): the same path as scoring every step each
-    round wherever rates do not fall along the way, for several times fewer trials.
+    Each round takes the step with the least damage to the first objective per unit of cost saved (with one
+    objective: the least damage); an improvement counts as no damage, and of equals the larger saving wins.
+    The other objectives are the costs, each relative to the unchanged model's where there are several.
+
+    Rates of earlier rounds are kept, and only the ``width`` most promising steps are scored again before the
+    best is taken ("lazy greedy", Minoux 1978): the same path as scoring every step each round wherever rates
+    do not fall along the way, for several times fewer trials. Known trials are not asked for again.
 
     Where it may not stand (limits forbid the unchanged model, or no step from here can be scored), it
     compresses all choices together until it can go on.
@@ -41,18 +44,19 @@ class Greedy(GeneratorSearcher):
         self.width = width
 
     def search(self) -> Steps:
-        here = (yield [self.space.baseline])[0]
+        here = (yield from self.score([self.space.baseline]))[0]
         unknown = [(-math.inf, 0.0)] * len(self.space)  # never scored comes first
         rates = unknown.copy()  # [choices]: of the next step in each, as last scored
         while steps := self._steps_from(here.candidate):
             if here.failed:
-                here, rates = (yield [self._diagonal(here.candidate)])[0], unknown.copy()
+                here = (yield from self.score([self._diagonal(here.candidate)]))[0]
+                rates = unknown.copy()
                 continue
             order = sorted(steps, key=lambda d: rates[d])
             scored: dict[int, Trial] = {}
             while order and (not scored or min(rates[d] for d in scored) > rates[order[0]]):
                 block, order = order[: self.width], order[self.width :]
-                trials = yield [steps[d] for d in block]
+                trials = yield from self.score(steps[d] for d in block)
                 for d, trial in zip(block, trials, strict=True):
                     scored[d], rates[d] = trial, self._rate(here, trial)
             here = scored[min(scored, key=lambda d: rates[d])]
@@ -79,4 +83,12 @@ class Greedy(GeneratorSearcher):
         if len(change) == 1:
             return float(change[0]), 0.0
         damage, saved = max(0.0, float(change[0])), -float(change[1])
+        if len(change) > 2:
+            saved = -float((change[1:] / self._scale).sum())
         return (damage / saved, -saved) if saved > 0 else (math.inf, -saved)
+
+    @property
+    def _scale(self) -> np.ndarray:
+        """What one unit of each cost is: the unchanged model's, else 1; [costs]."""
+        units = [abs(self.baseline.get(o.name, 1.0)) for o in self.objectives[1:]]
+        return np.array([unit or 1.0 for unit in units])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from ..evaluators.lane import Lane, steadied
 from ..evaluators.pool import InProcessPool, Job, Outcome, Pool
 from ..spaces import Candidate, Space
+from ..spaces.rung import tunes
 
 if TYPE_CHECKING:
     from ..evaluators.pool import Scorer
@@ -29,7 +30,7 @@ def make_pool(
     Args:
         reference_ms: latency of the unchanged model where an earlier session has measured it.
     """
-    light = task.without_train() if task is not None else None
+    light = task if task is None or tunes(space) else task.without_train()
     beside = [s for s in scorers if not getattr(s, "lane", False)]
     alone = [s for s in scorers if getattr(s, "lane", False)]
     job = Job(light, space, beside)

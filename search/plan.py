@@ -9,6 +9,7 @@ from ..evaluators.errors import their_part
 from ..results.objective import METRICS, Limit, Objective
 from ..results.trial import Trial
 from ..spaces import Space
+from ..spaces.rung import rungs_of, tunes
 from .base import Searcher, parse_objectives
 from .settings import RunError
 
@@ -81,6 +82,27 @@ def choose_evaluators(
     if "latency_ms" in wanted and "latency_ms" not in metrics_of(scorers, task):
         scorers.append(Latency())
     return scorers
+
+
+def on_rungs(space: Space, scorers: Sequence[Scorer], task: Task | None) -> list[Scorer]:
+    """The evaluators as a space with rungs needs them.
+
+    Raises:
+        ValueError: a rung that fine-tunes, without training data.
+    """
+    if task is None or not rungs_of(space):
+        return list(scorers)
+    if tunes(space) and task.train is None:
+        raise ValueError("a rung that fine-tunes needs training data: Task(..., train=...)")
+    from ..evaluators.accuracy import Quality
+    from ..evaluators.rungs import OnRung
+
+    def on(scorer: Scorer) -> Scorer:
+        if getattr(scorer, "lane", False):
+            return scorer
+        return OnRung(Quality(each=True) if type(scorer) is Quality else scorer)
+
+    return [on(s) for s in scorers]
 
 
 def metrics_of(scorers: Sequence[Scorer], task: Task | None) -> list[str]:

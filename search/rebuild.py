@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..spaces import Option, Space
+from ..spaces.rung import Rung, with_rungs
 from .settings import RunError
 
 if TYPE_CHECKING:
@@ -19,14 +20,14 @@ def rebuild_space(task: Task, settings: Mapping[str, Any]) -> Space:
 
     Args:
         settings: ``choices`` (``[[name, [options...]], ...]``) and ``space``, the space's ``recipe``:
-            ``{"kinds": [...], "options": {...}}`` as given to ``Blueprint.space``, and ``"calibrated"``:
-            whether it was given the task's calibration batches.
+            ``{"kinds": [...], "options": {...}}`` as given to ``Blueprint.space``, ``"calibrated"``:
+            whether it was given the task's calibration batches, and ``"rungs"`` of a progressive search.
 
     Raises:
         RunError: the model gives another space today, or the run does not say how its space was made.
     """
-    from ..spaces.threads import one_thread
     from ..spaces import trace
+    from ..spaces.threads import one_thread
 
     recipe = settings.get("space")
     if not recipe:
@@ -35,6 +36,8 @@ def rebuild_space(task: Task, settings: Mapping[str, Any]) -> Space:
     with one_thread():
         blueprint = trace(task.model, task.example)
         space = blueprint.space(*recipe["kinds"], **recipe["options"], calibration=calibration)
+    if recipe.get("rungs"):
+        space = with_rungs(space, [Rung(**rung) for rung in recipe["rungs"]])
     choices = [[c.name, list(c.options)] for c in space.choices]
     if choices != settings["choices"]:
         raise RunError(

@@ -14,8 +14,17 @@ from .feasible import Feasible
 
 GROUP = "netcarve.searchers"
 BUILT_IN = {  # module of this folder, class; known even where the package's metadata is not installed
+    "additive": (".additive", "Additive"),
     "greedy": (".greedy", "Greedy"),
+    "greedy-merge": (".merge", "GreedyMerge"),
+    "greedy-split": (".split", "GreedySplit"),
+    "grid": (".grid", "Grid"),
+    "ladder": (".ladder", "Ladder"),
+    "lagrangian": (".lagrangian", "Lagrangian"),
+    "lhs": (".latin_hypercube", "LatinHypercube"),
+    "netadapt": (".netadapt", "NetAdapt"),
     "nsga2": (".nsga2", "NSGA2"),
+    "progressive": (".progressive", "Progressive"),
     "random": (".random", "Random"),
 }
 

@@ -12,6 +12,7 @@ from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
+from ..spaces.rung import DEFAULT, parse_rungs, rungs_of, with_rungs
 from .base import Searcher, innermost, parse_limits
 from .budget import Budget
 from .lane_pool import make_pool
@@ -23,6 +24,7 @@ from .plan import (
     choose_evaluators,
     choose_objectives,
     metrics_of,
+    on_rungs,
 )
 from .progress import Progress, Silent
 from .registry import guard
@@ -105,9 +107,11 @@ def sweep(
         Interrupted: Ctrl-C.
     """
     check_types(task, space)
+    if searcher == "progressive" and task is not None and not rungs_of(space):
+        space = with_rungs(space, parse_rungs(DEFAULT))
     goals = choose_objectives(objectives, searcher, task)
     bounds = parse_limits(limits)
-    scorers = choose_evaluators(task, evaluators, goals, bounds)
+    scorers = on_rungs(space, choose_evaluators(task, evaluators, goals, bounds), task)
     check_numbers(
         trials=trials,
         minutes=minutes,
@@ -259,9 +263,6 @@ class Driver:
         outcomes = self.pool.finished()
         trials = self._trials(outcomes)
         self.ledger.record(trials)
-        for outcome in outcomes:
-            if outcome.detail and outcome.scores:
-                self.ledger.measure(outcome.number, outcome.scores, outcome.detail)
         self._ready.update((t.number, t) for t in trials)
         if self.budget.seconds - self._noted > NOTE_EVERY:
             self._noted = self.budget.seconds
@@ -275,7 +276,7 @@ class Driver:
         for i, (o, candidate) in enumerate(zip(outcomes, candidates, strict=True)):
             computed = {metric: float(values[i]) for metric, values in costs.items()}
             scores = {**computed, **(o.scores or {})} if o.error is None else {}
-            trials.append(Trial(o.number, candidate, scores, o.error, o.seconds, o.worker))
+            trials.append(Trial(o.number, candidate, scores, o.error, o.seconds, o.worker, o.detail))
             if o.number == 0:
                 check_baseline(trials[-1], self.searcher.objectives)
         return trials

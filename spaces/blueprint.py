@@ -12,23 +12,28 @@ import numpy as np
 import torch
 from torch import nn
 
+from .blocks import Block, find_blocks
 from .capture import Captured, capture, unlift
 from .choice import Candidate, Choice
 from .costs import Costs
 from .coupling import Coupling, Group, find_coupling
+from .drop import Drop, dropping_choice
+from .elastic import Elastic
 from .importance import CALIBRATED, Criterion, criterion, order
 from .importance.measured import Evidence, Measure
 from .proof import Proof, own_differs, prove, separating
+from .proof_blocks import prove_blocks
 from .proof_cache import ProofCache
 from .prune import Prune, pruning_choice
 from .repair import Calibration, Sequential, fold, gather, sequential
 from .repair.gram import Inputs
 from .repair.least_squares import RIDGE
+from .rung import Rung, rung_of
 from .space import Space
-from .surgery import Alive, Surgeon
+from .surgery import Alive, Mend, Surgeon
 from .threads import one_thread
 
-KINDS = ("prune",)
+KINDS = ("prune", "drop")
 Repair = bool | Literal["once"]
 
 
@@ -45,20 +50,23 @@ def trace(model: nn.Module, example: Any) -> Blueprint:
 
 
 class Blueprint:
-    """What :func:`trace` found: groups with their costs, and the means to cut them.
+    """What :func:`trace` found: groups and residual blocks with their costs, and the means to cut them.
 
     Attributes:
         artifact: ``"module"`` when built networks are the user's own module with sliced parameters,
-            ``"graph"`` when they are the captured graph (known after :meth:`prove`).
+            ``"graph"`` when they are the captured graph (known after :meth:`prove`; blocks that are no
+            modules of their own can only be dropped from the graph, so :meth:`prove_blocks` may change it).
     """
 
     def __init__(self, captured: Captured) -> None:
         self.coupling: Coupling = find_coupling(captured)
-        self._costs = Costs(captured, self.coupling)
-        self._surgeon = Surgeon(captured.graph_module, captured.source, self.coupling)
+        self._blocks: tuple[Block, ...] = find_blocks(captured, self.coupling)
+        self._costs = Costs(captured, self.coupling, self._blocks)
+        self._surgeon = Surgeon(captured.graph_module, captured.source, self.coupling, self._blocks)
         self._captured: Captured | None = captured
         self._program: bytes | None = None  # of a copy that has travelled and needs the graph to build
         self._proof: Proof | None = None
+        self._drops: Proof | None = None  # of the blocks
         self._cache: ProofCache | None = None  # made with the proof
         self._calibration: Calibration | None = None
         self._calibrations = 0
@@ -67,6 +75,9 @@ class Blueprint:
         self._sequential: Sequential | None = None
         self._orders: dict[str, dict[str, np.ndarray]] = {}  # criterion -> group -> units, best first
         self._group_at = {g.name: i for i, g in enumerate(self.coupling.groups)}
+        self._block_at = {b.name: k for k, b in enumerate(self._blocks)}
+        self._example: tuple[tuple[Any, ...], dict[str, Any]] | None = captured.args, captured.kwargs
+        self._elastic: tuple[Any, Elastic] | None = None  # with what it depends on
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -75,13 +86,24 @@ class Blueprint:
         return tuple(g for g in self.coupling.groups if g.name not in out)
 
     @property
+    def blocks(self) -> tuple[Block, ...]:
+        """Residual blocks that may be dropped; after :meth:`prove_blocks`, only the proven ones."""
+        out = self._drops.left_out if self._drops else {}
+        return tuple(b for b in self._blocks if b.name not in out)
+
+    @property
     def left_out(self) -> dict[str, str]:
-        """Modules and groups that may not be pruned, with the reason."""
-        return {**self.coupling.frozen, **(self._proof.left_out if self._proof else {})}
+        """Modules and groups that may not be pruned, and blocks (``drop:<name>``), with the reason."""
+        drops = self._drops.left_out if self._drops else {}
+        return {
+            **self.coupling.frozen,
+            **(self._proof.left_out if self._proof else {}),
+            **{f"drop:{name}": reason for name, reason in drops.items()},
+        }
 
     @property
     def artifact(self) -> str:
-        return "module" if self._proof is None or self._proof.own else "graph"
+        return "module" if all(p is None or p.own for p in (self._proof, self._drops)) else "graph"
 
     @one_thread()
     def prove(self, *, progress: Callable[[int, int], None] | None = None) -> Proof:
@@ -100,6 +122,21 @@ class Blueprint:
             )
             self._proof = Proof(**found)
         return self._proof
+
+    @one_thread()
+    def prove_blocks(self, *, progress: Callable[[int, int], None] | None = None) -> Proof:
+        """Execute the network without each residual block (see :mod:`.proof_blocks`); done once, and kept."""
+        if self._drops is None:
+            proof = self.prove()
+            if self._captured is None or self._cache is None:
+                raise RuntimeError("this copy of the blueprint holds no captured graph; prove the original")
+            captured, coupling, surgeon = self._captured, self.coupling, self._surgeon
+            found = self._cache.once(
+                "blocks",
+                lambda: asdict(prove_blocks(captured, coupling, surgeon, proof, progress=progress)),
+            )
+            self._drops = Proof(**found)
+        return self._drops
 
     @one_thread()
     def calibrate(
@@ -149,7 +186,7 @@ class Blueprint:
         """Search space over this model, proven by execution.
 
         Args:
-            kinds: what to search; ``"prune"`` (the default).
+            kinds: what to search: ``"prune"`` (the default), ``"drop"`` (residual blocks), or both.
             ratios: pruning ratios per group, as a number or a list (see :func:`pruning_choice`).
             importance: which units go first: ``"l1"``, ``"l2"``, ``"batchnorm"``, ``"cluster"``,
                 ``"random"``; with calibration ``"reconstruction"``, ``"taylor"``, ``"gradient"``,
@@ -169,9 +206,14 @@ class Blueprint:
         if unknown:
             raise ValueError(f"unknown kind of space {unknown[0]!r}; this version knows {', '.join(KINDS)}")
         self.prove(progress=progress)
-        if not self.groups:
+        groups = self.groups if "prune" in (kinds or KINDS[:1]) else ()
+        if "drop" in kinds:
+            self.prove_blocks(progress=progress)
+        blocks = self.blocks if "drop" in kinds else ()
+        if not groups and not blocks:
+            what = " or ".join({"prune": "pruned", "drop": "dropped"}[k] for k in kinds or KINDS[:1])
             reasons = "; ".join(f"{k}: {v}" for k, v in list(self.left_out.items())[:3])
-            raise ValueError(f"nothing in this model may be pruned ({reasons})")
+            raise ValueError(f"nothing in this model may be {what}" + (f" ({reasons})" if reasons else ""))
         if calibration is not None:
             self.calibrate(calibration, repair=repair)
         if importance is None:
@@ -180,10 +222,11 @@ class Blueprint:
         key = importance if isinstance(importance, str) else f"{type(by).__name__}-{len(self._orders)}"
         if isinstance(importance, str) and importance in CALIBRATED:
             key = f"{importance}-{self._calibrations}"  # another calibration gives another order
-        if key not in self._orders:
+        if groups and key not in self._orders:
             parameters = self._surgeon.tensors
             self._orders[key] = {g.name: order(g, parameters, by) for g in self.groups}
-        choices = [pruning_choice(g, ratios=ratios, round_to=round_to, order=key) for g in self.groups]
+        choices = [pruning_choice(g, ratios=ratios, round_to=round_to, order=key) for g in groups]
+        choices += [dropping_choice(b) for b in blocks]
         options = {
             "ratios": ratios if isinstance(ratios, int) else [float(r) for r in ratios],
             "importance": importance,
@@ -205,13 +248,15 @@ class Blueprint:
     def _check_widths(self, space: Space) -> None:
         """Run the user's module at the widths that ``space`` offers: its forward may branch on them.
 
-        Every option of every choice is taken once, and of every two choices each is once compressed most
-        while the other is unchanged.
+        Every option of every choice is taken once, with all blocks in place and, compressed most, without;
+        of every two choices each is once compressed most while the other is unchanged.
         """
         if self._captured is None or self._cache is None or self.artifact == "graph":
             return
         last = space.counts - 1
-        steps = [np.minimum(k, last) for k in range(1, last.max() + 1)]
+        drops = np.array([isinstance(c.edit, Drop) for c in space.choices])
+        steps = [np.where(drops, 0, np.minimum(k, last)) for k in range(1, last.max() + 1)]
+        steps += [last] if drops.any() else []
         steps += [np.where(np.isin(np.arange(len(space)), part), last, 0) for part in separating(len(space))]
         cuts = [self.alive(space.candidate(indices)) for indices in steps]
         captured, coupling, surgeon = self._captured, self.coupling, self._surgeon
@@ -225,11 +270,14 @@ class Blueprint:
     def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]:
         """Analytic costs of candidates given as option indices [n, choices] (see :meth:`Costs.evaluate`)."""
         widths = np.tile(np.array([g.size for g in self.coupling.groups], dtype=np.int64), (len(indices), 1))
+        dropped = np.zeros((len(indices), len(self._blocks)), dtype=bool)
         for column, choice in enumerate(choices):
             if isinstance(choice.edit, Prune):
                 kept = np.asarray(choice.edit.kept)
                 widths[:, self._group_at[choice.edit.group]] = kept[indices[:, column]]
-        return self._costs.evaluate(widths)
+            elif isinstance(choice.edit, Drop):
+                dropped[:, self._block_at[choice.edit.block]] = indices[:, column] > 0
+        return self._costs.evaluate(widths, dropped)
 
     def kept(self, candidate: Candidate) -> dict[str, np.ndarray]:
         """Units kept in each pruned group, ascending, by group name."""
@@ -247,19 +295,51 @@ class Blueprint:
         Repaired where there was calibration (see :meth:`calibrate`).
         """
         alive = self.alive(candidate)
-        mend = self._mend if self._repair else None
+        mend = self._mending(rung_of(candidate))
         make = self._surgeon.own if self.artifact == "module" else self._surgeon.graph
         return make(alive, mend)
 
+    def elastic(self, choices: tuple[Choice, ...]) -> Elastic:
+        """One network that switches between the candidates of a space with these ``choices``.
+
+        Made at the first call, and kept for the next; it does not travel.
+        """
+        key = choices, self.artifact, self._repair, self._calibrations
+        if self._elastic is None or self._elastic[0] != key:
+            made = Elastic(
+                self._surgeon,
+                choices,
+                self._orders,
+                own=self.artifact == "module",
+                alive=self.alive,
+                mend=self._mend if self._repair else None,
+                example=self._example,
+            )
+            self._elastic = key, made
+        return self._elastic[1]
+
+    def _mending(self, rung: Rung | None) -> Mend | None:
+        """The repair of networks on a rung, or on none."""
+        wanted = self._repair if rung is None or rung.repair is None else rung.repair
+        if not wanted or self._calibration is None:
+            return None
+        return self._mend if wanted is True else self._mend_once
+
     def _mend(self, alive: Alive, made: dict[str, Any]) -> None:
-        assert self._calibration is not None
-        fold(self._calibration, alive, self._surgeon.tensors, self.coupling.parameters, made)
+        self._mend_once(alive, made)
         if self._sequential is not None:
             self._sequential.mend(self._surgeon, alive, made)
 
+    def _mend_once(self, alive: Alive, made: dict[str, Any]) -> None:
+        assert self._calibration is not None
+        fold(self._calibration, alive, self._surgeon.tensors, self.coupling.parameters, made)
+
     def alive(self, candidate: Candidate) -> Alive:
-        """Which unit labels stay: [units + 1] bool, entry 0 (fixed positions) True."""
-        alive = np.ones(self.coupling.units + 1, dtype=bool)
+        """Which unit labels stay, then which blocks: [units + 1 + blocks] bool (see :data:`Alive`)."""
+        alive = np.ones(self.coupling.units + 1 + len(self._blocks), dtype=bool)
+        for choice, index in zip(candidate.choices, candidate.indices, strict=True):
+            if isinstance(choice.edit, Drop) and index:
+                alive[self.coupling.units + 1 + self._block_at[choice.edit.block]] = False
         for name, units in self.kept(candidate).items():
             labels = self.coupling.groups[self._group_at[name]].labels
             alive[labels] = False
@@ -270,7 +350,9 @@ class Blueprint:
 
     def __getstate__(self) -> dict[str, Any]:
         """The captured program travels (serialised, not pickled) only where the graph is needed to build."""
-        state = self.__dict__ | {"_captured": None, "_batches": ()}
+        state = self.__dict__ | {"_captured": None, "_batches": (), "_elastic": None}
+        if self._repair:
+            state["_example"] = None  # only sorted weights are checked on it, and repair copies weights
         needed = self.artifact == "graph" or self._sequential is not None
         if needed and self._captured is not None:
             buffer = io.BytesIO()
@@ -287,6 +369,6 @@ class Blueprint:
         if self._program is not None:
             module = unlift(torch.export.load(io.BytesIO(self._program)))
             if self._surgeon is None:
-                self._surgeon = Surgeon(module, None, self.coupling)
+                self._surgeon = Surgeon(module, None, self.coupling, self._blocks)
             else:
                 self._surgeon.module = module

@@ -40,6 +40,7 @@ class Captured:
     kwargs: dict[str, Any]
     batch: int  # length of the example's batch axis
     dynamic_batch: bool
+    unreturned: tuple[str, ...] = ()  # types of outputs that are no tensors, such as caches: not captured
 
 
 def normalise_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -106,12 +107,19 @@ def capture(model: nn.Module, example: Any) -> Captured:
         )
     try:
         with torch.no_grad():
-            source(*fresh(args), **fresh(kwargs))
+            output = source(*fresh(args), **fresh(kwargs))
     except Exception as error:
         raise CaptureError(
             f"the model does not run on its example: {_first_line(error)}; "
             f"the example has {describe_example(args, kwargs)}"
         ) from error
+    leaves = pytree.tree_leaves(output)
+    if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        raise CaptureError(
+            f"{type(model).__name__} returns no tensor but {_kind(output)}; return a tensor, or a tuple, list "
+            "or dict of tensors (register other containers with torch.utils._pytree.register_pytree_node)"
+        )
+    unreturned = tuple(dict.fromkeys(type(leaf).__name__ for leaf in leaves if not _plain(leaf)))
     batch = batch_length(args, kwargs)
     failure: Exception | None = None
     attempts: list[tuple[Any, Any, bool]] = []
@@ -122,7 +130,7 @@ def capture(model: nn.Module, example: Any) -> Captured:
     attempts.append((args, kwargs, False))
     for a, k, dynamic in attempts:
         try:
-            with quiet(), torch.no_grad():
+            with quiet(), torch.no_grad(), _returning_tensors(source, bool(unreturned)):
                 source(*fresh(a), **fresh(k))
                 program = torch.export.export(
                     source,
@@ -135,7 +143,7 @@ def capture(model: nn.Module, example: Any) -> Captured:
         except Exception as error:
             failure = failure or error
             continue
-        return Captured(program, module, source, a, k, batch_length(a, k) or 1, dynamic)
+        return Captured(program, module, source, a, k, batch_length(a, k) or 1, dynamic, unreturned)
     assert failure is not None
     raise CaptureError(
         f"torch.export cannot capture {type(model).__name__}: {_first_line(failure)}. Data-dependent Python "
@@ -144,10 +152,10 @@ def capture(model: nn.Module, example: Any) -> Captured:
 
 
 def unlift(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    """The program as a graph module on its own parameters, guards kept, splits with their sizes stated."""
+    """The program as a graph module on its own parameters, guards kept, in a form that can be rewritten."""
     module = program.module()
     assert isinstance(module, fx.GraphModule)
-    _normalise_splits(module)
+    _normalise(module)
     return module
 
 
@@ -185,6 +193,35 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def tensors_of(output: Any) -> list[torch.Tensor]:
+    """The tensors in whatever a model returned, in order."""
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
+def _plain(leaf: Any) -> bool:
+    """May torch.export return it?"""
+    return leaf is None or isinstance(leaf, (torch.Tensor, bool, int, float, complex, str))
+
+
+def _kind(output: Any) -> str:
+    held = ", ".join(sorted({type(leaf).__name__ for leaf in pytree.tree_leaves(output)}))
+    return type(output).__name__ + (f" of {held}" if pytree.tree_structure(output).num_children else "")
+
+
+@contextmanager
+def _returning_tensors(model: nn.Module, needed: bool) -> Iterator[None]:
+    """Within: the model returns ``None`` in place of what is no tensor (a key-value cache, for instance)."""
+    if not needed:
+        yield
+        return
+    keep = lambda leaf: leaf if _plain(leaf) else None  # noqa: E731
+    handle = model.register_forward_hook(lambda module, args, output: pytree.tree_map(keep, output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def _doubled(leaf: Any) -> Any:
     return torch.cat([leaf, leaf]) if isinstance(leaf, torch.Tensor) and leaf.dim() else leaf
 
@@ -206,12 +243,15 @@ def _batch_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return named
 
 
-def _normalise_splits(module: fx.GraphModule) -> None:
-    """Rewrite ``chunk`` and ``split`` with constant sizes as ``split_with_sizes``.
+def _normalise(module: fx.GraphModule) -> None:
+    """State the length of each piece of a split, which is what surgery rewrites; ask no layout of a view.
 
-    After this every split states the length of each piece, which is what surgery rewrites.
+    A ``chunk`` or ``split`` with constant sizes becomes ``split_with_sizes``. Whether a ``view`` is possible
+    depends on strides, which change where axes get shorter; ``reshape`` is the same where it is possible.
     """
     for node in module.graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
         if node.target not in (
             aten.chunk.default,
             aten.split.Tensor,

@@ -7,19 +7,14 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
+from .blocks import Block
 from .capture import Captured
 from .coupling import Coupling
 from .coupling.units import Vector
-from .coupling.walk import get_attribute, operator_name
+from .coupling.walk import get_attribute
+from .lifetimes import Lifetimes
+from .liveness import ALWAYS, Liveness
 
-# Operators whose result shares the memory of their first argument.
-# fmt: off
-_ALIASES = frozenset([
-    "view", "_unsafe_view", "reshape", "flatten", "unflatten", "permute", "transpose", "t", "squeeze",
-    "unsqueeze", "slice", "narrow", "select", "split_with_sizes", "split", "chunk", "unbind", "expand",
-    "expand_as", "view_as", "detach", "alias", "getitem", "dropout", "contiguous", "to", "lift_fresh",
-])
-# fmt: on
 _MEGA, _KILO = 1e6, 1e3
 
 
@@ -27,10 +22,11 @@ class Costs:
     """Cost polynomials of one captured network.
 
     Every axis length is linear in the group widths (a *form*): fixed positions plus, for each group, kept
-    units times positions per unit. Every cost is a sum of products of forms, equal terms merged.
+    units times positions per unit. Every cost is a sum of products of forms, equal terms merged; where
+    residual blocks are dropped, merged by the condition under which they are there.
     """
 
-    def __init__(self, captured: Captured, coupling: Coupling) -> None:
+    def __init__(self, captured: Captured, coupling: Coupling, blocks: Sequence[Block] = ()) -> None:
         self._group_of = np.full(coupling.units + 1, -1, dtype=np.int64)
         for g, group in enumerate(coupling.groups):
             self._group_of[group.labels] = g
@@ -38,30 +34,44 @@ class Costs:
         self._rows: list[np.ndarray] = []  # forms: [1 + groups], fixed part first
         self._form_of: dict[bytes, int] = {}
 
-        self._macs = self._merge((t.factor, t.vectors) for t in coupling.macs.values())
+        liveness = Liveness(captured.graph_module.graph, blocks)
+        self._liveness = liveness
+        macs = [(liveness.of[node], (t.factor, t.vectors)) for (node, _), t in coupling.macs.items()]
+        readers: dict[str, list[int]] = {}
+        for node in captured.graph_module.graph.nodes:
+            if node.op == "get_attr":
+                readers.setdefault(coupling.canonical[str(node.target)], []).append(liveness.of[node.name])
         held = [
-            (name, get_attribute(captured.graph_module, name))
-            for name in dict.fromkeys(coupling.canonical.values())
+            (liveness.either(conditions), name, get_attribute(captured.graph_module, name))
+            for name, conditions in readers.items()
         ]
-        held = [(name, t) for name, t in held if isinstance(t, torch.Tensor)]
+        held = [(c, name, t) for c, name, t in held if isinstance(t, torch.Tensor)]
         extra = [t for name, t in captured.source.named_parameters() if name not in coupling.canonical]
-        self._params = self._merge(
-            [self._numel(coupling, name, t) for name, t in held if isinstance(t, torch.nn.Parameter)]
-            + [(float(t.numel()), ()) for t in extra]
+        params = [
+            (c, self._numel(coupling, name, t)) for c, name, t in held if isinstance(t, torch.nn.Parameter)
+        ]
+        size = [(c, self._numel(coupling, name, t, t.element_size())) for c, name, t in held]
+        params += [(ALWAYS, (float(t.numel()), ())) for t in extra]
+        size += [(ALWAYS, (float(t.numel() * t.element_size()), ())) for t in extra]
+        self._macs, self._params, self._bytes = (
+            self._merge(term for _, term in terms) for terms in (macs, params, size)
         )
-        self._bytes = self._merge(
-            [self._numel(coupling, name, t, t.element_size()) for name, t in held]
-            + [(float(t.numel() * t.element_size()), ()) for t in extra]
+        # The same apart by condition, for when blocks are dropped.
+        self._macs_of, self._params_of, self._bytes_of = (
+            {c: self._merge(term for d, term in terms if c == d) for c in dict(terms)}
+            for terms in (macs, params, size)
         )
-        tensors, self._live = _lifetimes(captured, coupling)
-        self._tensors = [self._term(factor, vectors) for factor, vectors in tensors]
+        self._lifetimes = Lifetimes(captured, coupling, blocks, liveness)
+        self._tensors = [self._term(factor, vectors) for factor, vectors in self._lifetimes.tensors]
+        self._live = self._lifetimes.alive
         self._forms = np.array(self._rows, dtype=np.float64).reshape(-1, 1 + len(self._sizes))
 
-    def evaluate(self, widths: np.ndarray) -> dict[str, np.ndarray]:
+    def evaluate(self, widths: np.ndarray, dropped: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Costs for kept units per group.
 
         Args:
             widths: [n, groups] integers, kept units.
+            dropped: [n, blocks] bool, residual blocks that are not there; by default none.
 
         Returns:
             float64 arrays [n]: ``macs`` and ``flops`` (per sample; flops = 2 x macs), ``params``,
@@ -69,22 +79,33 @@ class Costs:
             ``memory_mb`` (weights + the largest set of intermediates alive together, one sample).
             MB is 10^6 bytes.
         """
-        chunks = [self._evaluate(widths[i : i + 8192]) for i in range(0, max(len(widths), 1), 8192)]
+        chunks = []
+        for i in range(0, max(len(widths), 1), 8192):
+            part = None if dropped is None else dropped[i : i + 8192]
+            chunks.append(self._evaluate(widths[i : i + 8192], part))
         return {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
 
-    def _evaluate(self, widths: np.ndarray) -> dict[str, np.ndarray]:
+    def _evaluate(self, widths: np.ndarray, dropped: np.ndarray | None) -> dict[str, np.ndarray]:
         n = len(widths)
         lengths = np.concatenate([np.ones((n, 1)), widths], axis=1) @ self._forms.T  # [n, forms]
-        macs = _total(self._macs, lengths)
-        size = _total(self._bytes, lengths)
         alive = np.stack([_product(term, lengths) for term in self._tensors], axis=1)  # [n, tensors] bytes
-        peak = (alive @ self._live.T).max(axis=1)
+        if dropped is None or not dropped.any():
+            macs, params, size = (_total(t, lengths) for t in (self._macs, self._params, self._bytes))
+            alive = alive[:, : len(self._live)]
+            activation, peak = alive.sum(axis=1), (alive @ self._live.T).max(axis=1)
+        else:
+            holds = self._liveness.evaluate(dropped)
+            macs, params, size = (
+                sum((holds[c] * _total(terms, lengths) for c, terms in of.items()), np.zeros(n))
+                for of in (self._macs_of, self._params_of, self._bytes_of)
+            )
+            activation, peak = self._lifetimes.peak(alive, dropped, holds)
         return {
             "macs": macs,
             "flops": 2 * macs,
-            "params": _total(self._params, lengths),
+            "params": params,
             "size_mb": size / _MEGA,
-            "activation_mb": alive.sum(axis=1) / _MEGA,
+            "activation_mb": activation / _MEGA,
             "memory_mb": (size + peak) / _MEGA,
         }
 
@@ -134,40 +155,3 @@ def _total(terms: Sequence[tuple[float, tuple[int, ...]]], lengths: np.ndarray) 
     for term in terms:
         total += _product(term, lengths)
     return total
-
-
-def _lifetimes(
-    captured: Captured, coupling: Coupling
-) -> tuple[list[tuple[float, tuple[Vector, ...]]], np.ndarray]:
-    """Bytes of each allocated tensor (one sample) and who is alive when: [steps, tensors] of 0 and 1."""
-    nodes = [n for n in captured.graph_module.graph.nodes if n.op != "get_attr"]
-    at = {n: i for i, n in enumerate(nodes)}
-    owner: dict = {}
-    born: dict = {}
-    last: dict = {}
-    for n in nodes:
-        name, mutates = operator_name(n.target) if n.op == "call_function" else ("", False)
-        if n.op == "call_function" and n.args and (name in _ALIASES or mutates) and n.args[0] in owner:
-            owner[n] = owner[n.args[0]]
-        elif n.name in coupling.tensors:
-            owner[n] = n
-            born[n] = at[n]
-        for used in n.all_input_nodes:
-            if used in owner:
-                last[owner[used]] = at[n]
-    terms = []
-    roots = list(born)
-    for n in roots:
-        value = n.meta.get("val")
-        factor = float(value.element_size() if isinstance(value, torch.Tensor) else 4) / captured.batch
-        vectors = []
-        for length, v in coupling.tensors[n.name]:
-            if v is None:
-                factor *= length
-            else:
-                vectors.append(v)
-        terms.append((factor, tuple(vectors)))
-    live = np.array(
-        [[born[t] <= born[step] <= last.get(t, born[t]) for t in roots] for step in roots], dtype=np.float64
-    )
-    return terms, live

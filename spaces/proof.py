@@ -15,7 +15,7 @@ Two routes, both run on the example with constant parameters randomised:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from .capture import Captured, flat_inputs, fresh
+from .capture import Captured, flat_inputs, fresh, tensors_of
 from .coupling import Coupling
 from .coupling.groups import Lengths
 from .coupling.walk import bind, get_attribute, operator_name, schema
@@ -62,16 +62,16 @@ def prove(
     """
     left_out: dict[str, str] = {}
     graph = captured.graph_module
-    with torch.no_grad(), _no_constant_parameters(graph, coupling, seed):
+    with torch.no_grad(), no_constant_parameters(graph, coupling, seed):
         inputs = flat_inputs(graph, captured.args, captured.kwargs)
         operators = _Operators(captured, coupling, surgeon, left_out, seed, progress)
         operators.run(*inputs, enable_io_processing=False)
-        bench = _Artifacts(captured, coupling, surgeon)
+        bench = Artifacts(captured, coupling, surgeon)
         for cut in ("half", "random"):
             _joint(coupling, left_out, operators.cuts[cut], bench)
         for part in separating(len(coupling.groups)):
-            bench.check_shapes(_alive(coupling, {g: operators.cuts["one"][g] for g in part}, left_out))
-        bench.check_training(_alive(coupling, operators.cuts["one"], left_out))
+            bench.check_shapes(alive_without(coupling, {g: operators.cuts["one"][g] for g in part}, left_out))
+        bench.check_training(alive_without(coupling, operators.cuts["one"], left_out))
     return Proof(left_out, not bench.own_reason, bench.own_reason, bench.worst)
 
 
@@ -79,19 +79,30 @@ def own_differs(
     captured: Captured, coupling: Coupling, surgeon: Surgeon, cuts: Sequence[Alive], *, seed: int = 0
 ) -> str:
     """Why the user's own module, cut to one of ``cuts``, is not what the captured graph is, or ""."""
-    with torch.no_grad(), _no_constant_parameters(captured.graph_module, coupling, seed):
-        bench = _Artifacts(captured, coupling, surgeon)
+    with torch.no_grad(), no_constant_parameters(captured.graph_module, coupling, seed):
+        bench = Artifacts(captured, coupling, surgeon)
         return next(filter(None, map(bench.check_own, cuts)), "")
 
 
 class _Masked(fx.Interpreter):
-    """The unpruned network, with removed units masked wherever an operator sums over them."""
+    """The unpruned network, with removed units masked wherever an operator sums over them.
 
-    def __init__(self, module: fx.GraphModule, coupling: Coupling, alive: Alive) -> None:
+    Args:
+        zeroed: additions of which an operand is multiplied by zero, and which.
+    """
+
+    def __init__(
+        self, module: fx.GraphModule, coupling: Coupling, alive: Alive, zeroed: Mapping[str, int]
+    ) -> None:
         super().__init__(module)
-        self._coupling, self._alive = coupling, alive
+        self._coupling, self._alive, self._zeroed = coupling, alive, zeroed
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.name in self._zeroed:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            branch = self._zeroed[n.name]
+            args = (*args[:branch], torch.zeros_like(args[branch]), *args[branch + 1 :])
+            return n.target(*args, **kwargs)  # type: ignore[operator]
         if n.name in self._coupling.statistics:
             args, kwargs = self.fetch_args_kwargs_from_env(n)
             return over_kept(n, args, kwargs, _labels(n.args[0], self._coupling), self._alive)
@@ -165,11 +176,13 @@ class _Operators(fx.Interpreter):
             args = (args[0].clone(), *args[1:])
         out = super().run_node(n)
         for cut in self.cuts.values():
-            alive = _alive(self._coupling, cut, self._left_out)
+            alive = alive_without(self._coupling, cut, self._left_out)
             if not (reason := self._check(n, args, kwargs, out, alive)):
                 continue
             blamed = [
-                g for g in touched if self._check(n, args, kwargs, out, _alive(self._coupling, {g: cut[g]}))
+                g
+                for g in touched
+                if self._check(n, args, kwargs, out, alive_without(self._coupling, {g: cut[g]}))
             ]
             for g in blamed or touched:
                 self._left_out.setdefault(self._coupling.groups[g].name, reason)
@@ -225,7 +238,7 @@ class _Operators(fx.Interpreter):
         )
 
 
-class _Artifacts:
+class Artifacts:
     """Route 2: compares built networks with the masked one."""
 
     def __init__(self, captured: Captured, coupling: Coupling, surgeon: Surgeon) -> None:
@@ -233,11 +246,13 @@ class _Artifacts:
         self.own_reason = ""
         self.worst = 0.0
 
-    def check(self, alive: Alive) -> str:
-        """Why the networks pruned to ``alive`` are wrong, or ""."""
-        masked = _Masked(self._captured.graph_module, self._coupling, alive)
+    def check(self, alive: Alive, *, own: bool = True) -> str:
+        """Why the networks pruned to ``alive`` are wrong, or ""; the user's module only where ``own``."""
+        dropped = zip(self._surgeon.blocks, self._surgeon.dropped(alive), strict=True)
+        zeroed = {b.add: b.branch for b, is_dropped in dropped if is_dropped}
+        masked = _Masked(self._captured.graph_module, self._coupling, alive, zeroed)
         inputs = flat_inputs(self._captured.graph_module, self._captured.args, self._captured.kwargs)
-        expected = pytree.tree_leaves(masked.run(*inputs, enable_io_processing=False))
+        expected = tensors_of(masked.run(*inputs, enable_io_processing=False))
         try:
             got = self._run(self._surgeon.graph(alive))
         except Exception as error:
@@ -246,7 +261,7 @@ class _Artifacts:
         if not difference <= allowed:
             return f"pruning it changes the output by {difference:.1e} (relative)"
         self.worst = max(self.worst, difference)
-        if not self.own_reason:
+        if own and not self.own_reason:
             self.own_reason = self.check_own(alive, got)
         return ""
 
@@ -291,7 +306,7 @@ class _Artifacts:
 
     def _run(self, module: nn.Module) -> list[Any]:
         args, kwargs = fresh((self._captured.args, self._captured.kwargs))
-        return pytree.tree_leaves(module(*args, **kwargs))
+        return tensors_of(module(*args, **kwargs))
 
 
 def separating(n: int) -> Iterator[list[int]]:
@@ -301,23 +316,23 @@ def separating(n: int) -> Iterator[list[int]]:
             yield [g for g in range(n) if (g >> bit) & 1 == value]
 
 
-def _joint(coupling: Coupling, left_out: dict[str, str], cut: list[np.ndarray], bench: _Artifacts) -> None:
+def _joint(coupling: Coupling, left_out: dict[str, str], cut: list[np.ndarray], bench: Artifacts) -> None:
     """Cut all accepted groups at once; groups that cannot join the others are left out one by one."""
-    if not bench.check(_alive(coupling, cut, left_out)):
+    if not bench.check(alive_without(coupling, cut, left_out)):
         return
     together: dict[int, np.ndarray] = {}
     for g, labels in enumerate(cut):
         name = coupling.groups[g].name
         if name in left_out:
             continue
-        reason = bench.check(_alive(coupling, {**together, g: labels}))
+        reason = bench.check(alive_without(coupling, {**together, g: labels}))
         if reason:
             left_out[name] = f"together with others: {reason}"
         else:
             together[g] = labels
 
 
-def _alive(
+def alive_without(
     coupling: Coupling, cut: list[np.ndarray] | dict[int, np.ndarray], left_out: dict[str, str] | None = None
 ) -> Alive:
     """All units but those in ``cut`` (labels by group)."""
@@ -353,7 +368,7 @@ def relative_difference(got: list[Any], expected: list[Any]) -> tuple[float, flo
 
 
 @contextmanager
-def _no_constant_parameters(graph: fx.GraphModule, coupling: Coupling, seed: int) -> Iterator[None]:
+def no_constant_parameters(graph: fx.GraphModule, coupling: Coupling, seed: int) -> Iterator[None]:
     """Add noise to parameters and statistics whose entries are all equal; undone on leaving.
 
     A zero-initialised head would make every comparison pass.

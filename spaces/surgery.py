@@ -1,13 +1,14 @@
 """Make the smaller network: from the units that stay to an independent module.
 
 One plan, two artifacts: the user's own module with sliced parameters, or the captured graph with its shape
-constants rewritten.
+constants rewritten. A dropped residual block is a module replaced by an identity in the one, and nodes that
+are not there in the other.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,22 +17,35 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from .blocks import Block
 from .captured_module import CapturedModule, assemble
 from .coupling import Constant, Coupling
 from .coupling.walk import get_attribute, schema
+from .liveness import Liveness
 from .skeleton import skeleton
 
-Alive = np.ndarray  # [units + 1] bool; entry 0 (fixed positions) is True
+# [units + 1 + blocks] bool: which units stay (entry 0, the fixed positions, is True), then which residual
+# blocks do; without the last part all of them.
+Alive = np.ndarray
 Mend = Callable[[Alive, dict[str, Any]], None]  # changes sliced parameters, by canonical name, in place
+Sizing = Callable[[torch.Size, int], dict[str, Any]]  # (shape, groups) -> size attributes of a layer
 
 
 class Surgeon:
     """Slices one captured model; holds what does not depend on the candidate."""
 
-    def __init__(self, module: fx.GraphModule, source: nn.Module | None, coupling: Coupling) -> None:
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        source: nn.Module | None,
+        coupling: Coupling,
+        blocks: Sequence[Block] = (),
+    ) -> None:
         self.module: fx.GraphModule | None = module  # None in a copy that only slices the source
         self.source = source
         self.coupling = coupling
+        self.blocks = tuple(blocks)
+        self._liveness = Liveness(module.graph, blocks)
         self.tensors: dict[str, Any] = {name: get_attribute(module, name) for name in coupling.canonical}
         self.constants: dict[str, list[Constant]] = {}
         for c in coupling.constants:
@@ -43,6 +57,27 @@ class Surgeon:
         lighter = copy.copy(self)
         lighter.module = None
         return lighter
+
+    def dropped(self, alive: Alive) -> np.ndarray:
+        """[blocks] bool: the residual blocks that are not there."""
+        gone = ~alive[self.coupling.units + 1 :]
+        return gone if len(gone) else np.zeros(len(self.blocks), dtype=bool)
+
+    def dead(self, alive: Alive) -> set[str]:
+        """Nodes that only dropped blocks need, by name."""
+        dropped = self.dropped(alive)
+        return self._liveness.dead(dropped) if dropped.any() else set()
+
+    def handed(self, alive: Alive) -> dict[str, tuple[str, bool]]:
+        """Nodes that stand for the ends of dropped blocks: whose value each hands on, and whether as a copy."""
+        out: dict[str, tuple[str, bool]] = {}
+        dead = self.dead(alive)
+        for b, is_dropped in zip(self.blocks, self.dropped(alive), strict=True):
+            if is_dropped and b.out not in dead:
+                out[b.add] = b.keep, b.copies
+                if b.out != b.add:
+                    out[b.out] = b.add, False
+        return out
 
     def parameters(self, alive: Alive, mend: Mend | None = None) -> dict[str, torch.Tensor]:
         """New tensors by canonical name: kept positions gathered along every followed axis, then mended."""
@@ -85,11 +120,33 @@ class Surgeon:
                 attributes[str(old.target)] = get_attribute(self.module, str(old.target))
             if old.name in self.constants:
                 new.args, new.kwargs = rewrite(new, self.constants[old.name], alive)
+        if (dropped := self.dropped(alive)).any():
+            self._drop(graph, val_map, dropped)
+            read = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
+            attributes = {
+                k: v for k, v in attributes.items() if k in read or k not in self.coupling.canonical
+            }
         made = assemble(graph, attributes)
         for name in ("_in_spec", "_out_spec"):
             if hasattr(self.module, name):
                 setattr(made, name, getattr(self.module, name))
         return made
+
+    def _drop(self, graph: fx.Graph, made: dict[fx.Node, fx.Node], dropped: np.ndarray) -> None:
+        """Let x take the place of every dropped block in ``graph``, a copy of the captured one."""
+        new = {old.name: node for old, node in made.items()}
+        gone = self._liveness.dead(dropped)
+        for block, is_dropped in zip(self.blocks, dropped, strict=True):
+            if is_dropped:
+                x, out = new[block.add].args[1 - block.branch], new[block.out]
+                if block.copies:
+                    with graph.inserting_before(out):
+                        x = graph.call_function(torch.ops.aten.clone.default, (x,))
+                out.replace_all_uses_with(x)
+                gone.add(block.out)
+        for old, node in reversed(made.items()):
+            if old.name in gone:
+                graph.erase_node(node)
 
     def own(self, alive: Alive, mend: Mend | None = None) -> nn.Module:
         """The user's module, same class and names, with sliced parameters.
@@ -105,50 +162,77 @@ class Surgeon:
                 memo[id(get_attribute(self.source, target))] = parameters[name]
             except AttributeError:  # a constant that the capture lifted out of forward
                 continue
+        for block, is_dropped in zip(self.blocks, self.dropped(alive), strict=True):
+            if is_dropped:
+                if block.module is None:
+                    raise RuntimeError(f"the residual block {block.name} is not a module of its own")
+                memo[id(self.source.get_submodule(block.module))] = nn.Identity()
         module = skeleton(self.source, memo)
-        for name, child in module.named_modules():
-            weight = f"{name}.weight" if name else "weight"
-            counted = self._group_counts.get(self.coupling.canonical.get(weight, weight))
-            groups = None if counted is None else int(np.count_nonzero(alive[counted]))
-            _restate(child, groups)
+        for child, name, size, labels in self.sized(module):
+            groups = groups_of(child) if labels is None else int(np.count_nonzero(alive[labels]))
+            child.__dict__.update(size(getattr(child, name).shape, groups))
         return module.eval()
 
+    def sized(self, module: nn.Module) -> Iterator[tuple[nn.Module, str, Sizing, np.ndarray | None]]:
+        """Layers of the user's model: layer, tensor, attributes as that has them, labels its groups count."""
+        for path, child in module.named_modules():
+            weight = f"{path}.weight" if path else "weight"
+            labels = self._group_counts.get(self.coupling.canonical.get(weight, weight))
+            for name, size in sizing(child).items():
+                yield child, name, size, labels
 
-def _restate(module: nn.Module, groups: int | None) -> None:
-    """Make the size attributes of a layer say what its parameters are."""
+
+def groups_of(module: nn.Module) -> int:
+    """Of a convolution or a group norm; else 1."""
+    return getattr(module, "groups", getattr(module, "num_groups", 1))
+
+
+def sizing(module: nn.Module) -> dict[str, Sizing]:
+    """Which of a layer's tensors tell what size attributes it has.
+
+    The number of groups that goes in is that of a convolution or group norm.
+    """
+    if isinstance(module, _ConvTransposeNd):
+        return {"weight": lambda s, g: {"groups": g, "in_channels": s[0], "out_channels": s[1] * g}}
     if isinstance(module, _ConvNd):
-        module.groups = module.groups if groups is None else groups
-        first, second = module.weight.shape[:2]
-        if isinstance(module, _ConvTransposeNd):
-            module.in_channels, module.out_channels = first, second * module.groups
-        else:
-            module.out_channels, module.in_channels = first, second * module.groups
-    elif isinstance(module, nn.RNNBase):
-        w_ih, w_hh = module.all_weights[0][:2]
-        module.input_size, module.hidden_size = w_ih.shape[1], w_hh.shape[1]
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _NormBase):
-        held = module.running_mean if module.running_mean is not None else module.weight
-        if held is not None:
-            module.num_features = held.shape[0]
-    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and module.weight is not None:
-        module.normalized_shape = tuple(module.weight.shape)
-    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
-        module.num_groups = module.num_groups if groups is None else groups
-        module.num_channels = module.weight.shape[0]
-    elif isinstance(module, nn.Embedding):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
+        return {"weight": lambda s, g: {"groups": g, "in_channels": s[1] * g, "out_channels": s[0]}}
+    if isinstance(module, nn.RNNBase):
+        return {
+            "weight_ih_l0": lambda s, _: {"input_size": s[1]},
+            "weight_hh_l0": lambda s, _: {"hidden_size": s[1]},
+        }
+    if isinstance(module, nn.Linear):
+        return {"weight": lambda s, _: {"out_features": s[0], "in_features": s[1]}}
+    if isinstance(module, nn.Embedding):
+        return {"weight": lambda s, _: {"num_embeddings": s[0], "embedding_dim": s[1]}}
+    if isinstance(module, _NormBase) and module.running_mean is not None:
+        return {"running_mean": lambda s, _: {"num_features": s[0]}}
+    if getattr(module, "weight", None) is None:
+        return {}
+    if isinstance(module, _NormBase):
+        return {"weight": lambda s, _: {"num_features": s[0]}}
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return {"weight": lambda s, _: {"normalized_shape": tuple(s)}}
+    if isinstance(module, nn.GroupNorm):
+        return {"weight": lambda s, g: {"num_groups": g, "num_channels": s[0]}}
+    return {}
 
 
 def rewrite(
-    node: fx.Node, constants: Sequence[Constant], alive: Alive
+    node: fx.Node, constants: Sequence[Constant], alive: Alive | Callable[[np.ndarray], Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of ``node`` with the integers that count positions set to the numbers that are kept."""
+    """Arguments of ``node`` with the integers that count positions set to the numbers that are kept.
+
+    Args:
+        alive: which labels stay, or what to write for a count of some labels.
+    """
     names = [a.name for a in schema(node)]
     args, kwargs = list(node.args), dict(node.kwargs)
     for constant in constants:
-        value = -1 if constant.vector is None else int(np.count_nonzero(alive[constant.vector]))
+        value: Any = -1
+        if constant.vector is not None:
+            counted = constant.vector
+            value = alive(counted) if callable(alive) else int(np.count_nonzero(alive[counted]))
         at = names.index(constant.argument)
         holder: Any = args if at < len(args) else kwargs
         key: Any = at if at < len(args) else constant.argument

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +15,30 @@ from torch import nn
 from .blueprint import Blueprint
 from .choice import Candidate
 from .coupling.walk import IN
+
+
+_kept_alive: list[torch.library.Library] = []  # a library's declarations go with it
+
+
+def declare_torchvision_operators() -> None:
+    """Let torchvision be imported beside a torch that cannot load its compiled operators.
+
+    A CPU-only torch cannot load those of the usual wheel; the model definitions only need their names.
+    """
+    found = importlib.util.find_spec("torchvision")
+    if found is None or not found.submodule_search_locations or _kept_alive:
+        return
+    for binary in Path(found.submodule_search_locations[0]).glob("_C*.so"):
+        try:
+            torch.ops.load_library(binary)
+            return
+        except OSError:
+            continue
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator in ("nms", "qnms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d"):
+        library.define(f"{operator}(Tensor x) -> Tensor")
+        library.define(f"_{operator}_backward(Tensor x) -> Tensor")
+    _kept_alive.append(library)
 
 
 def zeroed_consumers(net: nn.Module, blueprint: Blueprint, candidate: Candidate) -> nn.Module:

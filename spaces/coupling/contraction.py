@@ -38,7 +38,10 @@ def conv(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     if a.get("transposed"):
         return transposed(walk, n, a, out)
     x, w, groups = a["input"], a["weight"], a["groups"]
-    channel = _channel_axis(walk, n, x, w)
+    if not isinstance(groups, int):
+        walk.freeze_node(f"{n.name} has as many groups as the batch has samples", *n.all_input_nodes)
+        return (None,) * out.dim()
+    channel = _channel_axis(walk, n, a)
     if groups == 1:
         walk.role(w, 0, OUT)
         walk.role(w, 1, IN)
@@ -56,7 +59,7 @@ def conv(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def transposed(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     x, w, groups = a["input"], a["weight"], a["groups"]
-    channel = _channel_axis(walk, n, x, w)
+    channel = _channel_axis(walk, n, a)
     if groups == 1:
         walk.role(w, 1, OUT)
         walk.role(w, 0, IN)
@@ -77,11 +80,22 @@ def transposed(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrLis
     return axes
 
 
-def _channel_axis(walk: Walk, n: fx.Node, x: fx.Node, w: fx.Node) -> int:
-    """Axis of the channels; spatial axes and kernel taps are fixed."""
-    channel = len(walk.shape(x)) - (len(walk.shape(w)) - 1)
-    walk.freeze(f"is a spatial axis of {n.name}", *walk.of(x)[channel + 1 :], *walk.of(w)[2:])
+def _channel_axis(walk: Walk, n: fx.Node, a: dict[str, Any]) -> int:
+    """Axis of the channels. Kernel taps are fixed, and spatial axes along which the kernel moves."""
+    x, w = a["input"], a["weight"]
+    taps = walk.shape(w)[2:]
+    channel = len(walk.shape(x)) - (len(taps) + 1)
+    walk.freeze(f"is a kernel axis of {n.name}", *walk.of(w)[2:])
+    for k, length in enumerate(taps):
+        pads = [a["padding"], a.get("output_padding", 0)]
+        if length != 1 or _along(a["stride"], k) != 1 or any(_along(p, k) not in (0, "valid") for p in pads):
+            walk.freeze(f"is a spatial axis of {n.name}", walk.of(x)[channel + 1 + k])
     return channel
+
+
+def _along(setting: Any, axis: int) -> Any:
+    """A stride or padding along one spatial axis; one value may stand for all."""
+    return setting[axis % len(setting)] if isinstance(setting, (list, tuple)) else setting
 
 
 def _with_channel(axes: Axes, channel: int, made: Vector | None) -> Axes:
@@ -177,11 +191,17 @@ def einsum(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
 
 @rule("scaled_dot_product_attention")
 def attention(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """Whole heads go. A single head may lose dimensions instead, where the scale does not follow from them."""
     q, k, v = a["query"], a["key"], a["value"]
+    heads = walk.shape(q)[-3] if len(walk.shape(q)) > 3 else 1
     if a.get("scale") is None:
         # The implicit 1/sqrt(head_dim) would change with the head dimension.
         walk.freeze(f"{n.name} scales by the head dimension", walk.of(q)[-1], walk.of(k)[-1])
+    if heads > 1:
+        dims = (walk.of(t)[-1] for t in (q, k, v))
+        walk.freeze(f"is a dimension within the heads of {n.name}, which go whole", *dims)
     walk.agree(n.name, [walk.of(q)[-1], walk.of(k)[-1]])
+    walk.read(n, "query", len(walk.shape(q)) - 1)
     walk.freeze(f"is a sequence axis of {n.name}", walk.of(q)[-2], walk.of(k)[-2], walk.of(v)[-2])
     shared = [(walk.of(t)[:-2], walk.shape(t)[:-2]) for t in (q, k, v)]
     if a.get("enable_gqa") and walk.shape(q)[-3] != walk.shape(k)[-3]:
@@ -196,11 +216,11 @@ def attention(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList
             [(outer, out.shape[:-2]), (walk.of(mask)[:-2], walk.shape(mask)[:-2])],
         )
         walk.freeze(f"is a sequence axis of {n.name}", *walk.of(mask)[-2:])
-    keys, dim = walk.shape(k)[-2], walk.shape(q)[-1]
-    walk.freeze(f"is the value dimension of {n.name}", walk.of(v)[-1])
-    # q k^T and its product with v: sequence x keys x (head_dim + value_dim) each head.
-    walk.count(n, (*out.shape[:-1], keys, dim + out.shape[-1]), (*outer, None, None, None))
-    return (*outer, None, None)
+    # q k^T sums over the head dimension; its product with v runs over the value dimension.
+    keys = walk.shape(k)[-2]
+    walk.count(n, (*out.shape[:-1], keys, walk.shape(q)[-1]), (*outer, None, None, walk.of(q)[-1]))
+    walk.count(n, (*out.shape, keys), (*outer, None, walk.of(v)[-1], None), part=1)
+    return (*outer, None, walk.of(v)[-1])
 
 
 def _per_query_head(walk: Walk, n: fx.Node, t: fx.Node, heads: int) -> tuple[Axes, tuple[int, ...]]:

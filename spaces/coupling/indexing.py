@@ -15,7 +15,7 @@ from torch import fx
 
 from ..capture import UNBOUNDED
 from .units import Vector
-from .walk import AxesOrList, Walk, operator_name, rule, schema
+from .walk import AxesOrList, Walk, bind, operator_name, rule
 
 aten = torch.ops.aten
 
@@ -69,8 +69,11 @@ def _run_on_labels(walk: Walk, n: fx.Node, v: Vector, axis: int, shape: tuple[in
     line = torch.from_numpy(v).double().reshape([-1 if d == axis else 1 for d in range(len(shape))])
     labels = line.expand(shape)
     rest, named = walk.value(n.args[1:]), walk.value(n.kwargs)
-    if operator_name(n.target)[0] in _PADS:  # whatever the padding holds, its positions are fixed
-        rest, named = rest[: [a.name for a in schema(n)].index("value") - 1], {**named, "value": 0.0}
+    if operator_name(n.target)[0] in _PADS and bind(n).get("mode", "constant") == "constant":
+        # Whatever the padding holds, its positions are fixed; what pads other axes holds the same along this.
+        start = 2 * (len(shape) - 1 - axis)
+        rest = ([0] * start + list(walk.value(bind(n)["pad"]))[start : start + 2],)
+        named = {"value": 0.0}
     # Labels are laid out by expansion, over which a view is not always defined; a reshape is.
     target = aten.reshape.default if n.target in _VIEWS else n.target
     out = target(labels, *rest, **named)  # type: ignore[operator]

@@ -27,9 +27,12 @@ def broadcast(
 
 
 # Operators that ATen tags as pointwise come here by their tag; these lack it.
-@rule("pointwise", "hardswish", "log_sigmoid", "rsub", "type_as", "__and__", "__or__", "__xor__")
+@rule("pointwise", "hardswish", "log_sigmoid", "rsub", "type_as", "where", "__and__", "__or__", "__xor__")
 def pointwise(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     tensors = walk.tensor_arguments(n)
+    if not hasattr(out, "shape"):  # `where` of a condition alone: where it holds
+        walk.freeze_node(f"{n.name} returns positions", *tensors)
+        return [(None,) * t.dim() for t in out]
     for t in tensors:
         for axis in range(len(walk.shape(t))):
             walk.role(t, axis, ALONG)

@@ -242,7 +242,12 @@ class _Follower(fx.Interpreter):
         if follow is None:
             walk.freeze_node(f"the operator {name} is not followed", *n.all_input_nodes)
             return _fixed(out)
-        axes = follow(walk, n, bind(n), out)
+        try:
+            axes = follow(walk, n, bind(n), out)
+        except Exception as error:
+            # A form of the operator that its rule does not know must not end the whole trace.
+            walk.freeze_node(f"this form of {name} is not followed ({error})", *n.all_input_nodes)
+            axes = _fixed(out)
         if mutates and isinstance(n.args[0], fx.Node):
             walk.axes[n.args[0]] = axes
         return axes

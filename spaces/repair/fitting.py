@@ -14,13 +14,13 @@ from torch import fx
 from ..coupling.walk import bind, operator_name
 from ..surgery import Alive, Surgeon, rewrite
 from .consumers import Consumer, find_consumers
-from .rows import draw, places, take
+from .rows import Picker, draw, places
 from .sources import Source
 
 aten = torch.ops.aten
 
 COLUMNS = 1536  # of a layer that is fitted; wider ones keep the one-step repair
-ROWS = 4096  # samples of a layer, or four a column
+ROWS = 4096  # samples of a layer, or four a kept column
 LEAST_ROWS = 32  # with fewer the one-step repair stays: a fit would follow the samples' noise
 FITTED = ("linear", "conv2d", "mm", "addmm", "matmul")
 
@@ -31,8 +31,10 @@ class _Fit:
 
     consumer: Consumer
     source: Source
-    at: torch.Tensor  # [rows] numbers of the places
+    operand: fx.Node  # what it reads
+    picker: Picker  # of its inputs at those places
     outputs: torch.Tensor  # [rows, outputs]
+    drawn: bool  # the rows are a random choice, so that the first of them are one as well
 
 
 class Recorder(fx.Interpreter):
@@ -51,7 +53,8 @@ class Recorder(fx.Interpreter):
         out = super().run_node(n)
         if n.name in self._layers and operator_name(n.target)[0] in FITTED:
             consumer, source = self._layers[n.name]
-            shape = places(self.env[bind(n)[source.calls[0][1]]], source)
+            operand = bind(n)[source.calls[0][1]]
+            shape = places(self.env[operand], source)
             count = math.prod(shape)
             if count * out.shape[source.axis] != out.numel() or len(consumer.coverage) != source.taps:
                 return out  # a window of a form that is not followed
@@ -61,7 +64,8 @@ class Recorder(fx.Interpreter):
             at = draw(count, wanted, self._generator)
             # Outputs lie along the axis that the inputs had.
             rows = out.movedim(source.axis, -1)[torch.unravel_index(at, shape)]
-            self.fits[n.name] = _Fit(consumer, source, at, rows)
+            picker = Picker(self.env[operand], source, at)
+            self.fits[n.name] = _Fit(consumer, source, operand, picker, rows, count > wanted)
         return out
 
 
@@ -80,9 +84,9 @@ def _owns_statistics(n: fx.Node) -> bool:
 
 
 def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per channel (axis 1), float64."""
-    variance, mean = torch.var_mean(x.double(), [d for d in range(x.dim()) if d != 1], correction=0)
-    return mean, variance
+    """Per channel (axis 1), float64, from sums in the tensor's type."""
+    mean, variance = torch.batch_norm_update_stats(x.contiguous(), None, None, 0.0)
+    return mean.double(), variance.double()
 
 
 class Smaller(fx.Interpreter):
@@ -95,6 +99,8 @@ class Smaller(fx.Interpreter):
         super().__init__(surgeon.module)
         self._surgeon, self._alive, self._made = surgeon, alive, made
         self._original, self._ridge = original, ridge
+        self._dead, self._handed = surgeon.dead(alive), surgeon.handed(alive)
+        self._named = {n.name: n for n in surgeon.module.graph.nodes} if self._handed else {}
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self._made[self._surgeon.coupling.canonical[str(target)]]
@@ -106,9 +112,15 @@ class Smaller(fx.Interpreter):
         return self.map_nodes_to_values(args, n), self.map_nodes_to_values(kwargs, n)
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.name in self._handed:
+            source, copies = self._handed[n.name]
+            value = self.env[self._named[source]]
+            return value.clone() if copies else value
+        if n.name in self._dead:
+            return None
         if n.name in self._original.fits:
             fit = self._original.fits[n.name]
-            self._fit(fit, self.env[bind(n)[fit.source.calls[0][1]]])
+            self._fit(fit, self.env[fit.operand])
         elif n.name in self._original.statistics:
             self._shift(n)
         return super().run_node(n)
@@ -128,27 +140,30 @@ class Smaller(fx.Interpreter):
     def _fit(self, fit: _Fit, x: torch.Tensor) -> None:
         consumer, source, alive = fit.consumer, fit.source, self._alive
         labels = self._surgeon.coupling.parameters[consumer.weight][consumer.out]
-        rows = np.ones(fit.outputs.shape[1], dtype=bool) if labels is None else alive[labels]
-        wanted = fit.outputs[:, torch.from_numpy(rows)]
+        rows = slice(None) if labels is None else torch.from_numpy(np.flatnonzero(alive[labels]))
         columns = int(alive[source.columns].sum()) // source.groups
         if columns > COLUMNS:
             return
-        seen = take(x, source, fit.at)
-        weight = self._made[consumer.weight].detach()
-        target = weight.movedim((consumer.out, consumer.axis), (0, 1))
+        wanted = min(len(fit.outputs), max(ROWS, 4 * columns) if fit.drawn else len(fit.outputs))
+        seen = fit.picker(x, wanted)
+        weight = self._made[consumer.weight].detach().movedim((consumer.out, consumer.axis), (0, 1))
         bias = consumer.offset[0] if consumer.offset and consumer.offset[1] > 0 else None
         new, constants = [], []
+        # Columns run over the taps of a kernel first, over channels last.
+        priors = weight.movedim(1, -1).double()
         parts = zip(
-            seen.chunk(source.groups, 1),
-            wanted.chunk(source.groups, 1),
-            target.double().flatten(1).chunk(source.groups, 0),
+            seen.chunk(source.groups, 2),
+            fit.outputs[:wanted, rows].chunk(source.groups, 1),
+            priors.chunk(source.groups, 0),
             strict=True,
         )
         for x_part, y_part, w in parts:
-            fitted, constant = fitted_layer(x_part, y_part, w, consumer.offset is not None, self._ridge)
-            new.append(fitted)
+            fitted, constant = fitted_layer(
+                x_part.flatten(1), y_part, w.flatten(1), consumer.offset is not None, self._ridge
+            )
+            new.append(fitted.view(w.shape))
             constants.append(constant)
-        target.copy_(torch.cat(new).reshape(target.shape))
+        weight.copy_(torch.cat(new).movedim(-1, 1))
         if bias is not None:
             self._made[bias].detach().copy_(torch.cat(constants))
 
@@ -169,9 +184,10 @@ def fitted_layer(
     """
     kind = torch.promote_types(x.dtype, torch.float32)
     x, y = x.to(kind), y.to(kind)
-    mx = x.mean(0) if intercept else x.new_zeros(x.shape[1])
-    my = y.mean(0) if intercept else y.new_zeros(y.shape[1])
-    x, y = x - mx, y - my
+    each = x.new_full((len(x),), float(intercept) / len(x))
+    mx, my = each @ x, each @ y
+    if intercept:
+        x, y = x - mx, y - my
     second, cross = (x.T @ x).double(), (x.T @ y).double()
     damping = ridge * float(second.diagonal().mean()) + 1e-30
     second.diagonal().add_(damping)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from .changes import Change
 from .consumers import Consumer, block_weights
 from .gram import Block, Calibration
-from .least_squares import mixing
+from .least_squares import Split
 from .sources import Source
 
 
@@ -33,63 +34,63 @@ def fold(
         labels: unit labels of the parameters per axis, by canonical name.
         made: the parameters sliced to ``alive``, by canonical name.
     """
-    solved: dict[tuple[int, bool], list[_Mixed]] = {}
-    for consumer in calibration.consumers:
-        source = calibration.sources[consumer.source]
-        if alive[source.labels].all():
-            continue
+    splits: dict[tuple[int, bool], list[_Parted]] = {}
+
+    def change(consumer: Consumer, stays: np.ndarray) -> Change:
         key = consumer.source, consumer.offset is not None
-        if key not in solved:
-            solved[key] = [
-                _mix(block, alive[source.columns], calibration.ridge, key[1])
+        if key not in splits:
+            splits[key] = [
+                _part(block, stays, calibration.ridge, key[1])
                 for block in calibration.blocks[consumer.source]
             ]
-        _apply(consumer, source, solved[key], alive, tensors, labels[consumer.weight][consumer.out], made)
+        weight = tensors[consumer.weight]
+        return _change(consumer, calibration.sources[consumer.source], splits[key], stays, weight)
+
+    for consumer in calibration.consumers:
+        source = calibration.sources[consumer.source]
+        positions = alive[source.labels]
+        if positions.all():
+            continue
+        stays = np.repeat(positions, source.taps)
+        found = calibration.changes.get(
+            (consumer.weight, positions.tobytes()), lambda c=consumer, s=stays: change(c, s)
+        )
+        out_labels = labels[consumer.weight][consumer.out]
+        rows = slice(None) if out_labels is None else torch.from_numpy(np.flatnonzero(alive[out_labels]))
+        target = made[consumer.weight].detach().movedim((consumer.out, consumer.axis), (0, 1))
+        target.add_(found.weight[rows].reshape(target.shape))
+        if consumer.offset is not None:
+            name, sign = consumer.offset
+            made[name].detach().add_(found.constant[rows].to(made[name].dtype), alpha=sign)
 
 
-_Mixed = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # kept, removed, A, b
+_Parted = tuple[np.ndarray, np.ndarray, Split]  # columns kept and removed
 
 
-def _mix(block: Block, alive: np.ndarray, ridge: float, intercept: bool) -> _Mixed:
-    stays = alive[block.columns]
-    kept, removed = np.flatnonzero(stays), np.flatnonzero(~stays)
-    a, b = mixing(block.gram, kept, removed, ridge=ridge, intercept=intercept)
-    parts = block.columns[kept], block.columns[removed], a, b
-    return tuple(map(torch.from_numpy, parts))  # type: ignore[return-value]
+def _part(block: Block, stays: np.ndarray, ridge: float, intercept: bool) -> _Parted:
+    kept, removed = np.flatnonzero(stays[block.columns]), np.flatnonzero(~stays[block.columns])
+    split = Split(block.gram, kept, removed, ridge=ridge, intercept=intercept)
+    return block.columns[kept], block.columns[removed], split
 
 
-def _apply(
-    consumer: Consumer,
-    source: Source,
-    mixed: list[_Mixed],
-    alive: np.ndarray,
-    tensors: Mapping[str, Any],
-    out_labels: np.ndarray | None,
-    made: Mapping[str, Any],
-) -> None:
-    weight = tensors[consumer.weight]
-    outs = weight.shape[consumer.out]
-    rows = torch.from_numpy(np.ones(outs, dtype=bool) if out_labels is None else alive[out_labels])
+def _change(
+    consumer: Consumer, source: Source, parted: list[_Parted], stays: np.ndarray, weight: torch.Tensor
+) -> Change:
     size = len(source.columns) // source.groups
-    column_kept = torch.from_numpy(alive[source.columns[:size]])
-    place = torch.cumsum(column_kept, 0) - 1  # of a kept column among the kept ones
+    place = np.cumsum(stays[:size]) - 1  # of a kept column among the kept ones
     coverage = torch.from_numpy(consumer.coverage if source.patch is None else np.ones(1))
-    whole = list(block_weights(consumer, source, weight))
-    changes, constants = [], []
-    for group, (w, stays) in enumerate(zip(whole, rows.chunk(source.groups), strict=True)):
-        w = w[stays]  # [outputs, columns, shared]
-        change = w.new_zeros(len(w), int(column_kept.sum()), w.shape[2])
+    gains, constants = [], []
+    for group, w in enumerate(block_weights(consumer, source, weight)):  # [outputs, columns, shared]
+        gain = w.new_zeros(len(w), int(place[-1]) + 1, w.shape[2])
         constant = w.new_zeros(len(w))
-        for kept, removed, a, b in mixed:
+        for kept, removed, split in parted:
             if len(removed) and int(removed[0]) // size == group:
-                gone = w[:, removed - group * size]
-                change[:, place[kept - group * size]] += torch.einsum("oqt,kq->okt", gone, a)
-                constant += torch.einsum("oqt,q,t->o", gone, b, coverage)
-        changes.append(change)
+                outgoing = w[:, torch.from_numpy(removed - group * size)].movedim(1, 0)  # [removed, o, t]
+                taken, shift = split.absorb(outgoing.flatten(1))
+                gain[:, torch.from_numpy(place[kept - group * size])] += taken.view(
+                    -1, *outgoing.shape[1:]
+                ).movedim(0, 1)
+                constant += shift.view(outgoing.shape[1:]) @ coverage
+        gains.append(gain)
         constants.append(constant)
-    target = made[consumer.weight].detach().movedim((consumer.out, consumer.axis), (0, 1))
-    target.add_(torch.cat(changes).reshape(target.shape).to(target.dtype))
-    if consumer.offset is not None:
-        name, sign = consumer.offset
-        holder = made[name].detach()
-        holder.add_(sign * torch.cat(constants).to(holder.dtype))
+    return Change(torch.cat(gains).to(weight.dtype), torch.cat(constants))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ..capture import Captured, batch_length, flat_inputs
 from ..coupling import Coupling
 from ..coupling.walk import bind
+from .changes import Changes
 from .consumers import Consumer, find_consumers
 from .least_squares import RIDGE
 from .rows import draw, places, take
@@ -49,6 +50,7 @@ class Calibration:
     blocks: tuple[tuple[Block, ...], ...]  # per source
     notices: tuple[str, ...]  # where memory forced a coarser form
     ridge: float = RIDGE
+    changes: Changes = field(default_factory=Changes, init=False, compare=False, repr=False)
 
     @property
     def nbytes(self) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 RIDGE = 1e-4  # of the mean variance of the columns
+LEAST = 1e-12  # of the same, where without damping the moments are singular
 
 
 def moments(gram: np.ndarray, *, intercept: bool = True, ridge: float = RIDGE) -> np.ndarray:
@@ -25,24 +27,61 @@ def moments(gram: np.ndarray, *, intercept: bool = True, ridge: float = RIDGE) -
     return second
 
 
-def mixing(
-    gram: np.ndarray, kept: np.ndarray, removed: np.ndarray, *, ridge: float = RIDGE, intercept: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-    """``x[removed]`` approximately equals ``x[kept] @ A + b``, in the ridge least-squares sense.
+class Split:
+    """``x[removed]`` as ``x[kept] @ A + b``, in the ridge least-squares sense; factorised once.
 
     The intercept is not damped, so the mean error is zero, and no combination can be worse than none.
 
     Args:
         gram: [n + 1, n + 1] float64, sum over samples of z z^T with z = (x, 1).
         kept, removed: column numbers, disjoint.
-
-    Returns:
-        A [kept, removed] and b [removed] (zeros without an intercept).
     """
-    n = len(gram) - 1
-    mean = gram[n, :n] / max(gram[n, n], 1.0) if intercept else np.zeros(n)
-    if not len(kept):
-        return np.zeros((0, len(removed))), mean[removed]
-    second = moments(gram, intercept=intercept, ridge=ridge)
-    a = np.linalg.solve(second[np.ix_(kept, kept)], second[np.ix_(kept, removed)])
-    return a, mean[removed] - mean[kept] @ a
+
+    def __init__(
+        self, gram: np.ndarray, kept: np.ndarray, removed: np.ndarray, *, ridge: float, intercept: bool
+    ) -> None:
+        n = len(gram) - 1
+        mean = gram[n, :n] / max(gram[n, n], 1.0) if intercept else np.zeros(n)
+        second = torch.from_numpy(gram[np.ix_(kept, np.concatenate([kept, removed]))])
+        self._kept_mean, self._removed_mean = torch.from_numpy(mean[kept]), torch.from_numpy(mean[removed])
+        if intercept:
+            both = torch.cat([self._kept_mean, self._removed_mean])
+            second -= torch.outer(self._kept_mean, both) * gram[n, n]
+        spread = np.maximum(gram.diagonal()[:n] - mean**2 * gram[n, n], 0.0).mean() if n else 0.0
+        self._cross = second[:, len(kept) :]
+        self._lower = _factor(second[:, : len(kept)], ridge * float(spread), LEAST * float(spread))
+
+    def absorb(self, outgoing: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What must be added where ``x[removed] @ outgoing`` is left out.
+
+        Args:
+            outgoing: [removed, m] float64.
+
+        Returns:
+            A @ outgoing [kept, m] and b @ outgoing [m] (zeros without an intercept).
+        """
+        if outgoing.shape[1] <= outgoing.shape[0]:
+            taken = torch.cholesky_solve(self._cross @ outgoing, self._lower)
+        else:  # fewer columns to solve for
+            taken = torch.cholesky_solve(self._cross, self._lower) @ outgoing
+        return taken, self._removed_mean @ outgoing - self._kept_mean @ taken
+
+
+def _factor(second: torch.Tensor, damping: float, least: float) -> torch.Tensor:
+    """Lower Cholesky factor of ``second + damping``, with more damping where it is singular."""
+    damped = second.clone()
+    while True:
+        damped.diagonal().copy_(second.diagonal() + damping + 1e-30)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            return lower
+        damping = max(10 * damping, least, 1e-30)
+
+
+def mixing(
+    gram: np.ndarray, kept: np.ndarray, removed: np.ndarray, *, ridge: float = RIDGE, intercept: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """A [kept, removed] and b [removed] of :class:`Split`."""
+    split = Split(gram, kept, removed, ridge=ridge, intercept=intercept)
+    a, b = split.absorb(torch.eye(len(removed), dtype=torch.float64))
+    return a.numpy(), b.numpy()

@@ -27,20 +27,43 @@ def draw(total: int, wanted: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randint(total, (wanted,), generator=generator)
 
 
+class Picker:
+    """Takes the rows numbered ``at`` (over :func:`places`, last axis fastest) out of a source's tensor.
+
+    Made once for tensors that differ from ``x`` in the number of channels alone.
+    """
+
+    def __init__(self, x: torch.Tensor, source: Source, at: torch.Tensor) -> None:
+        self._source = source
+        shape = places(x, source)
+        self._all = len(at) == math.prod(shape)
+        index = torch.unravel_index(at, shape)
+        p = source.patch
+        if p is None:
+            self._index: tuple[torch.Tensor, ...] = index
+            return
+        image, top, left = index
+        high, wide = (n + 2 * pad for n, pad in zip(x.shape[2:], p.padding, strict=True))
+        down = top[:, None] * p.stride[0] + torch.arange(p.kernel[0]) * p.dilation[0]
+        right = left[:, None] * p.stride[1] + torch.arange(p.kernel[1]) * p.dilation[1]
+        self._index = (((image[:, None] * high + down)[:, :, None] * wide + right[:, None, :]).reshape(-1),)
+
+    def __call__(self, x: torch.Tensor, rows: int) -> torch.Tensor:
+        """The first ``rows`` of the rows, [rows, taps, channels]; may be a view of ``x``."""
+        p = self._source.patch
+        if p is None:
+            moved = x.movedim(self._source.axis, -1)
+            if self._all and rows == len(self._index[0]) and moved.is_contiguous():
+                return moved.reshape(-1, 1, moved.shape[-1])
+            return moved[tuple(i[:rows] for i in self._index)].unsqueeze(1)
+        # Channels last, so that a window's channels are read together.
+        sides = (p.padding[1], p.padding[1], p.padding[0], p.padding[0])
+        padded = (functional.pad(x, sides) if any(sides) else x).permute(0, 2, 3, 1)
+        flat = padded.reshape(-1, x.shape[1])
+        taps = self._source.taps
+        return flat.index_select(0, self._index[0][: rows * taps]).view(-1, taps, x.shape[1])
+
+
 def take(x: torch.Tensor, source: Source, at: torch.Tensor) -> torch.Tensor:
-    """The rows numbered ``at`` (over :func:`places`, last axis fastest), [rows, columns]."""
-    shape = places(x, source)
-    p = source.patch
-    if p is None:
-        moved = x.movedim(source.axis, -1)
-        if len(at) == math.prod(shape) and moved.is_contiguous():
-            return moved.reshape(len(at), -1)
-        return moved[torch.unravel_index(at, shape)]
-    # Channels last, so that a window's channels are read together.
-    padded = functional.pad(x, (p.padding[1], p.padding[1], p.padding[0], p.padding[0])).permute(0, 2, 3, 1)
-    padded = padded.contiguous()
-    image, top, left = torch.unravel_index(at, shape)
-    down = top[:, None] * p.stride[0] + torch.arange(p.kernel[0]) * p.dilation[0]
-    right = left[:, None] * p.stride[1] + torch.arange(p.kernel[1]) * p.dilation[1]
-    seen = padded[image[:, None, None], down[:, :, None], right[:, None, :]]  # [rows, *kernel, channels]
-    return seen.permute(0, 3, 1, 2).reshape(len(at), -1)
+    """The rows numbered ``at``, [rows, columns]."""
+    return Picker(x, source, at)(x, len(at)).transpose(1, 2).reshape(len(at), -1)

@@ -1,0 +1,207 @@
+"""Any searcher under rungs: little effort for many candidates, more for those that earn it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import comb
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..results.objective import Objective
+from ..results.trial import Trial
+from ..spaces import Candidate, Choice, Space
+from ..spaces.rung import NAME, rungs_of
+from .base import Searcher
+from .ranking import best_first
+
+if TYPE_CHECKING:
+    import torch
+
+INNER = "nsga2"
+REDUCTION = 3  # one of so many goes on to the next rung (eta)
+SIGNIFICANCE = 0.05  # of the paired test that stops a candidate
+
+
+class Progressive(Searcher):
+    """Asynchronous successive halving for several objectives (Li et al. 2020, arXiv 1810.05934, alg. 2).
+
+    The inner searcher's candidates are scored on the lowest rung of the space. Whenever ``reduction`` times
+    as many have been scored on a rung as have left it upwards, the best that is still there goes on: best by
+    non-dominated rank, then by crowding, among all that were scored on this rung. The inner searcher hears
+    of every result, the latest of a candidate being the most thorough.
+
+    A candidate is stopped, and never goes on, when another on its rung costs no more and was right
+    significantly more often on the samples that both have seen: McNemar's exact test (1947) on the samples
+    where they disagree, one-sided. It needs accuracy as the first objective, evaluated with ``each=True``,
+    and costs known exactly; without these only the ranks decide.
+
+    In a space without rungs (see :func:`netcarve.spaces.rung.with_rungs`) this is the inner searcher.
+
+    Args:
+        inner: name of the searcher that proposes (:func:`known_searchers`).
+        reduction: eta, at least 2.
+        significance: level of the test, in [0, 0.5); 0 switches it off.
+
+    Raises:
+        ValueError: a number out of its range, or an unknown inner searcher.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        objectives: Iterable[Objective | str],
+        *,
+        seed: int = 0,
+        inner: str = INNER,
+        reduction: int = REDUCTION,
+        significance: float = SIGNIFICANCE,
+    ) -> None:
+        super().__init__(space, objectives, seed=seed)
+        if reduction < 2:
+            raise ValueError(f"reduction must be at least 2, got {reduction}")
+        if not 0.0 <= significance < 0.5:
+            raise ValueError(f"significance must lie in [0, 0.5), got {significance}")
+        self.reduction, self.significance = reduction, significance
+        self.rungs = rungs_of(space)
+        self._name = inner
+        self._inner: Searcher | None = None
+        self._results: list[dict[Candidate, Trial]] = [{} for _ in self.rungs]  # by network, names as on top
+        self._left: list[set[Candidate]] = [set() for _ in self.rungs]  # asked for on the next rung up
+        self._analytic = [o for o in self.objectives if o.name in self.baseline]
+
+    def ask(self, n: int) -> list[Candidate]:
+        if not self.rungs:
+            return self.inner.ask(n)
+        asked: list[Candidate] = []
+        while len(asked) < n and (up := self._promoted()) is not None:
+            rung, network = up
+            self._left[rung].add(network)
+            asked.append(self._on(network, rung - 1))
+        last = len(self.rungs) - 1
+        if len(asked) < n:
+            asked += [self._on(c, last) for c in self.inner.ask(n - len(asked))]
+        return asked
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        super().tell(trials)
+        if not self.rungs:
+            self.inner.tell(trials)
+            return
+        for trial in trials:
+            rung = trial.candidate.indices[self._place]
+            network = self._network(trial.candidate)
+            plain = replace(trial, candidate=network, scores=_plain(trial.scores, self.rungs[rung].name))
+            self._results[rung][network] = plain
+            self.inner.tell([plain])
+
+    @property
+    def finished(self) -> bool:
+        return self.inner.finished and self._promoted() is None
+
+    @property
+    def inner(self) -> Searcher:
+        """The searcher over networks, made when the limits are known."""
+        if self._inner is None:
+            from .registry import searcher
+
+            self._inner = searcher(
+                self._name, self._networks(), self.objectives, seed=self.seed, limits=self.limits
+            )
+        return self._inner
+
+    # Rungs.
+
+    def _promoted(self) -> tuple[int, Candidate] | None:
+        """Who goes up next, with the rung that it leaves; highest rungs first."""
+        for rung in range(1, len(self.rungs)):
+            scored, left = len(self._results[rung]), self._left[rung]
+            # At the end, when nothing more comes to a rung, its share is rounded up.
+            share = -(-scored // self.reduction) if self.inner.finished else scored // self.reduction
+            if len(left) < share and (network := self._best(rung)) is not None:
+                return rung, network
+        return None
+
+    def _best(self, rung: int) -> Candidate | None:
+        """The best network on a rung that has not left it and was not stopped."""
+        trials = [t for t in self._results[rung].values() if self._complete(t) and self.violation(t) == 0.0]
+        if not trials:
+            return None
+        gone = self._left[rung] | self._results[rung - 1].keys()
+        order = best_first(np.array([self.loss(t) for t in trials]), np.zeros(len(trials)))
+        ranked = (trials[i] for i in order)
+        return next(
+            (t.candidate for t in ranked if t.candidate not in gone and not self._stopped(t, trials)), None
+        )
+
+    def _complete(self, trial: Trial) -> bool:
+        return bool(np.isfinite(self.loss(trial)).all())
+
+    def _stopped(self, trial: Trial, others: Sequence[Trial]) -> bool:
+        """Is there one that costs no more and was right significantly more often?"""
+        mine = trial.detail.get("right")
+        lead, *costs = self.objectives
+        if not self.significance or mine is None or lead.name != "accuracy" or costs != self._analytic:
+            return False
+        for other in others:
+            theirs = other.detail.get("right")
+            if theirs is None or theirs[0] != mine[0]:
+                continue
+            if all(o.sign * other.scores[o.name] <= o.sign * trial.scores[o.name] for o in costs) and (
+                mcnemar(*disagreements(theirs, mine)) < self.significance
+            ):
+                return True
+        return False
+
+    # Networks: candidates without their rung.
+
+    @property
+    def _place(self) -> int:
+        return next(i for i, c in enumerate(self.space.choices) if c.name == NAME)
+
+    def _networks(self) -> Space:
+        if not self.rungs:
+            return self.space
+        choices = [c for c in self.space.choices if c.name != NAME]
+        return Space(choices, model=None if self.space.model is None else _OnTop(self.space, self._place))
+
+    def _network(self, candidate: Candidate) -> Candidate:
+        indices = candidate.indices[: self._place] + candidate.indices[self._place + 1 :]
+        return self.inner.space.candidate(indices)
+
+    def _on(self, network: Candidate, rung: int) -> Candidate:
+        indices = (*network.indices[: self._place], rung, *network.indices[self._place :])
+        return Candidate(indices, self.space.choices)
+
+
+class _OnTop:
+    """The model side of the space of networks: costs do not depend on the rung."""
+
+    def __init__(self, space: Space, place: int) -> None:
+        self._space, self._place = space, place
+
+    def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]:
+        assert self._space.model is not None
+        whole = np.insert(indices, self._place, 0, axis=1)
+        return self._space.model.cost_arrays(self._space.choices, whole)
+
+    def build(self, candidate: Candidate) -> torch.nn.Module:
+        raise NotImplementedError("a searcher builds nothing")
+
+
+def disagreements(first: Sequence[object], second: Sequence[object]) -> tuple[int, int]:
+    """Samples on which only ``first`` was right, and only ``second``; both ``[count, hex digits]``."""
+    a, b = int(str(first[1]), 16), int(str(second[1]), 16)
+    return (a & ~b).bit_count(), (b & ~a).bit_count()
+
+
+def mcnemar(wins: int, losses: int) -> float:
+    """Exact one-sided p-value: at least ``wins`` heads in ``wins + losses`` throws of a fair coin."""
+    n = wins + losses
+    return sum(comb(n, k) for k in range(wins, n + 1)) / 2**n
+
+
+def _plain(scores: Mapping[str, float], rung: str) -> dict[str, float]:
+    """Scores of a lower rung under the names of the first."""
+    return {name.removesuffix(f"@{rung}"): value for name, value in scores.items()}

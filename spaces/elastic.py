@@ -1,0 +1,160 @@
+"""Score without building: one resident network that switches from candidate to candidate.
+
+Units are sorted once into nested importance order, so a candidate is a set of leading slices and its weights
+are views (as in once-for-all networks: Cai et al. 2020, arXiv 1908.09791, section 3).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from .capture import fresh
+from .choice import Candidate, Choice
+from .coupling import Group
+from .elastic_module import Resident
+from .elastic_storage import Storage, Widths
+from .proof import relative_difference
+from .prune import Prune
+from .surgery import Alive, Mend, Surgeon
+
+
+class Elastic:
+    """The resident network of one space.
+
+    Args:
+        choices: of the space; candidates are read by position.
+        orders: units of each pruned group, best first, by the name of the order and of the group.
+        own: switch the user's module; else the captured graph.
+        alive: the labels that stay for a candidate.
+        mend: repairs sliced parameters; then a switch copies them all, in the order of :meth:`Surgeon.own`.
+        example: ``(args, kwargs)`` on which sorting is checked to leave the outputs unchanged; without one,
+            or where it does not, a switch copies too.
+    """
+
+    def __init__(
+        self,
+        surgeon: Surgeon,
+        choices: Sequence[Choice],
+        orders: Mapping[str, Mapping[str, np.ndarray]],
+        *,
+        own: bool,
+        alive: Callable[[Candidate], Alive],
+        mend: Mend | None = None,
+        example: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
+    ) -> None:
+        self.choices = tuple(choices)
+        self._surgeon, self._alive, self._mend, self._example = surgeon, alive, mend, example
+        pruned = {c.edit.group: orders[c.edit.order] for c in choices if isinstance(c.edit, Prune)}
+        self._groups: list[Group] = [g for g in surgeon.coupling.groups if g.name in pruned]
+        self._orders = {g.name: pruned[g.name][g.name] for g in self._groups}
+        at = {g.name: i for i, g in enumerate(self._groups)}
+        # [choices]: (group, units kept per option), or None for what no network can switch
+        self._cuts = [(at[c.edit.group], c.edit.kept) if isinstance(c.edit, Prune) else None for c in choices]
+        self._free = [i for i, c in enumerate(choices) if c.edit is not None and not isinstance(c.edit, Prune)]
+        self._resident = Resident(surgeon, own=own)
+        labels = surgeon.coupling.parameters
+        vectors = [v for axes in labels.values() for v in axes] + self._resident.counted
+        self._widths = Widths(surgeon.coupling.units, self._groups, vectors)
+        self._originals = self._resident.originals()
+        self._lent = threading.Lock()
+
+    def switches(self, candidate: Candidate) -> bool:
+        """Whether :meth:`switch` can make it: its choices are this space's, and all it changes is widths."""
+        return candidate.choices == self.choices and not any(candidate.indices[i] for i in self._free)
+
+    def switch(self, candidate: Candidate, *, copies: bool = False) -> nn.Module:
+        """The network of ``candidate`` in eval mode: always the same module, valid until the next switch.
+
+        Its outputs are those of the built network: to the last bit where parameters are copied, else up to
+        the order of summation. It must not be changed, but for one-dimensional tensors (see :meth:`lend`).
+
+        Args:
+            copies: give parameters of its own, which may be changed in place.
+
+        Raises:
+            ValueError: the candidate is not among those that :meth:`switches` tells.
+        """
+        if not self.switches(candidate):
+            raise ValueError(f"{candidate} does more than prune this space's groups; build it instead")
+        kept = np.array([g.size for g in self._groups])
+        for cut, option in zip(self._cuts, candidate.indices, strict=True):
+            if cut is not None:
+                kept[cut[0]] = cut[1][option]
+        with torch.inference_mode(False), torch.no_grad():
+            if copies or self._mend is not None or self._storage is None:
+                self._copy(self._alive(candidate))
+            else:
+                self._storage.cut(kept)
+        self._count(kept)
+        return self._resident.module
+
+    @contextmanager
+    def lend(self, candidate: Candidate, *, copies: bool = False) -> Iterator[nn.Module]:
+        """:meth:`switch`, and afterwards put everything back that the borrower has changed.
+
+        That is weights, attributes of modules, their children, hooks, flags and gradients.
+
+        Raises:
+            RuntimeError: the network is lent already.
+        """
+        if not self._lent.acquire(blocking=False):
+            raise RuntimeError("the resident network is in use; build this candidate")
+        try:
+            yield self.switch(candidate, copies=copies)
+        finally:
+            self.reset()
+            self._lent.release()
+
+    def reset(self) -> None:
+        """Put everything back but the sizes, which the next switch sets."""
+        self._resident.reset()
+        storage = self.__dict__.get("_storage")
+        if storage is not None:
+            storage.forget()
+            storage.restore()
+
+    def _copy(self, alive: Alive) -> None:
+        made = self._surgeon.parameters(alive, self._mend)
+        for name, holder in self._resident.holders.items():
+            new = made[name] if name in made else self._originals[name].clone()
+            holder.data = new.detach()
+        if self.__dict__.get("_storage") is not None:
+            self._storage.forget()  # type: ignore[union-attr]
+
+    def _count(self, kept: np.ndarray) -> None:
+        lengths = self._widths.lengths(kept)
+        self._resident.restate(lambda v: lengths[self._widths.index(v)])  # type: ignore[index]
+
+    @cached_property
+    def _storage(self) -> Storage | None:
+        """The sorted weights; ``None`` where they cannot be had, or change what the network computes."""
+        if self._example is None:
+            return None
+        labels = self._surgeon.coupling.parameters
+        try:
+            storage = Storage(
+                self._originals, self._resident.holders, labels, self._widths, self._groups, self._orders
+            )
+        except TypeError:
+            return None
+        sizes = np.array([g.size for g in self._groups])
+        self._count(sizes)
+        self._copy(np.ones(self._surgeon.coupling.units + 1, dtype=bool))
+        expected = self._outputs()
+        storage.cut(sizes)
+        off, allowed = relative_difference(self._outputs(), expected)
+        return storage if off <= allowed else None
+
+    def _outputs(self) -> list[Any]:
+        assert self._example is not None
+        args, kwargs = fresh(self._example)
+        return pytree.tree_leaves(self._resident.module(*args, **kwargs))

@@ -1,0 +1,260 @@
+"""Rungs: little effort for many candidates, more for those that earn it; results only from the top."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import netcarve
+import numpy as np
+import pytest
+import torch
+from netcarve.evaluators.accuracy import Quality, pack
+from netcarve.evaluators.base import Measured
+from netcarve.results.objective import Objective
+from netcarve.results.trial import Trial
+from netcarve.search import Interrupted
+from netcarve.search.progressive import Progressive, disagreements, mcnemar
+from netcarve.search.testing import OBJECTIVES, SearcherConformance, toy_scores, toy_space
+from netcarve.spaces import Candidate, Space
+from netcarve.spaces.rung import Rung, parse_rungs, rung_of, tunes, with_rungs
+from scipy.stats import binomtest
+from torch import nn
+from torch.utils.data import TensorDataset
+
+THREE = (Rung("full"), Rung("half", samples=0.5), Rung("quick", samples=0.25))
+
+
+class TestProgressive(SearcherConformance):
+    searcher = Progressive
+
+
+def _scores(candidate: Candidate) -> dict[str, float]:
+    """On lower rungs quality is known with an error, and goes by another name."""
+    rung = rung_of(candidate)
+    assert rung is not None
+    base = toy_scores(Candidate(candidate.indices[:-1], candidate.choices[:-1]))
+    error = 0.02 * (1 - rung.samples) * np.sin(37.0 * sum(candidate.indices))
+    name = "quality" if rung.name == "full" else f"quality@{rung.name}"
+    return {name: base["quality"] + error, "cost": base["cost"]}
+
+
+def _drive(searcher: Progressive, n: int) -> list[Trial]:
+    trials: list[Trial] = []
+    while len(trials) < n and (asked := searcher.ask(4)):
+        told = [Trial(len(trials) + i, c, _scores(c)) for i, c in enumerate(asked)]
+        trials += told
+        searcher.tell(told)
+    return trials
+
+
+def test_one_of_so_many_goes_up_and_only_by_steps() -> None:
+    space = with_rungs(toy_space(5), THREE)
+    searcher = Progressive(space, OBJECTIVES, reduction=3, inner="random")
+    trials = _drive(searcher, 120)
+    on = [[t.candidate.indices[:-1] for t in trials if t.candidate.indices[-1] == r] for r in range(3)]
+    assert set(on[0]) < set(on[1]) < set(on[2])
+    for above, below in itertools.pairwise(on):
+        assert len(below) // 3 - 1 <= len(above) <= len(below) // 3
+    assert len({t.candidate for t in trials}) == 120
+
+
+def test_who_goes_up_is_on_the_first_fronts() -> None:
+    space = with_rungs(toy_space(5), THREE[::2])
+    trials = _drive(Progressive(space, OBJECTIVES, inner="random"), 80)
+    low = [t for t in trials if t.candidate.indices[-1] == 1]
+    up = {t.candidate.indices[:-1] for t in trials if t.candidate.indices[-1] == 0}
+
+    def beaten_by(trial: Trial) -> int:
+        return sum(
+            o.scores["quality@quick"] > trial.scores["quality@quick"]
+            and o.scores["cost"] < trial.scores["cost"]
+            for o in low
+        )
+
+    stay = [beaten_by(t) for t in low if t.candidate.indices[:-1] not in up]
+    gone = [beaten_by(t) for t in low if t.candidate.indices[:-1] in up]
+    assert np.mean(gone) < 0.3 * np.mean(stay)
+
+
+def test_a_tiny_space_ends_with_its_best_on_top() -> None:
+    space = with_rungs(toy_space(2, 3), THREE)
+    searcher = Progressive(space, OBJECTIVES, reduction=2, inner="grid")
+    trials = _drive(searcher, 100)
+    assert searcher.finished
+    assert [sum(t.candidate.indices[-1] == r for t in trials) for r in (2, 1, 0)] == [9, 5, 3]
+
+
+def test_the_paired_test_is_the_exact_binomial_one() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 7, 200):
+        a, b = rng.random((2, n)) < 0.7
+        wins, losses = disagreements(pack(a.tolist()), pack(b.tolist()))
+        assert (wins, losses) == (int((a & ~b).sum()), int((b & ~a).sum()))
+        expected = binomtest(wins, wins + losses, alternative="greater").pvalue if wins + losses else 1.0
+        assert mcnemar(wins, losses) == pytest.approx(expected)
+
+
+class _Costs:
+    """MACs are known: each option takes a tenth."""
+
+    def cost_arrays(self, choices: Any, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {"macs": 10.0 - indices[:, 0].astype(float)}
+
+    def build(self, candidate: Candidate) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(("hits", "goes"), [(60, False), (94, True)])
+def test_a_candidate_that_is_certainly_dominated_is_stopped(hits: int, goes: bool) -> None:
+    """The cheapest is right on 95 of 100; a dearer one may go up if its lag can be chance."""
+    space = with_rungs(Space(toy_space(1, 3).choices, model=_Costs()), THREE[::2])  # type: ignore[arg-type]
+    searcher = Progressive(space, [Objective("accuracy"), Objective("macs")], reduction=2, inner="grid")
+    asked: list[Candidate] = []
+    right = {0: 96, 1: hits, 2: 95}
+    while new := searcher.ask(4):
+        asked += new
+        for c in new:
+            n = right[c.indices[0]]
+            name = "accuracy@quick" if c.indices[1] else "accuracy"
+            bits = [i < n for i in range(100)]
+            scores = {name: n / 100, "macs": 10.0 - c.indices[0]}
+            searcher.tell([Trial(len(asked), c, scores, detail={"right": pack(bits)})])
+    on_top = {c.indices[0] for c in asked if c.indices[1] == 0}
+    assert 2 in on_top
+    assert goes or 1 not in on_top
+    low = list(searcher._results[1].values())
+    assert [t.candidate.indices for t in low if searcher._stopped(t, low)] == ([] if goes else [(1,)])
+
+
+# On a model.
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU())
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+
+def _task() -> netcarve.Task:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 8, generator=generator)
+    y = (x[:, :3] + 0.3 * x[:, 3:6] ** 2).argmax(1)
+    torch.manual_seed(0)
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x[:400]), y[:400]).backward()
+        optimizer.step()
+    return netcarve.Task(net, x[:2], (x[400:], y[400:]), train=TensorDataset(x[:400], y[:400]), name="toy")
+
+
+@pytest.fixture(scope="module")
+def task() -> netcarve.Task:
+    return _task()
+
+
+def _space(task: netcarve.Task, *names: str) -> Space:
+    space = netcarve.trace(task.model, task.example).space(ratios=4, calibration=task.calibration_batches)
+    return with_rungs(space, parse_rungs(names)) if names else space
+
+
+def test_a_sweep_adds_rungs_and_its_front_is_of_the_top(task: netcarve.Task, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"searcher": "progressive", "trials": 24, "workers": 0, "window": 4}
+    run = netcarve.sweep(task, _space(task), out=tmp_path / "run", **arguments)
+    assert run.settings["choices"][-1] == ["rung", ["full", "quick"]]
+    assert {t.candidate["rung"] for t in run.trials} == {"full", "quick"}
+    assert {t.candidate["rung"] for t in run.front} == {"full"}
+    assert len(run.front) >= 2
+    for trial in run.trials:
+        full = trial.candidate["rung"] == "full"
+        assert ("accuracy" in trial.scores, "accuracy@quick" in trial.scores) == (full, not full)
+        assert trial.detail["right"][0] == (200 if full else 50)
+        # The score is that of the network that is given out, on the whole data only on top.
+        if full:
+            scores = Quality()(task, run.model(trial.number), trial.candidate)
+            assert scores["accuracy"] == trial.scores["accuracy"]
+
+    class Stops(Quality):
+        def __call__(self, *a: Any) -> dict[str, float]:
+            stops.append(1)
+            if len(stops) == 6:
+                raise KeyboardInterrupt
+            return super().__call__(*a)
+
+    stops: list[int] = []
+    with pytest.raises(Interrupted):
+        netcarve.sweep(task, _space(task), out=tmp_path / "cut", evaluators=[Stops(each=True)], **arguments)
+    again = netcarve.sweep(task, _space(task), out=tmp_path / "cut", resume=True, **arguments)
+
+    def found(r: netcarve.Run) -> list[tuple[Candidate, float | None, Any]]:
+        return [(t.candidate, t.scores.get("accuracy"), t.detail["right"]) for t in r.trials]
+
+    assert found(again) == found(run)
+
+
+def test_the_top_may_fine_tune(task: netcarve.Task, tmp_path: Path) -> None:
+    space = _space(task, "tuned", "quick")
+    assert tunes(space)
+    run = netcarve.sweep(
+        task, space, "progressive", trials=16, workers=0, out=tmp_path / "run", seed=1, window=4
+    )
+    tuned = [t for t in run.trials[1:] if t.candidate["rung"] == "tuned"]
+    assert tuned
+    assert all(not t.failed for t in run.trials)
+    best = tuned[0]
+    plain = space.build(best.candidate)
+    given = netcarve.load(tmp_path / "run", task).model(best.number)
+    assert not given.training
+    assert any(not torch.equal(a, b) for a, b in zip(plain.parameters(), given.parameters(), strict=True))
+    assert Quality()(task, given, best.candidate)["accuracy"] == best.scores["accuracy"]
+    # The unchanged model is never trained.
+    assert (
+        run.trials[0].scores["accuracy"]
+        == task.measure(task.model(*a) for a, _, _ in task.batches)["accuracy"]
+    )
+
+
+def test_fine_tuning_needs_training_data(tmp_path: Path) -> None:
+    made = _task()
+    made.train = None
+    with pytest.raises(ValueError, match="needs training data"):
+        netcarve.sweep(made, _space(made, "tuned", "quick"), "progressive", workers=0, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least two rungs"):
+        with_rungs(toy_space(), THREE[:1])
+    with pytest.raises(ValueError, match="distinct names"):
+        with_rungs(with_rungs(toy_space(), THREE), THREE)
+    with pytest.raises(ValueError, match="samples"):
+        Rung("none", samples=0.0)
+    with pytest.raises(ValueError, match="unknown rung"):
+        parse_rungs(["full", "fast"])
+    with pytest.raises(ValueError, match="reduction"):
+        Progressive(toy_space(), OBJECTIVES, reduction=1)
+
+
+def test_what_cannot_be_kept_fails_the_candidate_and_not_the_sweep(tmp_path: Path) -> None:
+    def scorer(task: Any, model: Any, candidate: Candidate) -> dict[str, float]:
+        return Measured(toy_scores(candidate), detail={"bad": object() if any(candidate.indices) else 1})
+
+    run = netcarve.sweep(
+        None,
+        toy_space(),
+        "random",
+        OBJECTIVES,
+        trials=3,
+        workers=0,
+        out=tmp_path / "run",
+        evaluators=[scorer],
+    )
+    assert [t.failed for t in run.trials] == [False, True, True]
+    assert "plain JSON" in run.trials[1].reason
