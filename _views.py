@@ -36,7 +36,7 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
 
 
 def print_inspection(found: Mapping[str, Any]) -> None:
-    """The groups, the exceptions and the layers of :func:`evaluators.inspection.inspection`."""
+    """The groups, the blocks, the exceptions and the layers of :func:`evaluators.inspection.inspection`."""
     from .results.table import si
 
     def cost(layer: Mapping[str, Any], name: str) -> tuple[str, str]:
@@ -49,6 +49,12 @@ def print_inspection(found: Mapping[str, Any]) -> None:
         ("group", "units", "made and read by"),
         [(g["name"], str(g["units"]), ", ".join(g["modules"])) for g in found["groups"]],
     )
+    if found["blocks"]:
+        print_table(
+            "Residual blocks that can be dropped, and what goes with each",
+            ("block", "MACs", "share", "parameters", "share"),
+            [(b["name"], *cost(b, "macs"), *cost(b, "params")) for b in found["blocks"]],
+        )
     if found["left_out"]:
         print_table("Left as they are", ("what", "why"), list(found["left_out"].items()))
     print_table(

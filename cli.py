@@ -246,6 +246,8 @@ def front(
         print_json(front_document(best, **_about(loaded)))
     elif len(best):
         printer().print(render_front(best, loaded.baseline))
+        if loaded.certificate is not None:
+            print(loaded.certificate.line())
     else:
         print(f"The front of {run} is empty: none of {len(loaded.trials)} trials succeeded within the limits")
         for reason in sorted({t.reason for t in loaded.trials if t.failed}):

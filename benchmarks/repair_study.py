@@ -7,11 +7,11 @@ ViT of 4 layers. Per seed one network and 24 candidates drawn at random within 1
 - *BN*: the same, BatchNorm re-estimated (not for the ViT, which has none);
 - *repaired*: order by reconstruction, repair layer by layer, BatchNorm re-estimated.
 
-Reported per arm: (a) accuracy without training; (b) accuracy after the same fine-tuning (AdamW, one cycle), at
-the better of two learning rates, chosen per arm by the mean on validation images; (c) Kendall's tau over the
-candidates between the training-free score, on validation images, and (b), on test images; *ceiling* is tau
-between two fine-tunings of different seeds, which no score can be expected to pass. *BN* is fine-tuned as
-*plain* is: training sees the statistics of its batches, and all are re-estimated at the end.
+Reported per arm: (a) accuracy without training; (b) accuracy after the same fine-tuning (AdamW, one cycle),
+at the better of two learning rates, chosen per arm by the mean on validation images; (c) Kendall's tau over
+the candidates between the training-free score, on validation images, and (b), on test images; *ceiling* is
+tau between two fine-tunings of different seeds, which no score can be expected to pass. *BN* is fine-tuned
+as *plain* is: training sees the statistics of its batches, and all are re-estimated at the end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MACS = 0.3  # of the unpruned network
 CANDIDATES = 24
 CALIBRATION = 512  # noisy training images
 TRAINING = {"resnet20": 600, "vit": 1200}  # steps of 64 images
-STEPS = 60  # of fine-tuning
+STEPS = 30  # of fine-tuning
 FINE_RATES = (2e-3, 3e-4)
 ARMS = {"plain": ("l1", False, False), "BN": ("l1", False, True), "repaired": ("reconstruction", True, True)}
 
@@ -120,7 +120,9 @@ def study(names: Sequence[str], seeds: Sequence[int]) -> None:
         unpruned = 100 * np.mean([f["unpruned"]["start"] for f in each])
         print(f"{name}: unpruned {unpruned:.1f} %, {CANDIDATES} candidates at {100 * MACS:.0f} % of the MACs")
         print("mean over seeds (smallest to largest)")
-        print("arm | (a) no training | (b) fine-tuned | its spread | rates | tau accuracy | tau -loss | ceiling")
+        print(
+            "arm | (a) no training | (b) fine-tuned | its spread | rates | tau accuracy | tau -loss | ceiling"
+        )
         for arm in ARMS:
             if arm not in each[0]:
                 continue

@@ -29,7 +29,7 @@ from rich.table import Table
 from search_peers import PEERS, Peer, cached, peer_run
 from search_problems import NAMES, Problem, everything, load, make_digits, make_resnet
 from search_results import MARKS, SHARE, Result, average_ranks, goals
-from search_runs import curve, own_run, proposal_times
+from search_runs import TIMED, curve, own_run, proposal_times
 
 SEEDS = {"truth": 10, "large": 5, "three": 10, "constrained": 10, "measured": 10}
 TOLD = (100, 300, 1000)  # trials told before the proposals that are timed
@@ -96,7 +96,7 @@ def show_problem(console: Console, problem: Problem, found: Sequence[Result]) ->
 
 
 def show_times(console: Console, names: Sequence[str], problem: Problem) -> bool:
-    """CPU milliseconds per candidate; True when every searcher keeps within its goal."""
+    """CPU milliseconds per candidate, of peers from a kept run; True when all of ours meet their goal."""
     table = Table(box=None, pad_edge=False, header_style="")
     table.add_column("CPU ms per candidate", no_wrap=True)
     for heading in (*(f"{told} told" for told in TOLD), "goal"):
@@ -107,13 +107,17 @@ def show_times(console: Console, names: Sequence[str], problem: Problem) -> bool
         try:
             spent = proposal_times(name, problem, TOLD).milliseconds
         except Exception as error:  # as in own_result
-            table.add_row(name, *["-"] * len(TOLD), f"{type(error).__name__}: {error}"[:40])
+            table.add_row(f"* {name}", *["-"] * len(TOLD), f"{type(error).__name__}: {error}"[:40])
             continue
         most = MOST_MS_GP if "gp" in name else MOST_MS
         met = spent[-1] is not None and spent[-1] <= most
         met_all &= met
         cells = ["-" if ms is None else f"{ms:.2f}" for ms in spent]
-        table.add_row(name, *cells, f"<= {most:g}: {'met' if met else 'MISSED'}")
+        table.add_row(f"* {name}", *cells, f"<= {most:g}: {'met' if met else 'MISSED'}")
+    for peer in PEERS:
+        if cached(peer, problem, 0, MARKS[-1]):
+            seconds = peer_run(peer, problem, 0, MARKS[-1]).seconds[TOLD[0] - TIMED : TOLD[0]]
+            table.add_row(f"  {peer.name}", f"{1e3 * seconds.mean():.2f}", *["-"] * (len(TOLD) - 1))
     note("\n")
     console.print(table)
     return met_all

@@ -24,6 +24,7 @@ class Quality(Evaluator):
 
     name = "quality"
     metrics = ("accuracy", "loss")
+    only_runs = True
 
     def __init__(self, *, each: bool = False) -> None:
         self.each = each

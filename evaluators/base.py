@@ -32,6 +32,8 @@ class Evaluator(ABC):
         name: for messages.
         metrics: the names of the scores it gives.
         lane: ``True`` where a measurement is only right with nothing else running (latency).
+        only_runs: ``True`` where it does nothing with the model but call it. Weights may then be views of a
+            larger network's, which are had faster than copies and are not contiguous.
 
     An instance is sent to every worker: keep only what pickles, and keep no state between candidates.
     Python's, NumPy's and torch's global generators are seeded from the candidate before each call.
@@ -40,6 +42,7 @@ class Evaluator(ABC):
     name: str = ""
     metrics: tuple[str, ...] = ()
     lane: bool = False
+    only_runs: bool = False
 
     @abstractmethod
     def __call__(

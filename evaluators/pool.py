@@ -9,8 +9,8 @@ import platform
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -58,7 +58,7 @@ class Job:
     repair: Sequence[Repair] | None = None
 
     def evaluate(self, number: int, candidate: Candidate) -> Outcome:
-        """Build, repair, score, on one thread, with generators seeded from the candidate.
+        """Switch or build, repair, score, on one thread, with generators seeded from the candidate.
 
         Never raises, but for an interruption: what goes wrong is the outcome.
         """
@@ -74,10 +74,32 @@ class Job:
         return Outcome(number, scores, error, time.perf_counter() - start, worker_name(), detail)
 
     def build(self, candidate: Candidate) -> Any:
-        """The repaired model in eval mode; ``None`` for a space without a model."""
+        """The repaired model in eval mode, independent; ``None`` for a space without a model."""
         if self.space.model is None:
             return None
-        model = self.space.build(candidate).eval()
+        return self._repaired(self.space.build(candidate).eval(), candidate)
+
+    @contextmanager
+    def lend(self, candidate: Candidate) -> Iterator[Any]:
+        """The repaired model for as long as the context lasts: this process's resident network, switched.
+
+        What is done to it is undone afterwards. A model is built where none can be switched, where that is
+        in use, and in the latency lane.
+        """
+        make = getattr(self.space.model, "elastic", None)
+        elastic = None if make is None or self._in_lane() else make(self.space.choices)
+        if elastic is None or not elastic.free or not elastic.switches(candidate):
+            yield self.build(candidate)
+            return
+        changed = bool(self.repair) or self._tuned(candidate)
+        only_run = all(getattr(evaluator, "only_runs", False) for evaluator in self.evaluators)
+        with elastic.lend(candidate, copies=changed or not only_run) as model:
+            yield self._repaired(model, candidate)
+
+    def _in_lane(self) -> bool:
+        return any(getattr(evaluator, "lane", False) for evaluator in self.evaluators)
+
+    def _repaired(self, model: Any, candidate: Candidate) -> Any:
         if self.task is not None:
             for mend in self._repairs():
                 mend(model, self.task.calibration_batches)
@@ -87,21 +109,25 @@ class Job:
     def _tune(self, model: Any, candidate: Candidate) -> None:
         """Fine-tune where the candidate's rung says so; never the unchanged model."""
         rung = rung_of(candidate)
-        if rung is not None and rung.epochs and any(candidate.indices):
+        if rung is not None and self._tuned(candidate):
             from .finetuning import finetune
 
             assert self.task is not None
             finetune(model, self.task.train, epochs=rung.epochs, seed=_seed(candidate))
 
+    def _tuned(self, candidate: Candidate) -> bool:
+        rung = rung_of(candidate)
+        return rung is not None and rung.epochs > 0 and any(candidate.indices)
+
     def _score(self, candidate: Candidate) -> tuple[dict[str, float], dict[str, Any]]:
-        model = self.build(candidate)
         scores: dict[str, float] = {}
         detail: dict[str, Any] = {}
-        for evaluator in self.evaluators:
-            given = evaluator(self.task, model, candidate)
-            _check(given, scores, _name(evaluator))
-            scores.update({metric: float(value) for metric, value in given.items()})
-            detail.update(getattr(given, "detail", {}))
+        with self.lend(candidate) as model:
+            for evaluator in self.evaluators:
+                given = evaluator(self.task, model, candidate)
+                _check(given, scores, _name(evaluator))
+                scores.update({metric: float(value) for metric, value in given.items()})
+                detail.update(getattr(given, "detail", {}))
         try:
             json.dumps(detail, allow_nan=False)
         except (TypeError, ValueError) as error:

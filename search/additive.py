@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from ..results.objective import Objective, total_violation
+from ..results.hypervolume import nondominated
+from ..results.objective import METRICS, Limit, Objective
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
 from .generator import Steps
@@ -16,22 +17,26 @@ from .sensitivity import combinations, damage_table, fill, fit, losses_of, predi
 from .spread import most_gaining
 
 Cost = Callable[[list[Candidate]], np.ndarray]  # candidates -> float64 [n], to minimise
+Model = tuple[float, np.ndarray]  # value of the unchanged model, table of what options add
 POOL = 256  # predicted candidates among which a batch is chosen
+NEAR = 0.3  # the damage model has to be right up to this quantile of the damages seen
+DIRECTIONS = 4  # weighted sums of several costs, beside the costs themselves
 
 
 class Additive(Remembering):
     """Measures what each option does alone, then proposes the best combinations if the damages add up.
 
-    The procedure of AIMET's greedy compression-ratio selection (Qualcomm, "Greedy compression ratio
-    selection": per-layer sensitivities, then one combination for a target), with two differences: the
-    combination is exact, a multiple-choice knapsack solved by dynamic programming for all budgets at once
-    (see :mod:`.sensitivity`), and the table goes on learning: after every batch the additive model is fitted
-    to all trials, with the measured table as prior.
+    The procedure of AIMET's greedy compression-ratio selection (Qualcomm: per-layer sensitivities, then one
+    combination for a target), with two differences. The combination is exact: a multiple-choice knapsack
+    solved by dynamic programming, for all budgets at once (see :mod:`.sensitivity`). And the table goes on
+    learning: after every batch the additive model is fitted to all trials with the measured table as prior,
+    by Cauchy weights of the damage, since it cannot be right both near the unchanged model and far from it.
 
-    The first objective is the damage, the others are costs; metrics of limits with analytic costs are costs
-    too. Costs that the space computes are exact; those it does not are taken from trials like the damage.
-    Several costs are swept by weighted sums of them. Of the predicted front, those candidates come next that
-    promise most hypervolume; when all of it is known, neighbours of the measured front.
+    The first measured metric, of the objectives and then of the limits, is the damage (the first objective
+    where all are computed); the other objectives and limited metrics are costs. Costs that the space computes
+    are exact, others are taken from trials like the damage. Several costs are swept by weighted sums of
+    them. Of the predicted front those candidates come next that are predicted to keep the limits and to add
+    most hypervolume, then such neighbours of the measured front, then what is predicted to break limits least.
 
     Args:
         levels: options measured per choice before the first combination; ``None`` for all.
@@ -63,6 +68,7 @@ class Additive(Remembering):
         if started is None:
             return
         self._anchor = started.candidate
+        self._metrics = self._wanted()
         yield from self.score(self.allowed(probes(self.space, levels=self.levels, anchor=self._anchor)))
         while batch := self._batch_of(max(self.batch, len(self.known) // 8)):
             yield from self.score(batch)
@@ -71,119 +77,140 @@ class Additive(Remembering):
         """The predicted front of an additive damage [choices, options] and one cost."""
         return combinations(self.space, damage, cost, anchors=3, states=self.states)[0]
 
-    # What a batch is chosen from.
+    # Models of the metrics.
+
+    def _wanted(self) -> list[Objective]:
+        """The metrics to model, the damage first: the objectives, and what only limits name."""
+        metrics = list(self.objectives)
+        for limit in self.limits:
+            if limit.metric not in {m.name for m in metrics}:
+                goal = METRICS.get(limit.metric, ("min" if "<=" in limit.text else "max", ""))[0]
+                metrics.append(Objective(limit.metric, goal))
+        measured = [m for m in metrics if m.name not in self._analytic]
+        damage = measured[0] if measured else metrics[0]
+        return [damage, *(m for m in metrics if m is not damage)]
+
+    def _models(self) -> dict[str, Model]:
+        """Additive models, to minimise, by metric; without those that no trial has."""
+        trials = list(self.known.values())
+        out: dict[str, Model] = {}
+        for metric in self._metrics:
+            damage = metric is self._metrics[0]
+            if metric.name in self._analytic and not damage:
+                continue
+
+            def loss(trial: Trial, metric: Objective = metric) -> float:
+                return metric.sign * trial.scores[metric.name] if metric.name in trial.scores else np.inf
+
+            rows, values = losses_of(trials, loss)
+            if not len(values):
+                continue
+            # A failed option is to be avoided for its damage; its cost is only unknown.
+            of = trials if damage else [t for t in trials if np.isfinite(loss(t))]
+            prior = fill(damage_table(self.space, of, loss, anchor=self._anchor), self.space.counts)
+            away = values - values.min()
+            near = max(float(np.quantile(away, NEAR)), 1e-12 * max(1.0, float(away.max())))
+            weights = 1.0 / (1.0 + (away / near) ** 2) if damage else None
+            out[metric.name] = fit(self.space, rows, values, prior, weights=weights)
+        return out
+
+    def _costs(self, models: dict[str, Model]) -> list[Cost]:
+        """What damage is traded off against: every cost, and weighted sums of several."""
+        single: list[Cost] = []
+        for metric in self._metrics[1:]:
+            if metric.name in self._analytic:
+                single.append(self._exact(metric))
+            elif metric.name in models:
+                single.append(_additive(models[metric.name][1]))
+        if len(single) < 2:
+            return single or [lambda candidates: np.zeros(len(candidates))]
+        ends = [self.space.baseline, self.space.candidate(self.space.counts - 1)]
+        scale = np.array([max(abs(float(np.ptp(cost(ends)))), 1e-12) for cost in single])
+        weights = np.concatenate([np.eye(len(single)), simplex(DIRECTIONS, len(single))])
+        return [_mixed(single, w) for w in np.unique(weights, axis=0) / scale]
+
+    def _exact(self, metric: Objective) -> Cost:
+        return lambda candidates: metric.sign * self.space.cost_arrays(candidates)[metric.name]
+
+    # What a batch is chosen from, and how.
 
     def _batch_of(self, n: int) -> list[Candidate]:
-        models = [self._model(o) for o in self.objectives]
-        damage = models[0]
+        models = self._models()
+        damage = models.get(self._metrics[0].name)
         if damage is None:
             return []
         pool: dict[Candidate, None] = {}
         for cost in self._costs(models):
             found = [c for c in self.combine(damage[1], cost) if c not in self.known]
             pool.update(dict.fromkeys(self.allowed(found)))
-        if not pool:
-            best = _nondominated(self.good(), self.loss)
-            near = [c for t in best for c in self.space.neighbours(t.candidate) if c not in self.known]
-            pool.update(dict.fromkeys(self.allowed(near)))
-        if not pool:
-            near = [c for known in self.known for c in self.space.neighbours(known) if c not in self.known]
-            return self.allowed(near)[:n]
-        some = list(pool)
-        if len(some) > POOL:
-            some = [some[i] for i in np.linspace(0, len(some) - 1, POOL).astype(int)]
-        return self._most_promising(some, models, n)
+        good = [t for t in self.good() if np.isfinite(self.loss(t)).all()]
+        front = nondominated([self.loss(t) for t in good]) if good else []
+        near = self._beside([t.candidate for t, ok in zip(good, front, strict=True) if ok])
+        pools = _at_most(POOL, list(pool)), _at_most(POOL, [c for c in near if c not in pool])
+        if not any(pools):
+            return list(self._beside(self.known))[:n]
+        return self._most_promising(pools, models, n)
 
-    def _model(self, objective: Objective) -> tuple[float, np.ndarray] | None:
-        """The additive model of an objective to minimise, from all trials: (value unchanged, table)."""
-        j = self.objectives.index(objective)
-
-        def loss(trial: Trial) -> float:
-            return float(self.loss(trial)[j])
-
-        trials = list(self.known.values())
-        rows, values = losses_of(trials, loss)
-        if not len(values):
-            return None
-        if j > 0:  # a failed option is to be avoided for its damage; its cost is only unknown
-            trials = [t for t in trials if np.isfinite(loss(t))]
-        table = damage_table(self.space, trials, loss, anchor=self._anchor)
-        return fit(self.space, rows, values, fill(table, self.space.counts))
-
-    def _costs(self, models: Sequence[tuple[float, np.ndarray] | None]) -> list[Cost]:
-        """What damage is traded off against: every cost, and weighted sums of several."""
-        single: list[Cost] = []
-        for j, objective in enumerate(self.objectives[1:], start=1):
-            if objective.name in self._analytic:
-                single.append(self._exact(objective.name, objective.sign))
-            elif (model := models[j]) is not None:
-                single.append(_additive(model[1]))
-        named = {o.name for o in self.objectives}
-        for limit in self.limits:
-            if limit.metric in self._analytic and limit.metric not in named:
-                single.append(self._exact(limit.metric, 1.0 if "<=" in limit.text else -1.0))
-        if len(single) < 2:
-            return single or [lambda candidates: np.zeros(len(candidates))]
-        ends = [self.space.baseline, self.space.candidate(self.space.counts - 1)]
-        scale = np.array([max(abs(float(np.ptp(cost(ends)))), 1e-12) for cost in single])
-        weights = np.concatenate([np.eye(len(single)), simplex(6, len(single))])
-        return [_mixed(single, w) for w in np.unique(weights, axis=0) / scale]
-
-    def _exact(self, metric: str, sign: float) -> Cost:
-        return lambda candidates: sign * self.space.cost_arrays(candidates)[metric]
-
-    # Which of the pool.
+    def _beside(self, candidates: Iterable[Candidate]) -> dict[Candidate, None]:
+        """Unknown neighbours that keep the limits."""
+        near = [n for c in candidates for n in self.space.neighbours(c) if n not in self.known]
+        return dict.fromkeys(self.allowed(list(dict.fromkeys(near))))
 
     def _most_promising(
-        self,
-        pool: list[Candidate],
-        models: Sequence[tuple[float, np.ndarray] | None],
-        n: int,
+        self, pools: Sequence[list[Candidate]], models: dict[str, Model], n: int
     ) -> list[Candidate]:
-        """What adds most to the measured front if predictions hold; then what damages least."""
-        used = [j for j, o in enumerate(self.objectives) if models[j] is not None]
-        points = self._predicted(pool, models)
-        kept = self._predicted_violation(pool, points)
-        order = np.lexsort((points[:, 0], kept))
-        measured = np.array([self.loss(t) for t in self.good()]).reshape(-1, len(self.objectives))[:, used]
-        measured = measured[np.isfinite(measured).all(axis=1)]
-        open_ = np.flatnonzero(kept <= 0.0)
-        chosen = [int(open_[i]) for i in most_gaining(points[open_][:, used], measured, n)]
+        """From each pool in turn what adds most to the measured front if predictions hold; then the others,
+        the least broken limits first."""
+        pool = [c for some in pools for c in some]
+        predicted = self._predicted(pool, models)
+        used = [j for j, o in enumerate(self.objectives) if o.name in predicted]
+        points = np.stack([self.objectives[j].sign * predicted[self.objectives[j].name] for j in used], axis=1)
+        broken = self._broken(predicted, len(pool))
+        front = np.array([self.loss(t) for t in self.good()]).reshape(-1, len(self.objectives))[:, used]
+        front = front[np.isfinite(front).all(axis=1)]
+        fits = (broken <= 0.0) & np.isfinite(points).all(axis=1)
+        chosen: list[int] = []
+        first = 0
+        for some in pools:
+            rows = first + np.flatnonzero(fits[first : first + len(some)])
+            picked = [int(rows[i]) for i in most_gaining(points[rows], front, n - len(chosen))]
+            front = np.concatenate([front, points[picked]])
+            chosen += picked
+            first += len(some)
         taken = set(chosen)
-        chosen += [int(i) for i in order if i not in taken][: min(n, len(pool)) - len(chosen)]
-        return [pool[i] for i in chosen]
+        rest = [int(i) for i in np.lexsort((points[:, 0], broken)) if i not in taken]
+        return [pool[i] for i in (chosen + rest)[:n]]
 
-    def _predicted(
-        self, pool: list[Candidate], models: Sequence[tuple[float, np.ndarray] | None]
-    ) -> np.ndarray:
-        """Objectives to minimise, float64 [n, objectives]: exact where analytic, inf where unknown."""
+    def _predicted(self, pool: list[Candidate], models: dict[str, Model]) -> dict[str, np.ndarray]:
+        """Metric -> value [n]: exact where analytic, else by its model."""
         rows = np.array([c.indices for c in pool])
         costs = self.space.cost_arrays(pool)
-        out = np.full((len(pool), len(self.objectives)), np.inf)
-        for j, (objective, model) in enumerate(zip(self.objectives, models, strict=True)):
-            if objective.name in costs:
-                out[:, j] = objective.sign * costs[objective.name]
-            elif model is not None:
-                out[:, j] = model[0] + predict(model[1], rows)
+        out = {m.name: costs[m.name] for m in self._metrics if m.name in costs}
+        for m in self._metrics:
+            if m.name in models and m.name not in out:
+                at, table = models[m.name]
+                out[m.name] = m.sign * (at + predict(table, rows))
         return out
 
-    def _predicted_violation(self, pool: list[Candidate], points: np.ndarray) -> np.ndarray:
-        """Of the limits on objectives that are measured; 0 where none are broken, [n]."""
-        measured = {o.name: j for j, o in enumerate(self.objectives) if o.name not in self._analytic}
-        limits = [
-            m for m in self.limits if m.metric in measured and (not m.relative or m.metric in self.baseline)
-        ]
-        signs = [o.sign for o in self.objectives]
-        return np.array(
-            [
-                total_violation(
-                    limits, {name: signs[j] * row[j] for name, j in measured.items()}, self.baseline
-                )
-                for row in points
-            ]
-            if limits
-            else np.zeros(len(pool))
-        )
+    def _broken(self, predicted: dict[str, np.ndarray], n: int) -> np.ndarray:
+        """Total relative violation [n] of the limits on measured metrics, by prediction."""
+        total = np.zeros(n)
+        for limit in self.limits:
+            name = limit.metric
+            if name in predicted and name not in self._analytic and self._resolved(limit):
+                bound = limit.bound(self.baseline)
+                over = predicted[name] - bound if "<=" in limit.text else bound - predicted[name]
+                total += np.maximum(0.0, over / max(abs(bound), 1e-12))
+        return total
+
+    def _resolved(self, limit: Limit) -> bool:
+        return not limit.relative or limit.metric in self.baseline
+
+
+def _at_most(n: int, candidates: list[Candidate]) -> list[Candidate]:
+    if len(candidates) <= n:
+        return candidates
+    return [candidates[i] for i in np.linspace(0, len(candidates) - 1, n).astype(int)]
 
 
 def _additive(table: np.ndarray) -> Cost:
@@ -193,11 +220,3 @@ def _additive(table: np.ndarray) -> Cost:
 def _mixed(costs: Sequence[Cost], weights: np.ndarray) -> Cost:
     used = [(cost, w) for cost, w in zip(costs, weights.tolist(), strict=True) if w > 0.0]
     return lambda candidates: np.sum([w * cost(candidates) for cost, w in used], axis=0)
-
-
-def _nondominated(trials: Sequence[Trial], loss: Callable[[Trial], np.ndarray]) -> list[Trial]:
-    from ..results.hypervolume import nondominated
-
-    if not trials:
-        return []
-    return [t for t, ok in zip(trials, nondominated([loss(t) for t in trials]), strict=True) if ok]

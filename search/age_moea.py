@@ -21,9 +21,9 @@ class AGEMOEA(PymooSearcher):
     """Adaptive geometry estimation (Panichella, GECCO 2019; version II: Panichella, GECCO 2022).
 
     The first front is taken for the part of the unit sphere of an L_p norm that fits its middle: p = 1 is a
-    plane, p > 1 concave, p < 1 convex. Survivors are near the ideal point in that norm and far from each other
-    along that surface. The survival is written here, in numpy: pymoo's needs numba. Options and the steady
-    state as :class:`Evolution`.
+    plane, p > 1 concave, p < 1 convex. Survivors are near the ideal point in that norm and far from each
+    other along that surface. The survival is written here, in numpy: pymoo's needs numba. Options and the
+    steady state as :class:`Evolution`.
     """
 
     def algorithm(self, **common: Any) -> GeneticAlgorithm:
@@ -97,7 +97,7 @@ def _extremes(points: np.ndarray) -> np.ndarray:
 
 
 def _intercepts(points: np.ndarray, extreme: np.ndarray) -> np.ndarray:
-    """Where the plane through the extremes cuts the axes; the largest values where it does not. [objectives]"""
+    """Where the plane through the extremes cuts the axes, else the largest values; [objectives]."""
     largest = points.max(axis=0)
     scale = largest
     if len(extreme) == points.shape[1]:

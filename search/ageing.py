@@ -18,16 +18,17 @@ from .ranking import best_first
 class Ageing(Evolution):
     """Ageing evolution (Real, Aggarwal, Huang and Le, AAAI 2019, algorithm 1).
 
-    The population is the latest ``population`` trials; the best of ``sample`` of them, drawn at random, is
+    The latest ``age`` trials are alive; the best of ``sample`` of them, drawn at random, is
     mutated. Whatever was told, everybody dies of age, so a lucky score does not live on. With several
-    objectives the best has the lowest non-dominated rank in the population, then the largest crowding
+    objectives the best has the lowest non-dominated rank among the living, then the largest crowding
     distance; limits and failures rank behind. Options as :class:`Evolution`.
 
     Args:
+        age: trials after which one dies; at least 2.
         sample: drawn for a tournament; at least 2.
 
     Raises:
-        ValueError: ``sample`` too small.
+        ValueError: ``age`` or ``sample`` too small.
     """
 
     def __init__(
@@ -35,15 +36,15 @@ class Ageing(Evolution):
         space: Space,
         objectives: Iterable[Objective | str],
         *,
-        population: int = 32,
+        age: int = 32,
         sample: int = 8,
         **options: Any,
     ) -> None:
-        super().__init__(space, objectives, population=population, **options)
-        if sample < 2:
-            raise ValueError(f"sample must be at least 2, got {sample}")
+        super().__init__(space, objectives, **options)
+        if sample < 2 or age < 2:
+            raise ValueError(f"age and sample must be at least 2, got {age} and {sample}")
         self.sample = sample
-        self._alive: deque[tuple[Trial, np.ndarray, float]] = deque(maxlen=population)
+        self._alive: deque[tuple[Trial, np.ndarray, float]] = deque(maxlen=age)
         self._place = np.zeros(0, dtype=np.int64)  # of the living, 0 for the best; empty: to be found
 
     def learn(self, trial: Trial, loss: np.ndarray, violation: float) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..results.objective import Limit, Objective, total_violation
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
+
+if TYPE_CHECKING:
+    from .certificate import Certificate
 
 
 class Searcher(ABC):
@@ -63,6 +67,11 @@ class Searcher(ABC):
         """True when there is nothing more to propose, whatever is told."""
         return False
 
+    @property
+    def certificate(self) -> Certificate | None:
+        """What is proven by now, for searchers that prove something; a run keeps it."""
+        return None
+
     def loss(self, trial: Trial) -> np.ndarray:
         """The objectives as numbers to minimise, float64 [objectives]; inf where failed or not measured."""
         scores = trial.scores
@@ -94,6 +103,10 @@ class Wrapper(Searcher):
     @property
     def finished(self) -> bool:
         return self.inner.finished
+
+    @property
+    def certificate(self) -> Certificate | None:
+        return self.inner.certificate
 
 
 def set_limits(searcher: Searcher, limits: tuple[Limit, ...]) -> None:

@@ -11,7 +11,7 @@ from ..results.objective import Objective
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
 from .generator import Steps
-from .memory import Remembering
+from .memory import Remembering, diagonal
 
 FAILED = (math.inf, math.inf)  # the rate of a step that could not be scored
 
@@ -25,14 +25,15 @@ class Greedy(Remembering):
 
     Rates of earlier rounds are kept, and only the ``width`` most promising steps are scored again before the
     best is taken ("lazy greedy", Minoux 1978): the same path as scoring every step each round wherever rates
-    do not fall along the way, for several times fewer trials. Known trials are not asked for again.
+    do not fall along the way, for several times fewer trials. Known trials are not asked for again. At the
+    end of the way it starts again with twice the width, until that is plain greedy removal.
 
-    Where it may not stand (limits forbid the unchanged model, or no step from here can be scored), it
-    compresses all choices together until it can go on.
+    Where limits forbid the unchanged model it starts from the nearest that they allow; where no step from
+    here can be scored it compresses all choices together until it can go on.
 
     Args:
-        width: steps scored together, at least 1. More keep more workers busy and cost more trials; the
-            number of choices gives plain greedy removal.
+        width: steps scored together on the first way, at least 1. More keep more workers busy and cost more
+            trials; the number of choices gives plain greedy removal.
     """
 
     def __init__(
@@ -44,7 +45,16 @@ class Greedy(Remembering):
         self.width = width
 
     def search(self) -> Steps:
-        here = (yield from self.score([self.space.baseline]))[0]
+        width = self.width
+        while True:
+            yield from self._walk(width)
+            if width >= len(self.space):
+                return
+            width *= 2
+
+    def _walk(self, width: int) -> Steps:
+        """Once from the start to the most compressed."""
+        here = (yield from self.score([self._start()]))[0]
         unknown = [(-math.inf, 0.0)] * len(self.space)  # never scored comes first
         rates = unknown.copy()  # [choices]: of the next step in each, as last scored
         while steps := self._steps_from(here.candidate):
@@ -55,11 +65,15 @@ class Greedy(Remembering):
             order = sorted(steps, key=lambda d: rates[d])
             scored: dict[int, Trial] = {}
             while order and (not scored or min(rates[d] for d in scored) > rates[order[0]]):
-                block, order = order[: self.width], order[self.width :]
+                block, order = order[:width], order[width:]
                 trials = yield from self.score(steps[d] for d in block)
                 for d, trial in zip(block, trials, strict=True):
                     scored[d], rates[d] = trial, self._rate(here, trial)
             here = scored[min(scored, key=lambda d: rates[d])]
+
+    def _start(self) -> Candidate:
+        """The unchanged model, or what is nearest to it within the limits."""
+        return next(map(self.relaxed, self.allowed(diagonal(self.space))), self.space.baseline)
 
     def _steps_from(self, candidate: Candidate) -> dict[int, Candidate]:
         """The next option of each choice that has one."""

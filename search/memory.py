@@ -48,12 +48,26 @@ class Remembering(GeneratorSearcher):
         return [t for t in self.known.values() if self.violation(t) == 0.0]
 
     def start(self) -> Generator[list[Candidate], list[Trial], Trial | None]:
-        """The first candidate on the diagonal, from the unchanged model on, that may stand and succeeds."""
+        """The unchanged model, or what is nearest to it: the first candidate on the diagonal that limits
+        allow, relaxed as far as they allow, and that succeeds."""
         for candidate in self.allowed(diagonal(self.space)):
-            trial = (yield from self.score([candidate]))[0]
+            trial = (yield from self.score([self.relaxed(candidate)]))[0]
             if np.isfinite(self.loss(trial)).any():
                 return trial
         return None
+
+    def relaxed(self, candidate: Candidate) -> Candidate:
+        """Choices compressed less, one option at a time and in turn, as long as analytic limits are kept."""
+        here = list(candidate.indices)
+        open_ = [d for d, i in enumerate(here) if i]
+        while open_:
+            for d in open_.copy():
+                less = Candidate((*here[:d], here[d] - 1, *here[d + 1 :]), self.space.choices)
+                may = bool(self.allowed([less]))
+                here[d] -= may
+                if not may or not here[d]:
+                    open_.remove(d)
+        return Candidate(tuple(here), self.space.choices)
 
 
 def diagonal(space: Space) -> list[Candidate]:

@@ -99,6 +99,7 @@ class OptunaSearcher(Evolution):
             self._add(self._new)
             self._added += len(self._new)
         self._new = []
+        assert self._study is not None
         for candidate in sorted(self._asked - self._told - self._numbers.keys(), key=lambda c: c.indices):
             self._numbers[candidate] = len(self._study.get_trials(deepcopy=False))
             self._add_one(candidate, TrialState.RUNNING)
@@ -107,7 +108,7 @@ class OptunaSearcher(Evolution):
         import optuna
 
         seed = int(self.rng.integers(2**31))
-        directions = ["minimize"] * len(self.objectives)
+        directions = [optuna.study.StudyDirection.MINIMIZE] * len(self.objectives)
         self._study = optuna.create_study(directions=directions, sampler=self.sampler(seed))
         self._numbers = {}
 

@@ -37,8 +37,8 @@ class ParticleSwarm(Evolution):
 
     A particle's position is a distribution over the options of every choice; a candidate is sampled from it.
     The velocity, on the probabilities, is ``inertia`` of the last one plus random shares of the way to the
-    particle's best and to a leader's. A best is a sampled candidate as a distribution that favours its options
-    and, less, those near them (options are ordered). With several objectives leaders are drawn from the
+    particle's best and to a leader's. A best is a sampled candidate as a distribution that favours its
+    options and, less, those near them (options are ordered). With several objectives leaders are drawn from the
     archive of the best ``population`` trials by tournaments on front and crowding (Raquel and Naval, GECCO
     2005), and a new candidate becomes the particle's best unless the old one dominates it.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..results.hypervolume import nondominated
 
-AUGMENTATION = 0.01  # rho of the augmented Chebyshev norm
+AUGMENTATION = 1e-3  # rho of the augmented Chebyshev norm: breaks ties, hides no point that matters
 
 
 def ranks(losses: np.ndarray, violations: np.ndarray) -> np.ndarray:

@@ -15,6 +15,13 @@ from .feasible import Feasible
 GROUP = "netcarve.searchers"
 BUILT_IN = {  # module of this folder, class; known even where the package's metadata is not installed
     "additive": (".additive", "Additive"),
+    "age-moea": (".age_moea", "AGEMOEA"),
+    "ageing": (".ageing", "Ageing"),
+    "auto": (".auto", "Auto"),
+    "branch-and-bound": (".branch_and_bound", "BranchAndBound"),
+    "chebyshev": (".scalarised", "Chebyshev"),
+    "ga": (".genetic", "Genetic"),
+    "gp": (".gp", "GP"),
     "greedy": (".greedy", "Greedy"),
     "greedy-merge": (".merge", "GreedyMerge"),
     "greedy-split": (".split", "GreedySplit"),
@@ -22,10 +29,17 @@ BUILT_IN = {  # module of this folder, class; known even where the package's met
     "ladder": (".ladder", "Ladder"),
     "lagrangian": (".lagrangian", "Lagrangian"),
     "lhs": (".latin_hypercube", "LatinHypercube"),
+    "moead": (".moead", "MOEAD"),
     "netadapt": (".netadapt", "NetAdapt"),
     "nsga2": (".nsga2", "NSGA2"),
+    "nsga3": (".nsga3", "NSGA3"),
+    "optuna-gp": (".optuna_gp", "OptunaGP"),
     "progressive": (".progressive", "Progressive"),
+    "pso": (".particle_swarm", "ParticleSwarm"),
     "random": (".random", "Random"),
+    "sms-emoa": (".sms_emoa", "SMSEMOA"),
+    "tpe": (".tpe", "TPE"),
+    "weighted-sum": (".scalarised", "WeightedSum"),
 }
 
 

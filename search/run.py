@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from ..evaluators.task import Task
     from ..results.export import Receipt
+    from .certificate import Certificate
 
 
 class Run:
@@ -95,6 +96,14 @@ class Run:
     def front(self) -> Front:
         """The non-dominated trials that keep the run's limits."""
         return Front(self.trials, self.objectives, limits=self.limits)
+
+    @cached_property
+    def certificate(self) -> Certificate | None:
+        """What the search has proven (``branch-and-bound``); None where nothing is."""
+        from .certificate import Certificate
+
+        kept = self.info.get("certificate")
+        return Certificate.from_json(kept) if kept else None
 
     @cached_property
     def table(self) -> pd.DataFrame:

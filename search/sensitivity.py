@@ -126,19 +126,26 @@ def predict(table: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 
 def fit(
-    space: Space, indices: np.ndarray, values: np.ndarray, prior: np.ndarray, *, trust: float = 0.1
+    space: Space,
+    indices: np.ndarray,
+    values: np.ndarray,
+    prior: np.ndarray,
+    *,
+    trust: float = 0.1,
+    weights: np.ndarray | None = None,
 ) -> tuple[float, np.ndarray]:
     """The additive model nearest to a prior table that explains any trials: ridge regression.
 
     value(x) = intercept + sum_d sum_{j=1..x_d} step[d, j]; the steps from one option to the next are fitted,
     so that a trial also teaches about the options beside its own. Minimises
-    ``mean_k (value_k - model_k)^2 + trust / n * sum (step - prior step)^2``.
+    ``sum_k weight_k (value_k - model_k)^2 + trust * sum (step - prior step)^2``.
 
     Args:
         indices: int [n, choices] of trials that succeeded, at least one.
         values: float64 [n], finite.
         prior: a filled table [choices, options]; where it is inf it stays inf.
-        trust: weight of one unit of the prior in trials, above 0.
+        trust: weight of the prior, above 0: that of so many trials.
+        weights: float64 [n], positive: where the model has to be right; by default 1.
 
     Returns:
         The intercept (the unchanged model's value) and the table relative to it.
@@ -152,8 +159,8 @@ def fit(
     rest = values - base[np.arange(len(space)), indices].sum(axis=1)
     ridge = np.full(design.shape[1], trust)
     ridge[0] = 1e-9 * len(values)
-    normal = design.T @ design + np.diag(ridge)
-    change = np.linalg.solve(normal, design.T @ rest)
+    weighted = design if weights is None else design * weights[:, None]
+    change = np.linalg.solve(weighted.T @ design + np.diag(ridge), weighted.T @ rest)
     table = base.copy()
     table[:, 1:] += change[1:].reshape(len(space), width - 1).cumsum(axis=1)
     shift = table[:, 0].sum()

@@ -150,6 +150,8 @@ def sweep(
         known = next((t.scores.get("latency_ms") for t in ledger.trials(space) if t.number == 0), None)
         with make_pool(task, space, scorers, workers, address, trial_timeout, known) as pool:
             Driver(search, pool, ledger, budget=budget, progress=progress, window=window).run()
+        if search.certificate is not None:
+            ledger.note("certificate", search.certificate.to_json())
         if task is not None:
             progress.says("measuring latency")
             measure_front(ledger, task, space)

@@ -6,27 +6,35 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SCALES = tuple(2.0 ** -np.arange(10.0))  # tried, as shares of the range of the values
+FINEST = 1 / 256
+SCALES = tuple((2.0 ** -np.arange(9.0)).tolist())  # tried, as shares of the largest distance; to FINEST
 
 
 @dataclass(frozen=True, slots=True)
 class Warp:
-    """z = (sign(d) log(1 + |d| / scale) - shift) / size, d = (value - anchor): fine near the anchor, coarse
+    """z = (sign(d) log(1 + |d| / scale) - shift) / size, d = value - anchor: fine near the anchor, coarse
     far away.
 
     Damages add up while they are small and multiply when they are large; accuracy falls off a cliff whose
-    exact depth nobody asks for. The scale between the two is learnt (:func:`likely`).
+    exact depth nobody asks for. The scale between the two is learnt from the data (:class:`~.metric.Metric`).
 
     Args:
         anchor: the value of the unchanged model.
-        scale: above 0, in units of the value.
+        share: the scale as a share of ``reach``, in (0, 1].
+        reach: the largest distance from the anchor in the data, above 0, in units of the value.
         shift, size: make the data's mean 0 and standard deviation 1.
     """
 
     anchor: float
-    scale: float
+    share: float = 1.0
+    reach: float = 1.0
     shift: float = 0.0
     size: float = 1.0
+
+    @property
+    def scale(self) -> float:
+        """Distance from the anchor at which the slope has halved."""
+        return self.share * self.reach
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         away = (np.asarray(values, dtype=np.float64) - self.anchor) / self.scale
@@ -45,8 +53,7 @@ class Warp:
 
 
 def standardised(values: np.ndarray, anchor: float, share: float) -> Warp:
-    """The warp of one scale, given as a share of the largest distance from the anchor."""
-    reach = float(np.abs(values - anchor).max())
-    plain = Warp(anchor, share * reach if reach > 0 else 1.0)
-    z = plain(values)
-    return Warp(anchor, plain.scale, float(z.mean()), float(z.std()) or 1.0)
+    """The warp of one scale for values [n], n >= 1; linear up to a constant where all equal the anchor."""
+    reach = float(np.abs(values - anchor).max()) or 1.0
+    z = Warp(anchor, share, reach)(values)
+    return Warp(anchor, share, reach, float(z.mean()), float(z.std()) or 1.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -123,7 +124,7 @@ class _Finder:
         if add.op != "call_function" or operator_name(add.target)[0] != "add":
             return None
         bound = bind(add)
-        operands = bound.get("self"), bound.get("other")
+        operands: tuple[Any, Any] = bound.get("self"), bound.get("other")
         if bound.get("alpha", 1) != 1 or not all(self._floating(n) for n in (*operands, add)):
             return None
         if len({self._shape(n) for n in (*operands, add)}) > 1:

@@ -15,6 +15,7 @@ from torch import nn
 from .blocks import Block, find_blocks
 from .capture import Captured, capture, unlift
 from .choice import Candidate, Choice
+from .cost_bounds import falling_costs
 from .costs import Costs
 from .coupling import Coupling, Group, find_coupling
 from .drop import Drop, dropping_choice
@@ -279,6 +280,17 @@ class Blueprint:
                 dropped[:, self._block_at[choice.edit.block]] = indices[:, column] > 0
         return self._costs.evaluate(widths, dropped)
 
+    def cost_bounds(
+        self, choices: tuple[Choice, ...], low: np.ndarray, high: np.ndarray
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Certain bounds over boxes ``low <= indices <= high`` [n, choices]: cost -> (least, most) [n].
+
+        Only of costs that :func:`falling_costs` names: the corners of a box bound them.
+        """
+        names = falling_costs(choices, positive=self._costs.positive)
+        least, most = (self.cost_arrays(choices, x) if names else {} for x in (high, low))
+        return {name: (least[name], most[name]) for name in names}
+
     def kept(self, candidate: Candidate) -> dict[str, np.ndarray]:
         """Units kept in each pruned group, ascending, by group name."""
         kept: dict[str, np.ndarray] = {}
@@ -312,7 +324,7 @@ class Blueprint:
                 self._orders,
                 own=self.artifact == "module",
                 alive=self.alive,
-                mend=self._mend if self._repair else None,
+                mending=lambda candidate: self._mending(rung_of(candidate)),
                 example=self._example,
             )
             self._elastic = key, made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import logging
 import sys
@@ -17,6 +16,8 @@ from torch import fx, nn
 from torch.fx import _pytree as fx_pytree
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
+
+from .masks import plain_copy
 
 aten = torch.ops.aten
 
@@ -94,7 +95,7 @@ def capture(model: nn.Module, example: Any) -> Captured:
     """
     args, kwargs = normalise_example(example)
     try:
-        source = copy.deepcopy(model).eval()
+        source = plain_copy(model).eval()
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied: {_first_line(error)}; "
@@ -116,8 +117,8 @@ def capture(model: nn.Module, example: Any) -> Captured:
     leaves = pytree.tree_leaves(output)
     if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
         raise CaptureError(
-            f"{type(model).__name__} returns no tensor but {_kind(output)}; return a tensor, or a tuple, list "
-            "or dict of tensors (register other containers with torch.utils._pytree.register_pytree_node)"
+            f"{type(model).__name__} returns no tensor but {_kind(output)}; return a tensor, or a tuple, "
+            "list or dict of tensors (torch.utils._pytree.register_pytree_node makes other containers known)"
         )
     unreturned = tuple(dict.fromkeys(type(leaf).__name__ for leaf in leaves if not _plain(leaf)))
     batch = batch_length(args, kwargs)

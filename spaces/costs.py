@@ -66,6 +66,12 @@ class Costs:
         self._live = self._lifetimes.alive
         self._forms = np.array(self._rows, dtype=np.float64).reshape(-1, 1 + len(self._sizes))
 
+    @property
+    def positive(self) -> bool:
+        """Whether no coefficient is negative, so that costs cannot fall as widths grow."""
+        terms = (self._macs, self._params, self._bytes, self._tensors)
+        return bool((self._forms >= 0).all()) and all(factor >= 0 for t in terms for factor, _ in t)
+
     def evaluate(self, widths: np.ndarray, dropped: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Costs for kept units per group.
 

@@ -24,6 +24,7 @@ from .elastic_module import Resident
 from .elastic_storage import Storage, Widths
 from .proof import relative_difference
 from .prune import Prune
+from .rung import is_rung
 from .surgery import Alive, Mend, Surgeon
 
 
@@ -35,7 +36,8 @@ class Elastic:
         orders: units of each pruned group, best first, by the name of the order and of the group.
         own: switch the user's module; else the captured graph.
         alive: the labels that stay for a candidate.
-        mend: repairs sliced parameters; then a switch copies them all, in the order of :meth:`Surgeon.own`.
+        mending: the repair of a candidate's sliced parameters; where there is one, a switch copies them
+            all, in the order in which they are built.
         example: ``(args, kwargs)`` on which sorting is checked to leave the outputs unchanged; without one,
             or where it does not, a switch copies too.
     """
@@ -48,18 +50,20 @@ class Elastic:
         *,
         own: bool,
         alive: Callable[[Candidate], Alive],
-        mend: Mend | None = None,
+        mending: Callable[[Candidate], Mend | None] = lambda _: None,
         example: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
     ) -> None:
         self.choices = tuple(choices)
-        self._surgeon, self._alive, self._mend, self._example = surgeon, alive, mend, example
+        self._surgeon, self._alive, self._mending, self._example = surgeon, alive, mending, example
         pruned = {c.edit.group: orders[c.edit.order] for c in choices if isinstance(c.edit, Prune)}
         self._groups: list[Group] = [g for g in surgeon.coupling.groups if g.name in pruned]
+        self._sizes = np.array([g.size for g in self._groups])
         self._orders = {g.name: pruned[g.name][g.name] for g in self._groups}
         at = {g.name: i for i, g in enumerate(self._groups)}
-        # [choices]: (group, units kept per option), or None for what no network can switch
-        self._cuts = [(at[c.edit.group], c.edit.kept) if isinstance(c.edit, Prune) else None for c in choices]
-        self._free = [i for i, c in enumerate(choices) if c.edit is not None and not isinstance(c.edit, Prune)]
+        cuts = {i: c.edit for i, c in enumerate(choices) if isinstance(c.edit, Prune)}
+        # place among the choices -> (group, units kept per option)
+        self._cuts = {i: (at[edit.group], edit.kept) for i, edit in cuts.items()}
+        self._foreign = [i for i, c in enumerate(choices) if i not in cuts and not _keeps_the_network(c)]
         self._resident = Resident(surgeon, own=own)
         labels = surgeon.coupling.parameters
         vectors = [v for axes in labels.values() for v in axes] + self._resident.counted
@@ -69,7 +73,12 @@ class Elastic:
 
     def switches(self, candidate: Candidate) -> bool:
         """Whether :meth:`switch` can make it: its choices are this space's, and all it changes is widths."""
-        return candidate.choices == self.choices and not any(candidate.indices[i] for i in self._free)
+        return candidate.choices == self.choices and not any(candidate.indices[i] for i in self._foreign)
+
+    @property
+    def free(self) -> bool:
+        """Whether nobody has it from :meth:`lend`."""
+        return not self._lent.locked()
 
     def switch(self, candidate: Candidate, *, copies: bool = False) -> nn.Module:
         """The network of ``candidate`` in eval mode: always the same module, valid until the next switch.
@@ -85,13 +94,13 @@ class Elastic:
         """
         if not self.switches(candidate):
             raise ValueError(f"{candidate} does more than prune this space's groups; build it instead")
-        kept = np.array([g.size for g in self._groups])
-        for cut, option in zip(self._cuts, candidate.indices, strict=True):
-            if cut is not None:
-                kept[cut[0]] = cut[1][option]
+        kept = self._sizes.copy()
+        for i, (group, units) in self._cuts.items():
+            kept[group] = units[candidate.indices[i]]
+        mend = self._mending(candidate)
         with torch.inference_mode(False), torch.no_grad():
-            if copies or self._mend is not None or self._storage is None:
-                self._copy(self._alive(candidate))
+            if copies or mend is not None or self._storage is None:
+                self._copy(self._alive(candidate), mend)
             else:
                 self._storage.cut(kept)
         self._count(kept)
@@ -122,8 +131,8 @@ class Elastic:
             storage.forget()
             storage.restore()
 
-    def _copy(self, alive: Alive) -> None:
-        made = self._surgeon.parameters(alive, self._mend)
+    def _copy(self, alive: Alive, mend: Mend | None = None) -> None:
+        made = self._surgeon.parameters(alive, mend)
         for name, holder in self._resident.holders.items():
             new = made[name] if name in made else self._originals[name].clone()
             holder.data = new.detach()
@@ -146,11 +155,10 @@ class Elastic:
             )
         except TypeError:
             return None
-        sizes = np.array([g.size for g in self._groups])
-        self._count(sizes)
+        self._count(self._sizes)
         self._copy(np.ones(self._surgeon.coupling.units + 1, dtype=bool))
         expected = self._outputs()
-        storage.cut(sizes)
+        storage.cut(self._sizes)
         off, allowed = relative_difference(self._outputs(), expected)
         return storage if off <= allowed else None
 
@@ -158,3 +166,8 @@ class Elastic:
         assert self._example is not None
         args, kwargs = fresh(self._example)
         return pytree.tree_leaves(self._resident.module(*args, **kwargs))
+
+
+def _keeps_the_network(choice: Choice) -> bool:
+    """Does no option change what the network computes with its weights?"""
+    return choice.edit is None or is_rung(choice)

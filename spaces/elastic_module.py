@@ -46,8 +46,8 @@ class Resident:
         for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
             if id(tensor) not in known:
                 self.holders[f"{name} (unread)"] = tensor
-        self.counted: list[Vector] = [v for *_, v, _ in self._sized if v is not None]
-        self.counted += self._widths.values()
+        layers = [labels for *_, labels, _ in self._sized if labels is not None]
+        self.counted: list[Vector] = [*self._widths.values(), *layers]
         self._state = [_State(m) for m in self.module.modules()]
         self._trained = [(t, t.requires_grad) for t in self.holders.values()]
 
@@ -102,7 +102,8 @@ def _tensors(made: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def _widths_as_attributes(module: CapturedModule, surgeon: Surgeon) -> dict[str, Vector]:
     """Let the code read its shape constants from attributes; what each of them counts, by name."""
-    vectors = {id(c.vector): c.vector for cs in surgeon.constants.values() for c in cs if c.vector is not None}
+    counts = [c.vector for constants in surgeon.constants.values() for c in constants]
+    vectors = {id(v): v for v in counts if v is not None}
     names = {key: f"width_{i}" for i, key in enumerate(vectors)}
     first = next(iter(module.graph.nodes))
     read: dict[int, fx.Node] = {}

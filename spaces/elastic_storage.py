@@ -8,6 +8,7 @@ projections) they are gathered.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,9 @@ from .coupling.units import Vector
 Labels = Mapping[str, tuple[Vector | None, ...]]  # canonical name -> unit labels per axis
 
 _ALIGN = 64  # bytes, between tensors in the store
-_BLOCK = 64  # eight-byte words that one number of the fingerprint sums
+# The fingerprint sums blocks of eight-byte words modulo 2^64, each word times an odd number of its own: any
+# change of one word, and of where words stand, changes the sum.
+_WEIGHTS = np.random.default_rng(0).integers(0, 2**63, 256) * 2 + 1
 
 
 class Widths:
@@ -66,10 +69,6 @@ class Widths:
         alive: np.ndarray = self.unit_of < np.append(kept, 1)[self.group_of]
         return alive
 
-    def positions(self, i: int, alive: np.ndarray) -> torch.Tensor:
-        """Which positions of the i-th vector stay, ascending."""
-        return torch.from_numpy(np.flatnonzero(alive[self.vectors[i]]))
-
     def is_prefix(self, v: Vector) -> bool:
         """Are the first units of a group always the leading positions?"""
         groups, units = self.group_of[v], self.unit_of[v]
@@ -102,30 +101,48 @@ class _Rows:
     sliced: list[tuple[int, int]]  # (axis in the pool, vector) of which leading positions stay
     gathered: list[tuple[int, int]]  # (axis in the pool, vector) of which segments do
 
+    def shaped(
+        self, rows: torch.Tensor, lengths: list[int], positions: Callable[[int], torch.Tensor]
+    ) -> torch.Tensor:
+        """The tensor, from the rows that stay of it."""
+        for axis, vector in self.gathered:
+            rows = rows.index_select(axis, positions(vector))
+        for axis, vector in self.sliced:
+            rows = rows.narrow(axis, 0, lengths[vector])
+        return rows.movedim(0, self.front)
 
-@dataclass(slots=True)
+
 class _Pool:
     """Tensors of one type and one shape of row, behind each other: one gather serves all."""
 
-    members: list[_Rows]
-    rows: torch.Tensor  # [all rows, ...]
-    labels: np.ndarray  # [all rows]
-    room: torch.Tensor  # as rows: where it is gathered to
-    vectors: list[int]  # all that its members follow
+    def __init__(self, members: list[_Rows], whole: list[torch.Tensor], widths: Widths) -> None:
+        self._members = members
+        self._holders = [m.holder for m in members]
+        self.written = all(t.dim() == 1 for t in whole)  # by forward passes, perhaps
+        self._rows = torch.cat([t.movedim(m.front, 0) for m, t in zip(members, whole, strict=True)])
+        self._room = torch.empty_like(self._rows)  # what is gathered is written here
+        followed = [None if m.vector is None else widths.vectors[m.vector] for m in members]
+        self.labels = np.concatenate(
+            [np.zeros(m.length, np.int64) if v is None else v for m, v in zip(members, followed, strict=True)]
+        )
+        self._sizes = np.array([m.length for m in members])
+        self._cut = np.array([m.vector is not None for m in members])
+        self._vectors = np.array([m.vector for m in members if m.vector is not None], dtype=np.int64)
+        others = {vector for m in members for _, vector in m.sliced + m.gathered}
+        self.vectors = others | set(self._vectors.tolist())  # all that its tensors follow
 
-    def fill(self, alive: np.ndarray, lengths: list[int], index: Callable[[int], torch.Tensor]) -> None:
-        stays = torch.from_numpy(np.flatnonzero(alive[self.labels]))
-        room = self.room.narrow(0, 0, len(stays))
-        torch.index_select(self.rows, 0, stays, out=room)
-        sizes = [m.length if m.vector is None else lengths[m.vector] for m in self.members]
-        for m, piece in zip(self.members, torch.unsafe_split_with_sizes(room, sizes), strict=True):
-            if m.gathered or m.sliced or m.front:
-                for axis, vector in m.gathered:
-                    piece = piece.index_select(axis, index(vector))
-                for axis, vector in m.sliced:
-                    piece = piece.narrow(axis, 0, lengths[vector])
-                piece = piece.movedim(0, m.front)
-            m.holder.data = piece
+    def fill(self, stays: torch.Tensor, lengths: list[int], positions: Callable[[int], torch.Tensor]) -> None:
+        """Set the holders' data to the rows ``stays``."""
+        room = self._room.narrow(0, 0, len(stays))
+        torch.index_select(self._rows, 0, stays, out=room)
+        self._sizes[self._cut] = np.array(lengths)[self._vectors]
+        pieces = torch.unsafe_split_with_sizes(room, self._sizes.tolist())
+        if self.written:
+            for holder, piece in zip(self._holders, pieces, strict=True):
+                holder.data = piece
+        else:
+            for member, piece in zip(self._members, pieces, strict=True):
+                member.holder.data = member.shaped(piece, lengths, positions)
 
 
 class Storage:
@@ -167,7 +184,10 @@ class Storage:
         }
         prefix = [widths.is_prefix(v) for v in widths.vectors]
         self._slices: dict[str, _Slice] = {}
-        pooled: dict[tuple[torch.dtype, torch.Size], list[_Rows]] = {}
+        # By type, shape of row, and how many tensors before follow the same vector: then the scales, shifts,
+        # means and variances of all normalisations are four pools with the same positions to gather.
+        pooled: dict[tuple[torch.dtype, torch.Size, int], list[_Rows]] = {}
+        before: Counter[tuple[torch.dtype, torch.Size, int | None]] = Counter()
         scalars: dict[torch.dtype, list[str]] = {}
         end = 0
         for name, tensor in tensors.items():
@@ -177,17 +197,22 @@ class Storage:
                 scalars.setdefault(tensor.dtype, []).append(name)
             elif tensor.dim() == 1 or segments:
                 rows = _rows(name, tensor, holder, axes, prefix, segments[0] if segments else 0)
-                shape = tensor.movedim(rows.front, 0).shape[1:]
-                pooled.setdefault((tensor.dtype, shape), []).append(rows)
+                kind = tensor.dtype, tensor.movedim(rows.front, 0).shape[1:]
+                pooled.setdefault((*kind, before[*kind, rows.vector]), []).append(rows)
+                before[*kind, rows.vector] += 1
             else:
                 stride = torch.empty(tensor.shape, device="meta").stride()
                 offset = end // tensor.element_size()
                 self._slices[name] = _Slice(holder, tensor, offset, list(tensor.shape), stride, axes)
                 end += -(-tensor.numel() * tensor.element_size() // _ALIGN) * _ALIGN
-        self._store = torch.zeros(-(-end // (8 * _BLOCK)) * 8 * _BLOCK, dtype=torch.uint8)
+        self._store = torch.zeros(-(-end // _WEIGHTS.nbytes) * _WEIGHTS.nbytes, dtype=torch.uint8)
         self._fill()
         self._fingerprint = self._sums()
-        self._pools = [self._pool(members) for members in pooled.values()]
+        # [pools with equal labels]
+        self._pools: dict[bytes, list[_Pool]] = {}
+        for members in pooled.values():
+            pool = _Pool(members, [self._ordered(m.name) for m in members], widths)
+            self._pools.setdefault(pool.labels.tobytes(), []).append(pool)
         self._scalars = [
             ([holders[n] for n in names], torch.stack([tensors[n].detach() for n in names]))
             for names in scalars.values()
@@ -210,9 +235,11 @@ class Storage:
             for axis, vector in s.axes:
                 shape[axis] = lengths[vector]
             s.holder.data = s.base.as_strided(shape, s.stride, s.offset)
-        for pool in self._pools:
-            if pool.rows.dim() == 1 or any(touched[v] for v in pool.vectors):
-                pool.fill(alive, lengths, lambda i: self._widths.positions(i, alive))
+        for pools in self._pools.values():
+            stays = _staying(pools[0].labels, alive)
+            for pool in pools:
+                if pool.written or any(touched[v] for v in pool.vectors):
+                    pool.fill(stays, lengths, lambda i: _staying(self._widths.vectors[i], alive))
         for holders, values in self._scalars:
             for holder, value in zip(holders, values.clone().unbind(), strict=True):
                 holder.data = value
@@ -224,7 +251,7 @@ class Storage:
 
     def restore(self) -> bool:
         """Write the original weights again where somebody wrote on the store; was that needed?"""
-        if torch.equal(self._sums(), self._fingerprint):
+        if np.array_equal(self._sums(), self._fingerprint):
             return False
         self._fill()
         return True
@@ -235,15 +262,6 @@ class Storage:
             s.base = self._store.view(ordered.dtype)
             s.base.as_strided(s.shape, s.stride, s.offset).copy_(ordered)
 
-    def _pool(self, members: list[_Rows]) -> _Pool:
-        labels = [
-            np.zeros(m.length, np.int64) if m.vector is None else self._widths.vectors[m.vector]
-            for m in members
-        ]
-        rows = torch.cat([self._ordered(m.name).movedim(m.front, 0) for m in members])
-        vectors = {i for m in members for _, i in self._axes[m.name]}
-        return _Pool(members, rows, np.concatenate(labels), torch.empty_like(rows), sorted(vectors))
-
     def _ordered(self, name: str) -> torch.Tensor:
         """A tensor with the units of every group permuted."""
         tensor = self._tensors[name].detach()
@@ -251,9 +269,10 @@ class Storage:
             tensor = tensor.index_select(axis, self._sources[i])
         return tensor
 
-    def _sums(self) -> torch.Tensor:
-        """A number per 512 bytes of the store that tells whether any bit changed."""
-        return self._store.view(torch.int64).view(-1, _BLOCK).sum(1)
+    def _sums(self) -> np.ndarray:
+        """A number per block of the store, which changes with its contents."""
+        sums: np.ndarray = self._store.numpy().view(np.int64).reshape(-1, len(_WEIGHTS)) @ _WEIGHTS
+        return sums
 
 
 def _rows(
@@ -274,6 +293,11 @@ def _rows(
         [(a, i) for a, i in others if prefix[i]],
         [(a, i) for a, i in others if not prefix[i]],
     )
+
+
+def _staying(labels: np.ndarray, alive: np.ndarray) -> torch.Tensor:
+    """Positions whose label stays, ascending."""
+    return torch.from_numpy(np.flatnonzero(alive[labels]))
 
 
 def _source(v: Vector, content: np.ndarray) -> torch.Tensor:

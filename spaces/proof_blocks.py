@@ -45,10 +45,12 @@ def prove_blocks(
 
     with torch.no_grad(), no_constant_parameters(captured.graph_module, coupling, seed):
         bench = Artifacts(captured, coupling, surgeon)
-        bench.own_reason = proof.own_reason or next(
-            (f"{b.name} is not a module that makes {b.out} of {b.keep}" for b in blocks if b.module is None),
-            "",
-        )
+        part = next((b.name for b in blocks if b.module is None), None)
+        if part is not None:
+            bench.own_reason = (
+                f"the residual block {part} is not a whole module, so only the graph can lose it"
+            )
+        bench.own_reason = proof.own_reason or bench.own_reason
         for i, b in enumerate(blocks):
             alone = without({b.name}, np.ones_like(half))
             if reason := bench.check(alone, own=False):

@@ -78,7 +78,7 @@ def with_rungs(space: Space, rungs: Sequence[Rung]) -> Space:
 
 def rungs_of(space: Space) -> tuple[Rung, ...]:
     """The rungs of a space, the most thorough first; empty where it has none."""
-    return next((c.edit for c in space.choices if _is_rung(c)), ())
+    return next((c.edit for c in space.choices if is_rung(c)), ())
 
 
 def tunes(space: Space) -> bool:
@@ -89,10 +89,11 @@ def tunes(space: Space) -> bool:
 def rung_of(candidate: Candidate) -> Rung | None:
     """The rung that a candidate is to be evaluated on; ``None`` in a space without rungs."""
     for choice, index in zip(candidate.choices, candidate.indices, strict=True):
-        if _is_rung(choice):
+        if is_rung(choice):
             return choice.edit[index]
     return None
 
 
-def _is_rung(choice: Choice) -> bool:
+def is_rung(choice: Choice) -> bool:
+    """Is it the choice of :func:`with_rungs`?"""
     return choice.name == NAME and isinstance(choice.edit, tuple)

@@ -69,7 +69,7 @@ class Surgeon:
         return self._liveness.dead(dropped) if dropped.any() else set()
 
     def handed(self, alive: Alive) -> dict[str, tuple[str, bool]]:
-        """Nodes that stand for the ends of dropped blocks: whose value each hands on, and whether as a copy."""
+        """Nodes that end dropped blocks: whose value each hands on, and whether as a copy."""
         out: dict[str, tuple[str, bool]] = {}
         dead = self.dead(alive)
         for b, is_dropped in zip(self.blocks, self.dropped(alive), strict=True):
@@ -138,7 +138,8 @@ class Surgeon:
         gone = self._liveness.dead(dropped)
         for block, is_dropped in zip(self.blocks, dropped, strict=True):
             if is_dropped:
-                x, out = new[block.add].args[1 - block.branch], new[block.out]
+                x: Any = new[block.add].args[1 - block.branch]
+                out = new[block.out]
                 if block.copies:
                     with graph.inserting_before(out):
                         x = graph.call_function(torch.ops.aten.clone.default, (x,))

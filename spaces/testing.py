@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from .blueprint import Blueprint
+from .capture import capture
 from .choice import Candidate
 from .coupling.walk import IN
-
 
 _kept_alive: list[torch.library.Library] = []  # a library's declarations go with it
 
@@ -58,6 +60,27 @@ def zeroed_consumers(net: nn.Module, blueprint: Blueprint, candidate: Candidate)
                     rows = weights[member.parameter].movedim(member.axis, 0)
                     rows[torch.from_numpy(member.positions[gone].reshape(-1))] = 0
     return net
+
+
+def counted_costs(module: nn.Module, x: torch.Tensor) -> dict[str, float]:
+    """Costs of a built network by other routes than those of its space.
+
+    ``macs`` by torch's counter, ``params`` and ``size_mb`` from what the module holds, ``activation_mb`` and
+    ``memory_mb`` from a trace of the module itself, in which nothing is cut.
+    """
+    # Fused attention counts nothing.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        module(x)
+    again = Blueprint(capture(module, x))
+    whole = np.array([[g.size for g in again.coupling.groups]], dtype=np.int64)
+    unchanged = again._costs.evaluate(whole)
+    return {
+        "macs": counter.get_total_flops() / 2 / len(x),
+        "params": float(sum(p.numel() for p in module.parameters())),
+        "size_mb": sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers())) / 1e6,
+        "activation_mb": float(unchanged["activation_mb"][0]),
+        "memory_mb": float(unchanged["memory_mb"][0]),
+    }
 
 
 @contextmanager

@@ -101,8 +101,8 @@ def test_registry_knows_the_built_in_searchers():
 
 
 def test_unknown_searcher_lists_the_known():
-    with pytest.raises(ValueError, match=r"unknown searcher 'nsga3'; known are .*greedy.*nsga2.*random"):
-        searcher("nsga3", toy_space(), OBJECTIVES)
+    with pytest.raises(ValueError, match=r"unknown searcher 'nsga9'; known are .*greedy.*nsga2.*random"):
+        searcher("nsga9", toy_space(), OBJECTIVES)
 
 
 def test_guard_wraps_once():

@@ -191,7 +191,7 @@ def einsum(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
 
 @rule("scaled_dot_product_attention")
 def attention(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
-    """Whole heads go. A single head may lose dimensions instead, where the scale does not follow from them."""
+    """Whole heads go; a single head may lose dimensions where the scale does not follow from their number."""
     q, k, v = a["query"], a["key"], a["value"]
     heads = walk.shape(q)[-3] if len(walk.shape(q)) > 3 else 1
     if a.get("scale") is None:

@@ -87,6 +87,8 @@ class Walk:
     forks: dict[str, Fork] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)  # label -> why it was frozen
     values: dict[fx.Node, Any] = field(default_factory=dict)  # what the running interpreter holds
+    # node computed from parameters alone (a normalised weight, say) -> those parameters
+    made_of: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
 
     def run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Execute the graph on the example and follow the labels."""
@@ -156,9 +158,16 @@ class Walk:
         self.statistics.add(node.name)
 
     def role(self, argument: Any, axis: int, role: str) -> None:
-        """Note the part that axis ``axis`` of a parameter plays; computed weights have none."""
+        """Note the part that an axis of a parameter plays, or of the parameters that a weight is made of."""
         if isinstance(argument, fx.Node) and argument.op == "get_attr":
             self.roles.setdefault((self.canonical[str(argument.target)], axis), role)
+        elif role in (OUT, IN) and argument in self.made_of:
+            v = self.of(argument)[axis]
+            for source in self.made_of[argument] if v is not None else ():
+                for k, own in enumerate(self.of(source)):
+                    key = self.canonical[str(source.target)], k
+                    if own is not None and np.array_equal(own, v) and self.roles.get(key, ALONG) == ALONG:
+                        self.roles[key] = role
 
     def count(
         self,
@@ -212,6 +221,11 @@ class _Follower(fx.Interpreter):
             out = super().run_node(n)
         walk.values = self.env
         walk.shapes[n] = _shapes(out)
+        inputs = n.all_input_nodes
+        if n.op == "get_attr":
+            walk.made_of[n] = (n,)
+        elif inputs and all(i in walk.made_of for i in inputs):
+            walk.made_of[n] = tuple(dict.fromkeys(s for i in inputs for s in walk.made_of[i]))
         walk.axes[n] = self._follow(n, out)
         if (flops := counter.get_total_flops()) and (n.name, 0) not in walk.macs:
             walk.macs[n.name, 0] = Term(flops / 2 / walk.batch, ())  # its rule froze everything

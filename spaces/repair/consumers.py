@@ -13,6 +13,7 @@ from torch import fx
 
 from ..coupling import Coupling
 from ..coupling.walk import bind, operator_name
+from .recurrent import recurrent
 from .sources import Source, patch_of
 
 aten = torch.ops.aten
@@ -97,6 +98,10 @@ def find_consumers(
                 _coverage(first, coupling),
             )
         )
+    for weight, node, offset, key, source in recurrent(graph, coupling, users):
+        sources.setdefault(key, source)
+        at = list(sources).index(key)
+        consumers.append(Consumer(weight, (node.name,), 1, 0, at, offset, np.ones(1)))
     return consumers, list(sources.values())
 
 

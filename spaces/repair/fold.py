@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,25 +37,20 @@ def fold(
     """
     splits: dict[tuple[int, bool], list[_Parted]] = {}
 
-    def change(consumer: Consumer, stays: np.ndarray) -> Change:
-        key = consumer.source, consumer.offset is not None
+    def change(consumer: Consumer, source: Source) -> Change:
+        key, stays = (consumer.source, consumer.offset is not None), alive[source.columns]
         if key not in splits:
-            splits[key] = [
-                _part(block, stays, calibration.ridge, key[1])
-                for block in calibration.blocks[consumer.source]
-            ]
-        weight = tensors[consumer.weight]
-        return _change(consumer, calibration.sources[consumer.source], splits[key], stays, weight)
+            blocks = calibration.blocks[consumer.source]
+            splits[key] = [_part(block, stays, calibration.ridge, key[1]) for block in blocks]
+        return _change(consumer, source, splits[key], stays, tensors[consumer.weight])
 
     for consumer in calibration.consumers:
         source = calibration.sources[consumer.source]
         positions = alive[source.labels]
         if positions.all():
             continue
-        stays = np.repeat(positions, source.taps)
-        found = calibration.changes.get(
-            (consumer.weight, positions.tobytes()), lambda c=consumer, s=stays: change(c, s)
-        )
+        key = consumer.weight, positions.tobytes()
+        found = calibration.changes.get(key, partial(change, consumer, source))
         out_labels = labels[consumer.weight][consumer.out]
         rows = slice(None) if out_labels is None else torch.from_numpy(np.flatnonzero(alive[out_labels]))
         target = made[consumer.weight].detach().movedim((consumer.out, consumer.axis), (0, 1))

@@ -20,7 +20,7 @@ from .changes import Changes
 from .consumers import Consumer, find_consumers
 from .least_squares import RIDGE
 from .rows import draw, places, take
-from .sources import Source
+from .sources import OUTPUT, Source
 
 log = logging.getLogger(__name__)
 
@@ -115,19 +115,30 @@ class _Gatherer(fx.Interpreter):
         seed: int,
     ) -> None:
         super().__init__(module)
-        self._at = {node: (i, name) for i, s in enumerate(sources) for node, name in s.calls}
+        self._at: dict[str, list[tuple[int, str]]] = {}
+        for i, source in enumerate(sources):
+            for node, name in source.calls:
+                self._at.setdefault(node, []).append((i, name))
         self._sources, self._cuts, self._sums = sources, cuts, sums
         self._generator = torch.Generator().manual_seed(seed)
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.name in self._at:
-            i, argument = self._at[n.name]
-            for rows in _rows(self.env[bind(n)[argument]], self._sources[i], self._generator):
-                for cut, total in zip(self._cuts[i], self._sums[i], strict=True):
-                    z = rows if len(cut) == rows.shape[1] else rows[:, torch.from_numpy(cut)]
-                    z = torch.cat([z, z.new_ones(len(z), 1)], 1)
-                    total += (z.T @ z).numpy()
-        return super().run_node(n)
+        reads = self._at.get(n.name, ())
+        for i, name in reads:
+            if name != OUTPUT:  # before the call, which may overwrite it
+                self._add(i, self.env[bind(n)[name]])
+        out = super().run_node(n)
+        for i, name in reads:
+            if name == OUTPUT:
+                self._add(i, out[0])
+        return out
+
+    def _add(self, i: int, x: torch.Tensor) -> None:
+        for rows in _rows(x, self._sources[i], self._generator):
+            for cut, total in zip(self._cuts[i], self._sums[i], strict=True):
+                z = rows if len(cut) == rows.shape[1] else rows[:, torch.from_numpy(cut)]
+                z = torch.cat([z, z.new_ones(len(z), 1)], 1)
+                total += (z.T @ z).numpy()
 
 
 def _rows(x: torch.Tensor, source: Source, generator: torch.Generator) -> Iterator[torch.Tensor]:

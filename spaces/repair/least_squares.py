@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-RIDGE = 1e-4  # of the mean variance of the columns
+RIDGE = 0.03  # of the mean variance of the columns
 LEAST = 1e-12  # of the same, where without damping the moments are singular
 
 

@@ -22,7 +22,7 @@ from ..surgery import Alive, Surgeon
 from .fitting import Recorder, Smaller, record
 from .gram import Inputs
 
-RIDGE = 1e-2  # of the mean variance of the inputs; pulls towards the weights of the one-step repair
+RIDGE = 0.03  # of the mean variance of the inputs; pulls towards the weights of the one-step repair
 SAMPLES = 256  # in the batch that runs through
 ACTIVATION_BYTES = 128 * 2**20  # of the largest activation of that batch; fewer samples where it is larger
 

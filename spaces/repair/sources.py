@@ -11,6 +11,8 @@ from torch import fx
 
 from ..coupling.walk import bind, operator_name
 
+OUTPUT = "output"  # in place of an operand's name: the first output of the call itself
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -29,7 +31,7 @@ class Source:
     Its columns are the positions along the axis; with a window, ``position * taps + tap``.
     """
 
-    calls: tuple[tuple[str, str], ...]  # (node, operand's schema name); several where a weight is shared
+    calls: tuple[tuple[str, str], ...]  # (node, operand's schema name or OUTPUT); several: a shared weight
     axis: int  # counted from the end, below 0
     groups: int  # of a grouped convolution: each sees its own part of the axis
     patch: Patch | None

@@ -1,0 +1,87 @@
+"""Masks as ``torch.nn.utils.prune`` keeps them: ``weight_orig``, ``weight_mask``, a computed ``weight``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+
+def read_masks(module: nn.Module) -> dict[str, Tensor]:
+    """Masks of a module that ``torch.nn.utils.prune`` has pruned, by path of the parameter.
+
+    Returns:
+        Bool tensors, True where a weight stays; empty where nothing is masked.
+    """
+    return {
+        f"{path}.{name}" if path else name: getattr(child, f"{name}_mask") != 0
+        for path, child, name in _masked(module)
+    }
+
+
+def write_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Put masks on parameters in place, so that torch keeps them zero in training and can remove them.
+
+    Args:
+        masks: by path of the parameter, 0 or False where a weight goes. On a masked parameter both hold.
+
+    Raises:
+        ValueError: no such parameter, or another shape.
+    """
+    for path, mask in masks.items():
+        owner, _, name = path.rpartition(".")
+        child, weight = _owner(module, owner, name, path)
+        if weight.shape != mask.shape:
+            raise ValueError(f"{path} has shape {list(weight.shape)}, its mask {list(mask.shape)}")
+        prune.custom_from_mask(child, name, mask.to(weight.dtype))
+
+
+def apply_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Set to zero, in place, what the masks do not keep; nothing else of the module changes.
+
+    Raises:
+        ValueError: as :func:`write_masks`.
+    """
+    for path, mask in masks.items():
+        owner, _, name = path.rpartition(".")
+        _, weight = _owner(module, owner, name, path)
+        if weight.shape != mask.shape:
+            raise ValueError(f"{path} has shape {list(weight.shape)}, its mask {list(mask.shape)}")
+        weight.detach().mul_(mask.to(weight.dtype))
+
+
+def plain_copy(module: nn.Module) -> nn.Module:
+    """A deep copy with torch's masks multiplied into ordinary parameters; the original stays as it is.
+
+    ``copy.deepcopy`` alone refuses a masked module, since its weight is computed from others.
+    """
+    computed = [getattr(child, name) for _, child, name in _masked(module)]
+    memo = {id(w): w.detach().clone() for w in computed}
+    made = copy.deepcopy(module, memo)
+    for _, child, name in list(_masked(made)):
+        prune.remove(child, name)
+    return made
+
+
+def _masked(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Path and owner of every masked parameter, with its name there."""
+    for path, child in module.named_modules():
+        for key in child._buffers:
+            name = key.removesuffix("_mask")
+            if name != key and f"{name}_orig" in child._parameters:
+                yield path, child, name
+
+
+def _owner(module: nn.Module, owner: str, name: str, path: str) -> tuple[nn.Module, Tensor]:
+    try:
+        child = module.get_submodule(owner)
+        weight = getattr(child, name)
+    except AttributeError:
+        weight = None
+    if not isinstance(weight, torch.Tensor):
+        known = [n for n, p in module.named_parameters() if p.dim() > 1]
+        raise ValueError(f"there is no parameter {path!r} to mask; there are {', '.join(known[:5])}, ...")
+    return child, weight

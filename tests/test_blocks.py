@@ -1,0 +1,224 @@
+"""Residual blocks: which are found, and that each can go."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from netcarve import trace
+from netcarve.spaces.proof import relative_difference
+from netcarve.spaces.testing import counted_costs, declare_torchvision_operators
+from torch import nn
+
+
+def conv(i, o, stride=1):
+    return nn.Conv2d(i, o, 3, stride, 1, bias=False)
+
+
+def assert_costs(space, candidate, small, x):
+    row = space.cost_arrays([candidate])
+    for name, counted in counted_costs(small, x).items():
+        assert float(row[name][0]) == pytest.approx(counted), name
+
+
+class BasicBlock(nn.Module):
+    def __init__(self, i, o, stride):
+        super().__init__()
+        self.conv1, self.bn1, self.conv2, self.bn2 = (
+            conv(i, o, stride),
+            nn.BatchNorm2d(o),
+            conv(o, o),
+            nn.BatchNorm2d(o),
+        )
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(i, o, 1, stride), nn.BatchNorm2d(o))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(y + self.shortcut(x))
+
+
+def resnet20():
+    layers = [conv(3, 8), nn.BatchNorm2d(8), nn.ReLU()]
+    for i, o, stride in ((8, 8, 1), (8, 16, 2), (16, 32, 2)):
+        layers += [BasicBlock(i, o, stride), BasicBlock(o, o, 1), BasicBlock(o, o, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+
+class Layer(nn.Module):
+    def __init__(self, d, post):
+        super().__init__()
+        self.n1, self.n2, self.post = nn.LayerNorm(d), nn.LayerNorm(d), post
+        self.qkv, self.proj = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.up, self.down = nn.Linear(d, 2 * d), nn.Linear(2 * d, d)
+
+    def attention(self, x, mask):
+        q, k, v = (y.unflatten(-1, (4, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+    def forward(self, x, mask):
+        if self.post:
+            x = self.n1(x + self.attention(x, mask))
+            return self.n2(x + self.down(F.gelu(self.up(x))))
+        x = x + self.attention(self.n1(x), mask)
+        return x + self.down(F.gelu(self.up(self.n2(x))))
+
+
+class Transformer(nn.Module):
+    def __init__(self, layers=3, post=False, d=16):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inside, self.bias, self.out = (
+            nn.Linear(6, d),
+            nn.Parameter(torch.randn(4, 5, 5)),
+            nn.Linear(d, 3),
+        )
+        self.layers = nn.ModuleList(Layer(d, post) for _ in range(layers))
+
+    def forward(self, x):
+        x, mask = self.inside(x), self.bias.tanh().unsqueeze(0)
+        for layer in self.layers:
+            x = layer(x, mask)
+        return self.out(x.mean(1))
+
+
+@pytest.mark.parametrize("post", [False, True])
+def test_a_transformer_of_three_layers_has_six_blocks_that_share_a_mask(post):
+    net, x = Transformer(post=post).eval(), torch.randn(2, 5, 6)
+    blueprint = trace(net, x)
+    names = [f"layers.{i}.{part}" for i in range(3) for part in ("qkv", "up")]
+    assert [b.name for b in blueprint.blocks] == names
+    space = blueprint.space("drop")
+    assert blueprint.artifact == "graph"
+    # The mask goes with the last attention that reads it.
+    for chosen, has_bias in (([1, 0, 0, 0, 0, 0], True), ([1, 0, 1, 0, 1, 0], False)):
+        candidate = space.candidate(chosen)
+        small = space.build(candidate)
+        assert ("bias" in dict(small.named_parameters())) is has_bias
+        assert_costs(space, candidate, small, x)
+        reference = copy.deepcopy(net)
+        for i in np.flatnonzero(chosen):
+            layer = reference.layers[i // 2]
+            for p in layer.proj.parameters():
+                nn.init.zeros_(p)
+        with torch.no_grad():
+            assert relative_difference([small(x)], [reference(x)])[0] < 1e-5
+
+
+def test_a_resnet_20_has_nine_blocks_less_the_projections():
+    blocks = trace(resnet20(), torch.randn(2, 3, 16, 16)).blocks
+    assert [b.name for b in blocks] == ["3", "4", "5", "7", "8", "10", "11"]
+    assert [b.params for b in blocks] == [2 * (9 * c * c + 2 * c) for c in (8, 8, 8, 16, 16, 32, 32)]
+    # The widths double where the maps halve.
+    assert [b.macs for b in blocks] == [
+        2 * 9 * c * c * s * s
+        for c, s in zip((8,) * 3 + (16,) * 2 + (32,) * 2, (16,) * 3 + (8,) * 2 + (4,) * 2, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "count"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 32}, 24),
+        ("resnet26", {}, 4),
+    ],
+)
+def test_counts_on_published_architectures(name, options, count):
+    declare_torchvision_operators()
+    pytest.importorskip("timm")
+    import timm
+
+    x = torch.randn(2, 3, 32, 32)
+    assert len(trace(timm.create_model(name, **options).eval(), x).blocks) == count
+
+
+class Body(nn.Module):
+    """A stem, one operation on its result ``h`` (with three layers at hand), a head."""
+
+    def __init__(self, operation):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.a, self.b, self.head = (nn.Linear(6, 6) for _ in range(4))
+        self.wide, self.operation = nn.Linear(12, 6), operation
+
+    def forward(self, x):
+        return self.head(self.operation(self, torch.tanh(self.stem(x))))
+
+
+def used_outside(net, h):
+    inner = torch.relu(net.a(h))
+    return (h + net.b(inner)) * inner
+
+
+def overwrites(net, h):
+    return h.mul_(2.0) + net.a(h)
+
+
+def overwrites_within(net, h):
+    g = h + 0.0
+    return h + net.a(g.mul_(2.0))
+
+
+@pytest.mark.parametrize(
+    ("operation", "count"),
+    [
+        (lambda net, h: h + net.a(h), 1),
+        (lambda net, h: net.a(h) + h, 1),
+        (lambda net, h: h + net.b(net.a(h)).view(h.shape), 1),
+        (lambda net, h: torch.add(h, net.a(h), alpha=1), 1),
+        (lambda net, h: h + net.a(h) + net.b(h), 1),  # the second is added to x + a(x), not to x
+        (lambda net, h: h + (net.a(h) + net.b(h)), 1),
+        (overwrites_within, 1),
+        (overwrites, 1),  # x is what was written
+        (used_outside, 0),
+        (lambda net, h: torch.add(h, net.a(h), alpha=2), 0),
+        (lambda net, h: h - net.a(h), 0),
+        (lambda net, h: net.b(h) + net.a(h), 0),  # a projection
+        (lambda net, h: net.wide(torch.cat([h, net.a(h)], -1)), 0),
+        (lambda net, h: h + h, 0),
+        (lambda net, h: h + net.a(h)[:, :1], 0),  # broadcast
+        (lambda net, h: 0.5 * h * (1 + torch.tanh(0.8 * (h + 0.0447 * h**3))), 0),  # a gelu: nothing to save
+        (lambda net, h: net.a(h) + net.stem.bias, 0),
+    ],
+)
+def test_what_is_a_block_and_what_is_not(operation, count):
+    net, x = Body(operation), torch.randn(4, 6)
+    blueprint = trace(net, x)
+    assert len(blueprint.blocks) == count
+    if count:
+        space = blueprint.space("drop")
+        small = space.build(space.candidate([1]))
+        assert_costs(space, space.candidate([1]), small, x)
+
+
+def test_a_whole_network_is_not_a_block():
+    class Denoiser(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 4))
+
+        def forward(self, x):
+            return x + self.net(x)
+
+    assert not trace(Denoiser(), torch.randn(3, 4)).blocks
+
+
+def test_a_block_that_does_not_run_without_its_branch_is_left_out_with_the_reason():
+    class Expanded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.mix, self.head = nn.Linear(6, 1), nn.Linear(5, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            x = self.stem(x).expand(len(x), 5)
+            return self.head((x + self.mix(x)).mul_(2.0))  # what is expanded cannot be overwritten
+
+    blueprint = trace(Expanded(), torch.randn(4, 6))
+    assert [b.name for b in blueprint.blocks] == ["mix"]
+    with pytest.raises(ValueError, match="nothing in this model may be dropped"):
+        blueprint.space("drop")
+    assert "memory" in blueprint.left_out["drop:mix"]
+    assert not blueprint.blocks
