@@ -4,6 +4,7 @@
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ZOO   := $(VENV)/.zoo
 TYPES := $(VENV)/types/netcarve
 
 # Can this interpreter run netcarve, and make a virtual environment?
@@ -25,7 +26,7 @@ demo: $(STAMP)
 	$(BIN)/netcarve sweep digits
 
 # Two files at a time, one thread a process: Ray's workers are processes of their own.
-test: $(STAMP)
+test: $(STAMP) $(ZOO)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(STAMP) $(TYPES)
@@ -49,6 +50,15 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# Published models for the tests, which skip those that are missing. Their wheels may ask for another torch, so
+# that they come without dependencies; what the models then need to be imported is named here.
+$(ZOO): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps \
+	  torchvision timm transformers && \
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt \
+	  huggingface_hub pillow pyyaml regex tokenizers tqdm && touch $@ || \
+	echo "timm, torchvision, transformers: not installed; the tests of their models are skipped" >&2
 
 # mypy has no setting for "this folder is the package netcarve", whatever the folder is called; a link says it.
 $(TYPES): $(STAMP)

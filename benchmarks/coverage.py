@@ -1,12 +1,12 @@
 """Which published architectures can be pruned exactly: every group cut by half, beside Torch-Pruning.
 
-    .venv/bin/pip install --no-deps timm torchvision torch-pruning
+    make .venv/.zoo && .venv/bin/pip install --no-deps torch-pruning
     OMP_NUM_THREADS=1 .venv/bin/python benchmarks/coverage.py [NAME or FILE ...] [--peer] [--jobs 2]
 
 A name is ``timm:<name>`` or ``tv:<name>`` (torchvision), with ``@96`` for images of 96 pixels and ``@32x8``
 for eight frames of 32 pixels; a file lists one a line. Weights are random. Each network runs in a process of
-its own on one thread. netcarve counts as exact when the pruned network runs, has fewer parameters and equals the
-masked original (largest difference over largest output at most 1e-5).
+its own on one thread. netcarve counts as exact when the pruned network runs, has fewer parameters and equals
+the masked original (largest difference over largest output at most 1e-5).
 The peer, with its usual call, counts when its pruned network runs and has fewer parameters: it is not checked
 for equality, which favours it.
 """

@@ -21,7 +21,7 @@ from netcarve.search.sweep import WINDOW, Driver
 from search_problems import Problem
 
 TIMED = 50  # candidates over which the time of a proposal is averaged
-PATIENCE = 300.0  # CPU seconds after which a slow searcher is not timed any further
+PATIENCE = 120.0  # CPU seconds after which a slow searcher is not timed any further
 
 
 class Lookup(Pool):

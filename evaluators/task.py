@@ -98,7 +98,7 @@ class Task:
         return self._measure([(outputs, targets)])[self.metric_name]
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the model's class and weights, the validation data and the metric's name.
+        """SHA-256 (hex) over the model's class and weights, validation and calibration data, metric's name.
 
         Equal for equal tasks in any process, so that a run is never continued with another model.
         """
@@ -108,6 +108,9 @@ class Task:
         for args, kwargs, targets in self.batches:
             for key, value in {**arguments((args, kwargs)), "targets": targets}.items():
                 _hash(digest, key, value)
+        for call in self.calibration_batches:  # decides what repaired networks are
+            for key, value in arguments(call).items():
+                _hash(digest, f"calibration {key}", value)
         return digest.hexdigest()
 
     def without_train(self) -> Task:

@@ -17,11 +17,15 @@ FRONT = {3: 40, 4: 12}  # points of the front that count, by number of objective
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A limit on a modelled metric: at most ``level`` (or at least, where not ``upper``), warped."""
+    """A limit on a modelled metric: at most ``level``, or at least where not ``upper``."""
 
-    metric: int
-    level: float
+    metric: int  # number of the modelled metric
+    level: float  # on the scale of the values that it is compared with
     upper: bool
+
+    def kept(self, values: np.ndarray) -> np.ndarray:
+        """Bool, one per value."""
+        return values <= self.level if self.upper else values >= self.level
 
 
 class Acquisition:
@@ -68,12 +72,15 @@ class Acquisition:
             value *= ndtr(z if b.upper else -z)
         return np.where(self._taken, -1.0, value)
 
-    def take(self, i: int) -> None:
-        """Believe that candidate i will score what is expected, and go on from there."""
+    def take(self) -> int:
+        """The best candidate; from now on believed to score what is expected."""
+        i = int(self.values().argmax())
         self._taken[i] = True
-        self.front = _thinned(np.vstack([self.front, self.mean[i]]))
+        if all(b.kept(self.fields[b.metric].mean[i]) for b in self.bounds):
+            self.front = _thinned(np.vstack([self.front, self.mean[i]]))
         for field in self.fields:
             field.believe(i)
+        return i
 
     def _std(self, metric: int) -> np.ndarray:
         field = self.fields[metric]

@@ -11,15 +11,14 @@ from ..results.objective import METRICS, Limit, Objective
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
 from .generator import Steps
-from .memory import Remembering
+from .memory import Remembering, diagonal
 from .ranking import simplex
-from .sensitivity import combinations, damage_table, fill, fit, losses_of, predict, probes
+from .additive_model import Model, model
+from .sensitivity import combinations, predict, probes
 from .spread import most_gaining
 
 Cost = Callable[[list[Candidate]], np.ndarray]  # candidates -> float64 [n], to minimise
-Model = tuple[float, np.ndarray]  # value of the unchanged model, table of what options add
 POOL = 256  # predicted candidates among which a batch is chosen
-NEAR = 0.3  # the damage model has to be right up to this quantile of the damages seen
 DIRECTIONS = 4  # weighted sums of several costs, beside the costs themselves
 
 
@@ -29,8 +28,8 @@ class Additive(Remembering):
     The procedure of AIMET's greedy compression-ratio selection (Qualcomm: per-layer sensitivities, then one
     combination for a target), with two differences. The combination is exact: a multiple-choice knapsack
     solved by dynamic programming, for all budgets at once (see :mod:`.sensitivity`). And the table goes on
-    learning: after every batch the additive model is fitted to all trials with the measured table as prior,
-    by Cauchy weights of the damage, since it cannot be right both near the unchanged model and far from it.
+    learning: after every batch an additive model, of the damage or of its square root, is fitted to all trials
+    with the measured table as prior (:func:`~netcarve.search.additive_model.model`).
 
     The first measured metric, of the objectives and then of the limits, is the damage (the first objective
     where all are computed); the other objectives and limited metrics are costs. Costs that the space computes
@@ -45,6 +44,7 @@ class Additive(Remembering):
     """
 
     states = 512  # of the dynamic programme
+    ladder = 4  # candidates on the diagonal that come before the table: they show how damages add up
 
     def __init__(
         self,
@@ -69,6 +69,7 @@ class Additive(Remembering):
             return
         self._anchor = started.candidate
         self._metrics = self._wanted()
+        yield from self.score(self.allowed(diagonal(self.space))[: self.ladder])
         yield from self.score(self.allowed(probes(self.space, levels=self.levels, anchor=self._anchor)))
         while batch := self._batch_of(max(self.batch, len(self.known) // 8)):
             yield from self.score(batch)
@@ -91,7 +92,7 @@ class Additive(Remembering):
         return [damage, *(m for m in metrics if m is not damage)]
 
     def _models(self) -> dict[str, Model]:
-        """Additive models, to minimise, by metric; without those that no trial has."""
+        """Models to minimise, by metric; without those that no trial has."""
         trials = list(self.known.values())
         out: dict[str, Model] = {}
         for metric in self._metrics:
@@ -102,16 +103,10 @@ class Additive(Remembering):
             def loss(trial: Trial, metric: Objective = metric) -> float:
                 return metric.sign * trial.scores[metric.name] if metric.name in trial.scores else np.inf
 
-            rows, values = losses_of(trials, loss)
-            if not len(values):
-                continue
             # A failed option is to be avoided for its damage; its cost is only unknown.
             of = trials if damage else [t for t in trials if np.isfinite(loss(t))]
-            prior = fill(damage_table(self.space, of, loss, anchor=self._anchor), self.space.counts)
-            away = values - values.min()
-            near = max(float(np.quantile(away, NEAR)), 1e-12 * max(1.0, float(away.max())))
-            weights = 1.0 / (1.0 + (away / near) ** 2) if damage else None
-            out[metric.name] = fit(self.space, rows, values, prior, weights=weights)
+            if any(np.isfinite(loss(t)) for t in of):
+                out[metric.name] = model(self.space, of, loss, self._anchor, links=2 if damage else 1)
         return out
 
     def _costs(self, models: dict[str, Model]) -> list[Cost]:
@@ -121,7 +116,7 @@ class Additive(Remembering):
             if metric.name in self._analytic:
                 single.append(self._exact(metric))
             elif metric.name in models:
-                single.append(_additive(models[metric.name][1]))
+                single.append(_additive(models[metric.name].table))
         if len(single) < 2:
             return single or [lambda candidates: np.zeros(len(candidates))]
         ends = [self.space.baseline, self.space.candidate(self.space.counts - 1)]
@@ -141,7 +136,7 @@ class Additive(Remembering):
             return []
         pool: dict[Candidate, None] = {}
         for cost in self._costs(models):
-            found = [c for c in self.combine(damage[1], cost) if c not in self.known]
+            found = [c for c in self.combine(damage.table, cost) if c not in self.known]
             pool.update(dict.fromkeys(self.allowed(found)))
         good = [t for t in self.good() if np.isfinite(self.loss(t)).all()]
         front = nondominated([self.loss(t) for t in good]) if good else []
@@ -188,8 +183,7 @@ class Additive(Remembering):
         out = {m.name: costs[m.name] for m in self._metrics if m.name in costs}
         for m in self._metrics:
             if m.name in models and m.name not in out:
-                at, table = models[m.name]
-                out[m.name] = m.sign * (at + predict(table, rows))
+                out[m.name] = m.sign * models[m.name].predict(rows)
         return out
 
     def _broken(self, predicted: dict[str, np.ndarray], n: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -119,18 +120,10 @@ class Bayesian(Searcher):
     def _is_seen(self, row: tuple[int, ...]) -> bool:
         return row in self._told or row in self._pending
 
-    def _varied(self, elite: np.ndarray, parents: np.ndarray) -> np.ndarray:
-        """A pool: the elite, variations of the parents, and strangers; all there is in a small space."""
-        counts = self.space.counts
-        if self.space.size <= self.pool:
-            return self._unseen(np.indices(tuple(counts)).reshape(len(counts), -1).T)
-        strangers = int(STRANGERS * self.pool)
-        varied = vary(self.rng, parents, counts, self.pool - strangers)
-        return self._unseen(np.vstack([elite, varied, scattered(self.rng, counts, strangers)]))
-
     # what is known
 
     def _modelled(self) -> list[Metric]:
+        """Of objectives and limits, what has to be measured."""
         if self._metrics is None:
             signs = {o.name: o.sign for o in self.objectives}
             for m in self.limits:
@@ -138,113 +131,160 @@ class Bayesian(Searcher):
             self._metrics = [Metric(n, s) for n, s in signs.items() if n not in self._analytic]
         return self._metrics
 
-    def _bounds(self, metrics: Sequence[Metric]) -> list[tuple[int, float, bool]]:
-        """Limits on modelled metrics: (metric, bound as a loss, upper)."""
+    def _bounds(self) -> list[Bound]:
+        """Limits on modelled metrics, as bounds on losses."""
         found = []
         for m in self.limits:
-            for j, metric in enumerate(metrics):
+            for j, metric in enumerate(self._modelled()):
                 if m.metric == metric.name and (not m.relative or m.metric in self.baseline):
                     level = metric.sign * m.bound(self.baseline)
-                    found.append((j, level, ("<=" in m.text) == (metric.sign > 0)))
+                    found.append(Bound(j, level, ("<=" in m.text) == (metric.sign > 0)))
         return found
 
-    def _propose(self, n: int) -> np.ndarray:
-        """About ``n`` rows to ask for next, [<= n, choices]."""
+    def _points(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Objectives [n, objectives], minimised: modelled ones from values [n, metrics], known ones exactly."""
+        number = {m.name: j for j, m in enumerate(self._modelled())}
+        costs = self._costs(rows)
+        return np.column_stack(
+            [
+                values[:, number[o.name]] if o.name in number else o.sign * costs[o.name]
+                for o in self.objectives
+            ]
+        )
+
+    def _evidence(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Rows told [n, choices], losses of the modelled metrics [n, metrics], the worst for a failure, and
+        who succeeded [n]; None when that is too little."""
         metrics = self._modelled()
         trials = [t for t in self._told.values() if not (t.failed and t.number < 0)]  # refused ones aside
-        rows = np.array([t.candidate.indices for t in trials], dtype=np.int64).reshape(-1, len(self.space))
         losses = np.array([[m.sign * t.scores.get(m.name, np.nan) for m in metrics] for t in trials])
-        losses = losses.reshape(len(trials), len(metrics))
         known = np.isfinite(losses)
         if len(trials) < FEWEST or not known.any(axis=0).all():
-            return self._unseen(scattered(self.rng, self.space.counts, 4 * n + 16))[:n]
-        losses = np.where(known, losses, np.where(known, losses, -np.inf).max(axis=0))
-        with one_thread():
-            return self._search(n, metrics, rows, losses, known.all(axis=1))
+            return None
+        losses = np.where(known, losses, np.where(known, losses, -np.inf).max(axis=0, initial=-np.inf))
+        return np.array([t.candidate.indices for t in trials]), losses, known.all(axis=1)
 
-    def _search(
-        self, n: int, metrics: list[Metric], rows: np.ndarray, losses: np.ndarray, succeeded: np.ndarray
-    ) -> np.ndarray:
-        bounds = self._bounds(metrics)
-        good = succeeded & (self._violation(rows) <= 0.0)
-        for j, level, upper in bounds:
-            good &= losses[:, j] <= level if upper else losses[:, j] >= level
-        front = self._points(metrics, rows, losses)
-        nearest = np.argsort(_behind(front, front[good]), kind="stable")
-        if len(rows) >= GROWTH * self._fitted:
-            teachers = np.sort(nearest[:TEACHERS])
-            for j, metric in enumerate(metrics):
-                base = self.baseline.get(metric.name)
-                anchor = float(losses[:, j].min()) if base is None else metric.sign * base
-                metric.fit(self.kernel, rows[teachers], losses[teachers, j], anchor)
-            self._fitted = len(rows)
+    def _learn(self, rows: np.ndarray, losses: np.ndarray) -> None:
+        """Fit the hyperparameters again, when there is much more to learn from than last time."""
+        if len(rows) < GROWTH * self._fitted:
+            return
+        self._fitted = len(rows)
+        for j, metric in enumerate(self._modelled()):
+            base = self.baseline.get(metric.name)
+            anchor = float(losses[:, j].min()) if base is None else metric.sign * base
+            metric.fit(self.kernel, rows[:TEACHERS], losses[:TEACHERS, j], anchor)
+
+    def _belief(self, rows: np.ndarray, losses: np.ndarray, good: np.ndarray) -> Belief:
+        """What is expected of any candidate, and what has to be improved on.
+
+        Args:
+            rows, losses: of trials, those nearest to the front first.
+            good: bool [n], those that succeeded and keep the limits.
+        """
+        metrics = self._modelled()
         z = np.column_stack([m.z(losses[:, j]) for j, m in enumerate(metrics)]) if metrics else losses
-
-        near = np.sort(nearest[: self.most])
-        processes = [Posterior(m.covariance, rows[near], z[near, j]) for j, m in enumerate(metrics)]
-        points = self._points(metrics, rows, z)
+        processes = [
+            Posterior(m.covariance, rows[: self.most], z[: self.most, j])
+            for j, m in enumerate(metrics)
+            if m.covariance is not None
+        ]
+        points = self._points(rows, z)
         reference = points[good].max(axis=0) if good.any() else points.max(axis=0)
-        for j, o in enumerate(self.objectives):
+        for k, o in enumerate(self.objectives):
             if o.name in self._analytic:
-                reference[j] = max(reference[j], o.sign * self.baseline[o.name])
+                reference[k] = max(reference[k], o.sign * self.baseline[o.name])
         reference += 1e-9 * np.maximum(1.0, np.abs(reference))
-        front, front_rows = points[good], rows[good]
-        under_way = np.array(list(self._pending), dtype=np.int64).reshape(-1, len(self.space))
-        if len(under_way):
-            believed = [p.mean(under_way) for p in processes]
-            processes = [p.given(under_way, z) for p, z in zip(processes, believed, strict=True)]
-            expected = np.column_stack(believed) if believed else np.zeros((len(under_way), 0))
-            front = np.vstack([front, self._points(metrics, under_way, expected)])
-            front_rows = np.vstack([front_rows, under_way])
+        bounds = [replace(b, level=float(metrics[b.metric].z(np.array(b.level)))) for b in self._bounds()]
+        front_rows, front = rows[good], points[good]
+        if self._pending:
+            under_way = np.array(list(self._pending), dtype=np.int64)
+            means = np.array([p.mean(under_way) for p in processes]).reshape(-1, len(under_way)).T
+            processes = [p.given(under_way, means[:, j]) for j, p in enumerate(processes)]
+            allowed = np.ones(len(under_way), dtype=bool)
+            for b in bounds:
+                allowed &= b.kept(means[:, b.metric])
+            front_rows = np.vstack([front_rows, under_way[allowed]])
+            front = np.vstack([front, self._points(under_way[allowed], means[allowed])])
         best = nondominated(front) if len(front) else np.zeros(0, dtype=bool)
-        front, front_rows = front[best], front_rows[best]
-        measures = self._measures(metrics, losses, z)
-        warped = [Bound(j, float(metrics[j].z(np.array(level))), upper) for j, level, upper in bounds]
+        measures = self._measures(losses, z)
+        return Belief(processes, front_rows[best], front[best], reference, measures, bounds)
 
-        def rank(pool: np.ndarray) -> Acquisition:
-            columns = self._columns(metrics, self._costs(pool))
-            return Acquisition([p.at(pool) for p in processes], columns, front, reference, measures, warped)
+    def _measures(self, losses: np.ndarray, z: np.ndarray) -> dict[int, Measure]:
+        out = {}
+        names = [o.name for o in self.objectives]
+        for j, metric in enumerate(self._modelled()):
+            if metric.name in names and metric.warp is not None:
+                knots = np.linspace(z[:, j].min() - 0.5, z[:, j].max() + 0.1, KNOTS)
+                away = metric.warp.inverse(knots) - metric.warp.anchor
+                worth = self.worth(away, losses[:, j] - metric.warp.anchor)
+                out[names.index(metric.name)] = Measure(knots, worth)
+        return out
 
-        elite, parents = self._elite, np.vstack([front_rows, self._elite])
-        for generation in range(GENERATIONS):
-            pool = self._varied(elite, parents if len(parents) else rows)
+    # what is proposed
+
+    def _propose(self, n: int) -> np.ndarray:
+        """At most ``n`` rows to ask for next."""
+        evidence = self._evidence()
+        if evidence is None:
+            return self._unseen(scattered(self.rng, self.space.counts, 4 * n + 16))[:n]
+        rows, losses, good = evidence
+        good &= self._violation(rows) <= 0.0
+        for b in self._bounds():
+            good &= b.kept(losses[:, b.metric])
+        points = self._points(rows, losses)
+        order = np.argsort(_behind(points, points[good]), kind="stable")
+        rows, losses, good = rows[order], losses[order], good[order]
+        with one_thread():
+            self._learn(rows, losses)
+            return self._search(self._belief(rows, losses, good), rows, n)
+
+    def _search(self, belief: Belief, rows: np.ndarray, n: int) -> np.ndarray:
+        """The best of pools varied from the front and from what was best last time."""
+        elite, parents = self._elite, np.vstack([belief.front_rows, self._elite])
+        for _ in range(GENERATIONS):
+            pool = self._pool(elite, parents if len(parents) else rows)
             if not len(pool):
                 return pool
-            ranking = rank(pool)
-            first = np.argsort(-ranking.values(), kind="stable")[:ELITE]
-            middle = np.flatnonzero(nondominated(ranking.mean))
-            elite = pool[np.union1d(first, middle[: 2 * ELITE])]
-            parents = np.vstack([front_rows, elite])
+            ranking = self._rank(belief, pool)
+            first = np.argsort(-ranking.values(), kind="stable")
+            middle = np.flatnonzero(nondominated(ranking.mean))  # under the model: where variation pays
+            elite = pool[np.union1d(first[:ELITE], middle[: 2 * ELITE])]
+            parents = np.vstack([belief.front_rows, elite])
         self._elite = elite
-        if n > 1:  # what is taken makes others worth less, not more: those that come next are near the top
-            pool = pool[np.argsort(-ranking.values(), kind="stable")[: n + ELITE]]
-            ranking = rank(pool)
-        chosen = []
-        for _ in range(min(n, len(pool))):
-            chosen.append(int(ranking.values().argmax()))
-            ranking.take(chosen[-1])
-        return pool[chosen]
+        if n > 1:  # what is taken makes others worth less, never more: the next ones are near the top
+            pool = pool[first[: n + ELITE]]
+            ranking = self._rank(belief, pool)
+        return pool[[ranking.take() for _ in range(min(n, len(pool)))]]
 
-    def _columns(
-        self, metrics: list[Metric], costs: dict[str, np.ndarray]
-    ) -> list[int | np.ndarray]:
-        number = {m.name: j for j, m in enumerate(metrics)}
-        return [number[o.name] if o.name in number else o.sign * costs[o.name] for o in self.objectives]
+    def _pool(self, elite: np.ndarray, parents: np.ndarray) -> np.ndarray:
+        """The elite, variations of the parents, and strangers; all there is in a small space."""
+        counts = self.space.counts
+        if self.space.size <= self.pool:
+            return self._unseen(np.indices(tuple(counts)).reshape(len(counts), -1).T)
+        strangers = int(STRANGERS * self.pool)
+        varied = vary(self.rng, parents, counts, self.pool - strangers)
+        return self._unseen(np.vstack([elite, varied, scattered(self.rng, counts, strangers)]))
 
-    def _points(self, metrics: list[Metric], rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Objectives [n, objectives], minimised: modelled ones from values [n, metrics], known ones exactly."""
-        columns = self._columns(metrics, self._costs(rows))
-        return np.column_stack([values[:, c] if isinstance(c, int) else c for c in columns])
+    def _rank(self, belief: Belief, pool: np.ndarray) -> Acquisition:
+        number = {m.name: j for j, m in enumerate(self._modelled())}
+        costs = self._costs(pool)
+        columns = [
+            number.get(o.name, o.sign * costs[o.name] if o.name in costs else -1) for o in self.objectives
+        ]
+        fields = [p.at(pool) for p in belief.processes]
+        return Acquisition(fields, columns, belief.front, belief.reference, belief.measures, belief.bounds)
 
-    def _measures(self, metrics: list[Metric], losses: np.ndarray, z: np.ndarray) -> dict[int, Measure]:
-        out = {}
-        for k, column in enumerate(self._columns(metrics, self.baseline)):  # type: ignore[arg-type]
-            if isinstance(column, int):
-                warp = metrics[column].warp
-                knots = np.linspace(z[:, column].min() - 0.5, z[:, column].max() + 0.1, KNOTS)
-                away = warp.inverse(knots) - warp.anchor
-                out[k] = Measure(knots, self.worth(away, losses[:, column] - warp.anchor))
-        return out
+
+@dataclass(frozen=True, slots=True)
+class Belief:
+    """Processes that know of what is under way, and the front that they expect."""
+
+    processes: list[Posterior]  # one per modelled metric
+    front_rows: np.ndarray  # [points, choices]
+    front: np.ndarray  # [points, objectives], minimised, modelled ones warped
+    reference: np.ndarray  # [objectives]
+    measures: dict[int, Measure]  # by objective
+    bounds: list[Bound]  # on warped values
 
 
 def _behind(points: np.ndarray, front: np.ndarray) -> np.ndarray:

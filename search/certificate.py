@@ -136,7 +136,7 @@ def contradictions(trials: Iterable[Trial], assumed: Mapping[str, str]) -> dict[
     out = {}
     for metric, how in assumed.items():
         having = [t for t in good if metric in t.scores]
-        rows = np.array([t.candidate.indices for t in having]).reshape(len(having), -1)
+        rows = np.array([t.candidate.indices for t in having])
         values = np.array([t.scores[metric] for t in having]) * (1.0 if how == "falls" else -1.0)
         slack = CLOSE * np.maximum(1.0, np.abs(values))
         out[metric] = sum(
@@ -307,7 +307,7 @@ class _Checker:
         lower, possible = lower.copy(), np.ones(len(low), dtype=bool)
         for metric, how in self._by_trials().items():
             trials = [t for t in self.trials.values() if metric in t.scores]
-            rows = np.array([t.candidate.indices for t in trials]).reshape(len(trials), -1)
+            rows = np.array([t.candidate.indices for t in trials]).reshape(-1, len(self.space))
             values = np.array([t.scores[metric] for t in trials])
             for i in range(len(low)) if trials else ():
                 less, more = (rows <= low[i]).all(axis=1), (rows >= high[i]).all(axis=1)

@@ -10,7 +10,7 @@ import numpy as np
 from ..results.objective import Objective
 from ..results.trial import Trial
 from ..spaces import Space
-from .evolution import Evolution, crossover, mutate
+from .evolution import MUTATED, Evolution, crossover, mutate
 from .ranking import best_first, chebyshev, scaled
 
 
@@ -20,7 +20,7 @@ class Genetic(Evolution):
     The best ``population`` trials survive, by front and crowding. With several objectives every mating draws
     a weight vector and picks both parents by the augmented Chebyshev norm under it (random weights: Ishibuchi
     and Murata, IEEE Trans. Syst. Man Cybern. C 28(3), 1998), so all directions of the front are bred for. The
-    children are mixed by uniform crossover, then mutated. Options as :class:`Evolution`.
+    children are mixed by uniform crossover, and some of them mutated. Options as :class:`Evolution`.
 
     Args:
         sample: drawn for a tournament; at least 2.
@@ -54,4 +54,4 @@ class Genetic(Evolution):
             drawn = self.rng.integers(0, len(value), (2, self.sample))
             a, b = (row[np.lexsort((value[row], violations[row]))[0]] for row in drawn)
             children.append(crossover(self.rng, indices[a], indices[b]))
-        return mutate(self.rng, np.array(children), self.space.counts)
+        return mutate(self.rng, np.array(children), self.space.counts, probability=MUTATED)

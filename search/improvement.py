@@ -97,7 +97,9 @@ def expected_improvement(
     return out.sum(axis=1)
 
 
-def below(mean: np.ndarray, std: np.ndarray, levels: np.ndarray, measure: Measure | None = None) -> np.ndarray:
+def below(
+    mean: np.ndarray, std: np.ndarray, levels: np.ndarray, measure: Measure | None = None
+) -> np.ndarray:
     """Expected worth of [P, level] for Gaussian P, [n, levels]; 0 at level -inf. ``levels`` rises."""
     finite = np.isfinite(levels)
     out = np.zeros((len(mean), len(levels)))

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 
 class OptunaGP(OptunaSearcher):
-    """Matern Gaussian processes, one for each objective and one for the limits, and log expected (hypervolume)
-    improvement (Ament et al., NeurIPS 2023; Daulton, Balandat and Bakshy, NeurIPS 2020).
+    """Matern Gaussian processes, one for each objective and one for measured limits, and log expected
+    (hypervolume) improvement (Ament et al., NeurIPS 2023; Daulton, Balandat and Bakshy, NeurIPS 2020).
 
-    It knows nothing of the space: analytic costs are modelled like accuracy. Options as
+    It knows nothing of the space: analytic costs are modelled like accuracy. Takes 1 to 2 seconds a candidate
+    (12 choices, two objectives, one core, 15 others under way), bounded by ``history``. Options as
     :class:`OptunaSearcher`.
     """
 

@@ -19,7 +19,7 @@ from pymoo.operators.crossover.ux import UniformCrossover
 from ..results.objective import Objective
 from ..results.trial import Trial
 from ..spaces import Space
-from .evolution import Evolution, mutate
+from .evolution import MUTATED, Evolution, mutate
 
 Config.warnings["not_compiled"] = False  # else it prints an advertisement
 
@@ -90,4 +90,4 @@ class _Step(Mutation):
         self.counts = counts
 
     def _do(self, problem: Problem, indices: np.ndarray, *_: Any, random_state: Any, **__: Any) -> np.ndarray:
-        return mutate(random_state, indices, self.counts)
+        return mutate(random_state, indices, self.counts, probability=MUTATED)

@@ -35,9 +35,7 @@ def scattered(rng: np.random.Generator, counts: np.ndarray, n: int) -> np.ndarra
     return rng.binomial(counts - 1, rng.random((n, 1)), size=(n, len(counts)))
 
 
-def kept(
-    rows: np.ndarray, counts: np.ndarray, violation: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
+def kept(rows: np.ndarray, counts: np.ndarray, violation: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """The rows that keep the limits, and the others moved towards an extreme until they do.
 
     Each goes the least of eight equal shares of the way to the most compressed candidate, else to the

@@ -165,7 +165,8 @@ class Elastic:
     def _outputs(self) -> list[Any]:
         assert self._example is not None
         args, kwargs = fresh(self._example)
-        return pytree.tree_leaves(self._resident.module(*args, **kwargs))
+        with torch.no_grad():
+            return pytree.tree_leaves(self._resident.module(*args, **kwargs))
 
 
 def _keeps_the_network(choice: Choice) -> bool:

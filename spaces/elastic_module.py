@@ -53,15 +53,16 @@ class Resident:
 
     def originals(self) -> dict[str, torch.Tensor]:
         """What the holders hold at full size, by name; to be read only."""
-        return {n: self._surgeon.tensors.get(n, t.detach().clone()) for n, t in self.holders.items()}
+        kept = self._surgeon.tensors
+        return {n: kept[n] if n in kept else t.detach().clone() for n, t in self.holders.items()}
 
     def restate(self, count: Callable[[Vector], int]) -> None:
         """Make the module's integers say what its tensors are."""
         state = self.module.__dict__
-        for name, vector in self._widths.items():
-            state[name] = count(vector)
-        for attributes, tensor, size, vector, groups in self._sized:
-            attributes.update(size(tensor.shape, groups if vector is None else count(vector)))
+        for name, counted in self._widths.items():
+            state[name] = count(counted)
+        for attributes, tensor, size, labels, groups in self._sized:
+            attributes.update(size(tensor.shape, groups if labels is None else count(labels)))
 
     def reset(self) -> None:
         """Undo whatever was done to modules and tensor objects, but for the tensors' data."""

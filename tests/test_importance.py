@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from netcarve import trace
+from netcarve.spaces.importance import criterion
 from torch import nn
 
 
@@ -61,6 +62,27 @@ def test_batch_norm_importance_follows_gamma():
     assert kept["blocks.3.body.0"].tolist() == [1, 3, 5]
 
 
+@pytest.mark.parametrize("importance", ["l1", "l2"])
+def test_every_layer_of_a_group_has_a_voice_whatever_its_size_and_scale(importance):
+    net = Net()  # `blocks.0` and the last convolution of the residual block make the same units
+    with torch.no_grad():
+        ramp = torch.linspace(0.5, 1.5, 8).view(8, 1, 1, 1)
+        net.blocks[0].weight.mul_(ramp)
+        net.blocks[3].body[3].weight.mul_(1e4 * ramp**2)
+    blueprint = trace(net, torch.randn(2, 3, 8, 8))
+    (group,) = (g for g in blueprint.groups if g.name == "blocks.0")
+    assert len(group.makers()) == 2
+    parameters = dict(net.named_parameters())
+    by = criterion(importance)
+    scores = by(group, parameters)
+    for name in ("blocks.0.weight", "blocks.3.body.3.weight"):  # neither is drowned by the other
+        other = {**parameters, name: parameters[name].flip(0)}
+        changed = by(group, other)
+        assert np.abs(changed - scores).max() > 0.05 * scores.mean()
+    scaled = {k: 7 * v if k == "blocks.3.body.3.weight" else v for k, v in parameters.items()}
+    np.testing.assert_allclose(by(group, scaled), scores, rtol=1e-6)
+
+
 def test_a_user_criterion_and_its_mistakes():
     blueprint = trace(Net(), torch.randn(2, 3, 8, 8))
     space = blueprint.space(importance=lambda group, parameters: -np.arange(group.size))
@@ -81,5 +103,5 @@ def test_ratios_and_rounding():
     for bad in ([0.5], [0, 1.0], [0, -0.1]):
         with pytest.raises(ValueError, match="ratios"):
             blueprint.space(ratios=bad)
-    with pytest.raises(ValueError, match="unknown kind of space 'drop'"):
-        blueprint.space("drop")
+    with pytest.raises(ValueError, match="unknown kind of space 'melt'"):
+        blueprint.space("melt")

@@ -7,6 +7,7 @@ from netcarve.spaces.importance import elimination
 from netcarve.spaces.importance.elimination import Quadratic, backward_elimination
 from netcarve.spaces.repair import mixing
 from netcarve.spaces.repair.fitting import fitted_layer
+from netcarve.spaces.repair.least_squares import Split, moments
 
 
 def with_one(x):
@@ -110,3 +111,33 @@ def test_a_loss_over_some_units_leaves_the_others_alone():
     part = Quadratic(np.array([0, 2, 5, 6]), q.inverse, q.products)
     order, _ = backward_elimination(8, [part])
     assert set(order[:4]) == {1, 3, 4, 7}  # nothing is lost with them
+
+
+# -- splits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outputs", [2, 9])  # fewer and more than what is removed
+@pytest.mark.parametrize("intercept", [True, False])
+def test_absorbing_outputs_is_mixing_times_outgoing_weights(outputs, intercept):
+    rng = np.random.default_rng(2)
+    gram = with_one(rng.normal(size=(80, 8)) + 1)
+    kept, removed = np.array([1, 4, 5, 7]), np.array([0, 2, 3, 6])
+    outgoing = torch.from_numpy(rng.normal(size=(4, outputs)))
+    a, b = mixing(gram, kept, removed, ridge=0.1, intercept=intercept)
+    taken, constant = Split(gram, kept, removed, ridge=0.1, intercept=intercept).absorb(outgoing)
+    np.testing.assert_allclose(taken, a @ outgoing.numpy(), atol=1e-12)
+    np.testing.assert_allclose(constant, b @ outgoing.numpy(), atol=1e-12)
+    second = moments(gram, intercept=intercept, ridge=0.1)
+    expected = np.linalg.solve(second[np.ix_(kept, kept)], second[np.ix_(kept, removed)])
+    np.testing.assert_allclose(a, expected, atol=1e-12)
+
+
+def test_singular_moments_are_damped_until_they_can_be_solved():
+    x = np.random.default_rng(0).normal(size=(50, 3))
+    x = np.concatenate([x, x, np.zeros((50, 1))], axis=1)  # equal columns, and a dead one
+    kept, removed = np.array([0, 3, 1, 6]), np.array([2, 4, 5])
+    a, b = mixing(with_one(x), kept, removed, ridge=0.0)
+    assert np.isfinite(a).all()
+    np.testing.assert_allclose((x[:, kept] @ a + b)[:, 1], x[:, 4], atol=1e-4)  # column 4 is column 1
+    dead, _ = mixing(with_one(np.zeros((50, 4))), np.array([0, 1]), np.array([2, 3]), ridge=0.0)
+    assert not dead.any()

@@ -8,7 +8,7 @@ import pytest
 from netcarve.results.hypervolume import hypervolume
 from netcarve.results.objective import Objective
 from netcarve.results.trial import Trial
-from netcarve.search import age_moea, evolution, ranking
+from netcarve.search import age_moea, evolution, particle_swarm, ranking
 from netcarve.search.age_moea import AGEMOEA
 from netcarve.search.ageing import Ageing
 from netcarve.search.genetic import Genetic
@@ -313,19 +313,25 @@ def test_survival_prefers_extremes_then_spread():
 
 
 def test_a_particle_is_a_distribution():
-    space = Space([Choice("a", tuple(range(5))), Choice("b", (1, 2)), Choice("c", (1,))])
-    swarm = ParticleSwarm(space, OBJECTIVES, moves=1.0)
-    around = swarm.distribution(np.array([2, 1, 0]))
-    np.testing.assert_allclose(around.sum(axis=1), 1.0)
-    assert around[0].argmax() == 2
-    assert around[0, 1] == around[0, 3] > around[0, 0] > 0.0
-    assert (around[1, 2:] == 0.0).all()
-    assert around[2, 0] == 1.0
-    drive(guard(swarm), 10)
-    for particle in swarm._particles:
-        np.testing.assert_allclose(particle.position.sum(axis=1), 1.0)
-        assert (particle.position >= 0.0).all()
-        assert (particle.position[1, 2:] == 0.0).all()
+    """Samples have the particle's mean, and lie on the two options next to it."""
+    position = np.array([0.0, 2.25, 0.5, 3.0])
+    drawn = np.array([particle_swarm.sample(np.random.default_rng(s), position) for s in range(4000)])
+    np.testing.assert_allclose(drawn.mean(axis=0), position, atol=0.03)
+    assert (np.abs(drawn - position) < 1.0).all()
+
+
+def test_particles_stay_in_the_space_and_learn():
+    space = Space(
+        [Choice("a", tuple(range(5))), Choice("b", (1, 2)), Choice("c", (1,)), Choice("d", range(9))]
+    )
+    swarm = ParticleSwarm(space, OBJECTIVES)
+    drive(guard(swarm), 60)
+    positions = np.array([p.position for p in swarm._particles])
+    assert (positions >= 0.0).all()
+    assert (positions <= space.counts - 1).all()
+    best = {tuple(p.best.indices) for p in swarm._particles}
+    assert best <= {c.indices for c in swarm._told}
+    assert len(best & {tuple(b.indices) for b in swarm._archive}) >= 4  # most of the first are given up
 
 
 # ranking

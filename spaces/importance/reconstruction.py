@@ -78,5 +78,6 @@ class Reconstruction:
             block = self._calibration.blocks[consumer.source][i]
             ridge = max(self._calibration.ridge, LEAST_RIDGE)
             second = moments(block.gram, intercept=key[2], ridge=ridge)
-            self._inverses[key] = np.linalg.inv(second), second
+            lower = torch.linalg.cholesky(torch.from_numpy(second))  # half the work of numpy's inverse
+            self._inverses[key] = torch.cholesky_inverse(lower).numpy(), second
         return self._inverses[key]
