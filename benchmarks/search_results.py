@@ -67,7 +67,7 @@ def _fewer_evaluations(found: list[Result]) -> tuple[str, bool | None]:
     own, peers = _split(found)
     if own is None or not peers:
         return f"{goal}: not measured", None
-    best = min(peers, key=Result.needed)
+    best = min(peers, key=lambda r: (r.needed(), -r.curves[:, -1].mean()))
     # A peer that never gets there would need more than it was given.
     most = min(best.needed(), best.curves.shape[1] + 1)
     text = f"{goal}: {_count(own.needed())} against {_count(best.needed())} ({best.name})"

@@ -75,10 +75,12 @@ def curve(problem: Problem, scores: Sequence[dict[str, float]], evaluations: int
 
 @dataclass(frozen=True)
 class Timing:
-    """CPU milliseconds per candidate proposed, by trials told before; None where it was given up."""
+    """CPU milliseconds per candidate proposed."""
 
-    name: str
-    milliseconds: tuple[float | None, ...]
+    at: tuple[float | None, ...]  # by trials told before; None where there were not so many
+    last: float  # of the last candidates
+    told: int  # trials in all
+    given_up: bool  # too slow to go on
 
 
 def proposal_times(name: str, problem: Problem, marks: Sequence[int], seed: int = 0) -> Timing:
@@ -108,5 +110,6 @@ def proposal_times(name: str, problem: Problem, marks: Sequence[int], seed: int 
         while len(waiting) < WINDOW and (asked := searcher.ask(1)):
             waiting.extend(asked)
         seconds.append(time.process_time() - start)
-    spent = [1e3 * float(np.mean(seconds[m - TIMED : m])) if told >= m else None for m in marks]
-    return Timing(name, tuple(spent))
+    at = [1e3 * float(np.mean(seconds[m - TIMED : m])) if told >= m else None for m in marks]
+    given_up = told < max(marks) and bool(waiting)
+    return Timing(tuple(at), 1e3 * float(np.mean(seconds[-TIMED:])), told, given_up)

@@ -24,6 +24,7 @@ class OnRung(Evaluator):
         self.inner = inner
         self.name = getattr(inner, "name", "") or getattr(inner, "__name__", type(inner).__name__)
         self.metrics = getattr(inner, "metrics", ())
+        self.only_runs = getattr(inner, "only_runs", False)
         self._parts: dict[float, Task] = {}  # by share of the data, of the task seen last
         self._task: Task | None = None
 

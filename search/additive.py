@@ -10,10 +10,10 @@ from ..results.hypervolume import nondominated
 from ..results.objective import METRICS, Limit, Objective
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
+from .additive_model import Model, model
 from .generator import Steps
 from .memory import Remembering, diagonal
 from .ranking import simplex
-from .additive_model import Model, model
 from .sensitivity import combinations, predict, probes
 from .spread import most_gaining
 
@@ -28,14 +28,14 @@ class Additive(Remembering):
     The procedure of AIMET's greedy compression-ratio selection (Qualcomm: per-layer sensitivities, then one
     combination for a target), with two differences. The combination is exact: a multiple-choice knapsack
     solved by dynamic programming, for all budgets at once (see :mod:`.sensitivity`). And the table goes on
-    learning: after every batch an additive model, of the damage or of its square root, is fitted to all trials
-    with the measured table as prior (:func:`~netcarve.search.additive_model.model`).
+    learning: after every batch an additive model, of the damage or of its square root, is fitted to all
+    trials with the measured table as prior (:func:`~netcarve.search.additive_model.model`).
 
     The first measured metric, of the objectives and then of the limits, is the damage (the first objective
     where all are computed); the other objectives and limited metrics are costs. Costs that the space computes
     are exact, others are taken from trials like the damage. Several costs are swept by weighted sums of
-    them. Of the predicted front those candidates come next that are predicted to keep the limits and to add
-    most hypervolume, then such neighbours of the measured front, then what is predicted to break limits least.
+    them. A batch is half from the predicted front and half neighbours of the measured one: those that are
+    predicted to keep the limits and to add most hypervolume, then those predicted to break limits least.
 
     Args:
         levels: options measured per choice before the first combination; ``None`` for all.
@@ -71,7 +71,7 @@ class Additive(Remembering):
         self._metrics = self._wanted()
         yield from self.score(self.allowed(diagonal(self.space))[: self.ladder])
         yield from self.score(self.allowed(probes(self.space, levels=self.levels, anchor=self._anchor)))
-        while batch := self._batch_of(max(self.batch, len(self.known) // 8)):
+        while batch := self._batch_of(max(self.batch, len(self.known) // 6)):
             yield from self.score(batch)
 
     def combine(self, damage: np.ndarray, cost: Cost) -> list[Candidate]:
@@ -139,7 +139,7 @@ class Additive(Remembering):
             found = [c for c in self.combine(damage.table, cost) if c not in self.known]
             pool.update(dict.fromkeys(self.allowed(found)))
         good = [t for t in self.good() if np.isfinite(self.loss(t)).all()]
-        front = nondominated([self.loss(t) for t in good]) if good else []
+        front = nondominated([self.loss(t) for t in good]).tolist() if good else []
         near = self._beside([t.candidate for t, ok in zip(good, front, strict=True) if ok])
         pools = _at_most(POOL, list(pool)), _at_most(POOL, [c for c in near if c not in pool])
         if not any(pools):
@@ -152,23 +152,25 @@ class Additive(Remembering):
         return dict.fromkeys(self.allowed(list(dict.fromkeys(near))))
 
     def _most_promising(
-        self, pools: Sequence[list[Candidate]], models: dict[str, Model], n: int
+        self, pools: tuple[list[Candidate], list[Candidate]], models: dict[str, Model], n: int
     ) -> list[Candidate]:
-        """From each pool in turn what adds most to the measured front if predictions hold; then the others,
-        the least broken limits first."""
+        """What adds most to the measured front if predictions hold, half of it from the first pool; then the
+        others, the least broken limits first."""
         pool = [c for some in pools for c in some]
         predicted = self._predicted(pool, models)
         used = [j for j, o in enumerate(self.objectives) if o.name in predicted]
-        points = np.stack([self.objectives[j].sign * predicted[self.objectives[j].name] for j in used], axis=1)
+        points = np.stack(
+            [self.objectives[j].sign * predicted[self.objectives[j].name] for j in used], axis=1
+        )
         broken = self._broken(predicted, len(pool))
         front = np.array([self.loss(t) for t in self.good()]).reshape(-1, len(self.objectives))[:, used]
         front = front[np.isfinite(front).all(axis=1)]
         fits = (broken <= 0.0) & np.isfinite(points).all(axis=1)
         chosen: list[int] = []
         first = 0
-        for some in pools:
+        for some, want in zip(pools, (max(1, n // 2), n), strict=True):
             rows = first + np.flatnonzero(fits[first : first + len(some)])
-            picked = [int(rows[i]) for i in most_gaining(points[rows], front, n - len(chosen))]
+            picked = [int(rows[i]) for i in most_gaining(points[rows], front, min(want, n - len(chosen)))]
             front = np.concatenate([front, points[picked]])
             chosen += picked
             first += len(some)

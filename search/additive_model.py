@@ -63,10 +63,7 @@ def model(
     near = max(float(np.quantile(away, NEAR)), 1e-12 * max(1.0, float(away.max())))
     weights = 1.0 / (1.0 + (away / near) ** 2)
     scales = [-1.0, max(FLOOR * float(away.max()), 1e-12)][:links]
-    priors = [
-        fill(damage_table(space, trials, lambda t, s=s: _forward(loss(t) - best, s), anchor=anchor), space.counts)
-        for s in scales
-    ]
+    priors = [_prior(space, trials, loss, anchor, best, scale) for scale in scales]
     errors = [0.0] * len(scales)
     if len(scales) > 1 and len(rows) >= LEAST:
         fold = np.arange(len(rows)) % FOLDS
@@ -80,6 +77,22 @@ def model(
     scale = scales[chosen]
     at, table = fit(space, rows, _forward(away, scale), priors[chosen], weights=weights)
     return Model(at, table, best, scale)
+
+
+def _prior(
+    space: Space,
+    trials: Sequence[Trial],
+    loss: Callable[[Trial], float],
+    anchor: Candidate,
+    best: float,
+    floor: float,
+) -> np.ndarray:
+    """The filled table of single changes, on a scale."""
+
+    def scaled(trial: Trial) -> float:
+        return float(_forward(np.array(loss(trial) - best), floor))
+
+    return fill(damage_table(space, trials, scaled, anchor=anchor), space.counts)
 
 
 def _forward(damage: np.ndarray, floor: float) -> np.ndarray:

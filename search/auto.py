@@ -31,7 +31,7 @@ class Auto(Bayesian):
 
     most = 192
     pool = 256
-    patience = 64
+    patience = 25
 
     def design(self) -> np.ndarray:
         last = self.space.counts - 1

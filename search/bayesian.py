@@ -1,4 +1,4 @@
-"""What Bayesian searchers share: a process for each metric that has to be measured, exact costs for the rest."""
+"""What Bayesian searchers share: a process for each metric that is measured, exact costs for the rest."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GROWTH = 1.4  # hyperparameters are fitted again when there are so many times mo
 TEACHERS = 96  # trials that hyperparameters are fitted to
 GENERATIONS = 2  # of candidates varied from the best ones, before the best is asked for
 STRANGERS = 0.125  # share of random candidates in a pool
-KNOTS = 33  # at which the worth of a modelled objective is evaluated
+KNOTS = 21  # at which the worth of a modelled objective is evaluated
 ELITE = 32  # best candidates kept from one proposal to the next, beside those not dominated in the mean
 
 
@@ -73,8 +73,9 @@ class Bayesian(Searcher):
 
     def ask(self, n: int) -> list[Candidate]:
         if self._begin is None:  # what was told before (earlier runs) takes the place of as many
-            rows = self.design()[: max(0, len(self._told) and 1 - len(self._told)) or None]
-            self._begin = deque(self._candidates(self._kept(rows)))
+            design = self.design()
+            left = max(0, len(design) - max(0, len(self._told) - 1))
+            self._begin = deque(self._candidates(self._kept(design[:left])))
         out: list[Candidate] = []
         while len(out) < n:
             if not self._begin and not self._queue:
@@ -142,15 +143,14 @@ class Bayesian(Searcher):
         return found
 
     def _points(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Objectives [n, objectives], minimised: modelled ones from values [n, metrics], known ones exactly."""
+        """Objectives [n, objectives], minimised: modelled ones from values [n, metrics], others exact."""
+        columns = self._columns(self._costs(rows))
+        return np.column_stack([values[:, c] if isinstance(c, int) else c for c in columns])
+
+    def _columns(self, costs: dict[str, np.ndarray]) -> list[int | np.ndarray]:
+        """Of each objective the number of its modelled metric, or its known losses [n]."""
         number = {m.name: j for j, m in enumerate(self._modelled())}
-        costs = self._costs(rows)
-        return np.column_stack(
-            [
-                values[:, number[o.name]] if o.name in number else o.sign * costs[o.name]
-                for o in self.objectives
-            ]
-        )
+        return [number[o.name] if o.name in number else o.sign * costs[o.name] for o in self.objectives]
 
     def _evidence(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Rows told [n, choices], losses of the modelled metrics [n, metrics], the worst for a failure, and
@@ -252,7 +252,7 @@ class Bayesian(Searcher):
             parents = np.vstack([belief.front_rows, elite])
         self._elite = elite
         if n > 1:  # what is taken makes others worth less, never more: the next ones are near the top
-            pool = pool[first[: n + ELITE]]
+            pool = pool[first[: n + ELITE // 2]]
             ranking = self._rank(belief, pool)
         return pool[[ranking.take() for _ in range(min(n, len(pool)))]]
 
@@ -266,11 +266,7 @@ class Bayesian(Searcher):
         return self._unseen(np.vstack([elite, varied, scattered(self.rng, counts, strangers)]))
 
     def _rank(self, belief: Belief, pool: np.ndarray) -> Acquisition:
-        number = {m.name: j for j, m in enumerate(self._modelled())}
-        costs = self._costs(pool)
-        columns = [
-            number.get(o.name, o.sign * costs[o.name] if o.name in costs else -1) for o in self.objectives
-        ]
+        columns = self._columns(self._costs(pool))
         fields = [p.at(pool) for p in belief.processes]
         return Acquisition(fields, columns, belief.front, belief.reference, belief.measures, belief.bounds)
 

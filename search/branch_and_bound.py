@@ -46,7 +46,7 @@ class BranchAndBound(Searcher):
             falls. The certificate holds as far as this does; noise in the scores breaks it, and the
             certificate counts the trials that contradict it.
         prove: nodes before the first proposal, where everything is analytic.
-        step: nodes of each further ``ask``.
+        step: nodes of each further ``ask``; up to ``prove`` of them while nothing else is under way.
     """
 
     def __init__(
@@ -194,16 +194,25 @@ class BranchAndBound(Searcher):
 
     def _ask_proven(self, n: int) -> list[Candidate]:
         assert self._tree is not None
-        fresh = not self._proposed
-        self._tree.run(self.prove if fresh and self._tree.nodes == 1 else self.step)
-        rows, values = self._tree.incumbents.rows.tolist(), self._tree.incumbents.values
-        new = [i for i, row in enumerate(rows) if tuple(row) not in self._proposed]
-        old = [i for i, row in enumerate(rows) if tuple(row) in self._proposed]
+        tree = self._tree
+        stop = tree.nodes + self.prove
+        tree.run(self.prove if tree.nodes == 1 else self.step)
+        new = self._unproposed(tree)
+        while not (new or self._under_way or tree.done) and tree.nodes < stop:
+            tree.run(self.step)
+            new = self._unproposed(tree)
+        rows, values = tree.incumbents.rows.tolist(), tree.incumbents.values
+        fresh = set(new)
+        old = [i for i in range(len(rows)) if i not in fresh]
         self._all_out = len(new) <= n
         some = [new[i] for i in np.linspace(0, len(new) - 1, POOL).astype(int)] if len(new) > POOL else new
         chosen = [some[i] for i in most_gaining(values[some], values[old], n)]
         taken = set(chosen)
         return self._propose([tuple(rows[i]) for i in (chosen + [i for i in new if i not in taken])[:n]])
+
+    def _unproposed(self, tree: Tree) -> list[int]:
+        """Rows of the incumbents."""
+        return [i for i, r in enumerate(tree.incumbents.rows.tolist()) if tuple(r) not in self._proposed]
 
     def _ask_scored(self, n: int) -> list[Candidate]:
         assert self._search is not None

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from ..results.hypervolume import nondominated
 from ..results.objective import Objective
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
@@ -118,8 +117,8 @@ class Scalarised(Searcher):
         self._under_way.discard(trial.candidate)
         loss = self.loss(trial)
         if np.isfinite(loss).all() and self.violation(trial) <= 0.0:
-            front = np.vstack([self._front, loss])
-            self._front = front[nondominated(front)]
+            if not (self._front <= loss).all(axis=1).any():
+                self._front = np.vstack([self._front[~(loss <= self._front).all(axis=1)], loss])
             self._worst = np.maximum(self._worst, loss)
         return True
 

@@ -1,4 +1,4 @@
-"""Rows of option indices [n, choices]: varied, and brought within limits. For searchers that rank thousands."""
+"""Rows of option indices [n, choices]: varied, and brought within limits."""
 
 from __future__ import annotations
 

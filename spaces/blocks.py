@@ -18,7 +18,7 @@ from torch import fx
 from .capture import Captured
 from .coupling import Coupling
 from .coupling.walk import bind, get_attribute, operator_name
-from .liveness import Liveness, is_check
+from .liveness import Liveness, trailing_nodes
 
 # Operators that hand on the values of their first input, in another shape at most.
 # fmt: off
@@ -102,6 +102,7 @@ class _Finder:
             and isinstance(get_attribute(captured.graph_module, str(n.target)), torch.nn.Parameter)
         }  # fmt: skip
         self._branches: dict[str, set[fx.Node]] = {}
+        self._trailing = trailing_nodes(captured.graph_module.graph)
         self._storage: dict[fx.Node, fx.Node] = {}
         self._last_write = -1
         for n in self.nodes:
@@ -187,9 +188,11 @@ class _Finder:
     def _closed(self, nodes: set[fx.Node], add: fx.Node, end: fx.Node) -> bool:
         """Whether ``nodes`` are read by each other and ``add`` alone, and overwrite nothing of others."""
         for n in nodes:
-            if any(u not in nodes and not (u is add and n is end) and not is_check(u) for u in n.users):
-                return False
-            if operator_name(n.target)[1] and self._storage[n] not in nodes:
+            own = self._storage[n] in nodes
+            for u in n.users:
+                if u not in nodes and not (u is add and n is end) and not (own and u in self._trailing):
+                    return False
+            if operator_name(n.target)[1] and not own:
                 return False
         return True
 

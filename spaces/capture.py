@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx import _pytree as fx_pytree
-from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from .masks import plain_copy
+from .refusal import advice, culprit, refusal
 
 aten = torch.ops.aten
 
@@ -72,6 +73,10 @@ def normalise_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         )
     if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
         raise TypeError("the example holds no tensor; give one batch of real inputs")
+    if batch_length(args, kwargs) == 0:
+        raise CaptureError(
+            f"the example has {describe_example(args, kwargs)}: no sample, so that nothing can be proven"
+        )
     return args, kwargs
 
 
@@ -94,6 +99,8 @@ def capture(model: nn.Module, example: Any) -> Captured:
         CaptureError: the model does not run on its example, or ``torch.export`` cannot follow it.
     """
     args, kwargs = normalise_example(example)
+    if reason := refusal(model):
+        raise CaptureError(reason)
     try:
         source = plain_copy(model).eval()
     except Exception as error:
@@ -101,13 +108,8 @@ def capture(model: nn.Module, example: Any) -> Captured:
             f"{type(model).__name__} cannot be copied: {_first_line(error)}; "
             "copy.deepcopy(model) must work, so keep no computed tensors as attributes"
         ) from error
-    if any(is_lazy(t) or t.is_meta for t in (*source.parameters(), *source.buffers())):
-        raise CaptureError(
-            f"{type(model).__name__} has tensors without numbers (lazy, or on the meta device); "
-            "load its weights first"
-        )
     try:
-        with torch.no_grad():
+        with torch.no_grad(), state_kept(source):
             output = source(*fresh(args), **fresh(kwargs))
     except Exception as error:
         raise CaptureError(
@@ -120,6 +122,11 @@ def capture(model: nn.Module, example: Any) -> Captured:
             f"{type(model).__name__} returns no tensor but {_kind(output)}; return a tensor, or a tuple, "
             "list or dict of tensors (torch.utils._pytree.register_pytree_node makes other containers known)"
         )
+    if any(t.is_floating_point() and t.isnan().any() for t in tensors_of(output)):
+        raise CaptureError(
+            f"{type(model).__name__} gives NaN on its example, so that nothing can be proven; check its "
+            "weights and the scale of the inputs"
+        )
     unreturned = tuple(dict.fromkeys(type(leaf).__name__ for leaf in leaves if not _plain(leaf)))
     batch = batch_length(args, kwargs)
     failure: Exception | None = None
@@ -131,7 +138,7 @@ def capture(model: nn.Module, example: Any) -> Captured:
     attempts.append((args, kwargs, False))
     for a, k, dynamic in attempts:
         try:
-            with quiet(), torch.no_grad(), _returning_tensors(source, bool(unreturned)):
+            with quiet(), torch.no_grad(), _returning_tensors(source, bool(unreturned)), state_kept(source):
                 source(*fresh(a), **fresh(k))
                 program = torch.export.export(
                     source,
@@ -147,8 +154,8 @@ def capture(model: nn.Module, example: Any) -> Captured:
         return Captured(program, module, source, a, k, batch_length(a, k) or 1, dynamic, unreturned)
     assert failure is not None
     raise CaptureError(
-        f"torch.export cannot capture {type(model).__name__}: {_first_line(failure)}. Data-dependent Python "
-        "control flow is the usual cause; use torch.where or move it out of forward"
+        f"torch.export cannot capture {type(model).__name__}{culprit(failure)}: {_first_line(failure)}. "
+        + advice(failure)
     ) from failure
 
 
@@ -177,6 +184,18 @@ def describe_example(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
 
 
 @contextmanager
+def state_kept(module: nn.Module) -> Iterator[None]:
+    """Undo what happens to the module's buffers within: a model may count or average in eval mode too."""
+    saved = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, old in saved:
+                buffer.copy_(old)
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Silence the capture machinery's own chatter; exceptions still carry everything."""
     loggers = [
@@ -186,7 +205,8 @@ def quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
+        # torch.export prints the graph that it could not finish.
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -8,7 +8,6 @@ projections) they are gathered.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -184,10 +183,9 @@ class Storage:
         }
         prefix = [widths.is_prefix(v) for v in widths.vectors]
         self._slices: dict[str, _Slice] = {}
-        # By type, shape of row, and how many tensors before follow the same vector: then the scales, shifts,
-        # means and variances of all normalisations are four pools with the same positions to gather.
-        pooled: dict[tuple[torch.dtype, torch.Size, int], list[_Rows]] = {}
-        before: Counter[tuple[torch.dtype, torch.Size, int | None]] = Counter()
+        # By type, shape of row and last part of the name: means and variances of all normalisations are then
+        # two pools with the same positions to gather.
+        pooled: dict[tuple[torch.dtype, torch.Size, str], list[_Rows]] = {}
         scalars: dict[torch.dtype, list[str]] = {}
         end = 0
         for name, tensor in tensors.items():
@@ -197,9 +195,8 @@ class Storage:
                 scalars.setdefault(tensor.dtype, []).append(name)
             elif tensor.dim() == 1 or segments:
                 rows = _rows(name, tensor, holder, axes, prefix, segments[0] if segments else 0)
-                kind = tensor.dtype, tensor.movedim(rows.front, 0).shape[1:]
-                pooled.setdefault((*kind, before[*kind, rows.vector]), []).append(rows)
-                before[*kind, rows.vector] += 1
+                kind = tensor.dtype, tensor.movedim(rows.front, 0).shape[1:], name.rpartition(".")[2]
+                pooled.setdefault(kind, []).append(rows)
             else:
                 stride = torch.empty(tensor.shape, device="meta").stride()
                 offset = end // tensor.element_size()

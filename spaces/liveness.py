@@ -42,20 +42,25 @@ class Liveness:
         for b in blocks:
             kept.setdefault(b.keep, []).append(b.out)
         nodes = list(graph.nodes)
+        trailing = trailing_nodes(graph)
         for n in reversed(nodes):
             if not n.users or n.op == "placeholder":
                 self.of[n.name] = ALWAYS
                 continue
-            readers = [u for u in n.users if not is_check(u)]
+            readers = [u for u in n.users if u not in trailing]
             ids = [
                 self._and(self.of[u.name], gates[u.name]) if u.name in gates else self.of[u.name]
                 for u in readers
             ]
             ids += [self.of[out] for out in kept.get(n.name, ())]
             self.of[n.name] = self._or(ids) if ids else ALWAYS
+        constant = constants(graph)
         for n in nodes:
-            if is_check(n):  # goes with what it looks at
+            if n in trailing and n not in constant:  # goes with what it looks at or writes into
                 self.of[n.name] = next((c for i in n.all_input_nodes if (c := self.of[i.name])), ALWAYS)
+        for n in reversed(nodes):
+            if n in constant and n.users and n.users.keys() <= trailing:  # goes with what it is written into
+                self.of[n.name] = self._or([self.of[u.name] for u in n.users])
         self._settle_unread(nodes)
 
     @property
@@ -113,8 +118,25 @@ class Liveness:
                 self.of[n.name] = self._or(list(conditions)) if conditions else ALWAYS
 
 
-def is_check(n: fx.Node) -> bool:
-    """Whether a node only looks at a value: nothing reads it, and it changes nothing."""
-    if n.users or n.op != "call_function":
-        return False
-    return not operator_name(n.target)[1]
+def trailing_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes that lead to no result: checks, constants written into a value, and what only these read."""
+    constant = constants(graph)
+    trailing: set[fx.Node] = set()
+    for n in reversed(graph.nodes):
+        if n.op != "call_function":
+            continue
+        writes = operator_name(n.target)[1]
+        ends = not n.users and (not writes or all(i in constant for i in n.all_input_nodes[1:]))
+        if ends or (n.users and n.users.keys() <= trailing):
+            trailing.add(n)
+    return trailing
+
+
+def constants(graph: fx.Graph) -> set[fx.Node]:
+    """Parameters, buffers, and what is computed from them alone."""
+    constant: set[fx.Node] = set()
+    for n in graph.nodes:
+        computed = n.op == "call_function" and n.all_input_nodes and constant.issuperset(n.all_input_nodes)
+        if n.op == "get_attr" or computed:
+            constant.add(n)
+    return constant

@@ -25,7 +25,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from .capture import Captured, flat_inputs, fresh, tensors_of
+from .capture import Captured, flat_inputs, fresh, state_kept, tensors_of
 from .coupling import Coupling
 from .coupling.groups import Lengths
 from .coupling.walk import bind, get_attribute, operator_name, schema
@@ -65,7 +65,8 @@ def prove(
     with torch.no_grad(), no_constant_parameters(graph, coupling, seed):
         inputs = flat_inputs(graph, captured.args, captured.kwargs)
         operators = _Operators(captured, coupling, surgeon, left_out, seed, progress)
-        operators.run(*inputs, enable_io_processing=False)
+        with state_kept(graph):
+            operators.run(*inputs, enable_io_processing=False)
         bench = Artifacts(captured, coupling, surgeon)
         for cut in ("half", "random"):
             _joint(coupling, left_out, operators.cuts[cut], bench)
@@ -252,7 +253,8 @@ class Artifacts:
         zeroed = {b.add: b.branch for b, is_dropped in dropped if is_dropped}
         masked = _Masked(self._captured.graph_module, self._coupling, alive, zeroed)
         inputs = flat_inputs(self._captured.graph_module, self._captured.args, self._captured.kwargs)
-        expected = tensors_of(masked.run(*inputs, enable_io_processing=False))
+        with state_kept(self._captured.graph_module):
+            expected = tensors_of(masked.run(*inputs, enable_io_processing=False))
         try:
             got = self._run(self._surgeon.graph(alive))
         except Exception as error:

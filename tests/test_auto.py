@@ -1,7 +1,246 @@
-"""The default searcher keeps the contract."""
+"""The default searcher keeps the contract, uses what is known, and falls back where little is."""
+
+import itertools
+
+import numpy as np
+import pytest
+from netcarve.results.hypervolume import hypervolume
+from netcarve.results.objective import Limit
+from netcarve.results.trial import Trial
 from netcarve.search.auto import Auto
-from netcarve.search.testing import SearcherConformance
+from netcarve.search.gp import GP
+from netcarve.search.random import Random
+from netcarve.search.registry import guard, searcher
+from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
+from netcarve.spaces import Choice, Space
 
 
 class TestAuto(SearcherConformance):
     searcher = Auto
+
+
+class Costs:
+    """An analytic cost: multiplied over neighbouring choices, as MACs are."""
+
+    def cost_arrays(self, choices, indices):
+        width = 1 - 0.8 * np.asarray(indices) / np.maximum([len(c) - 1 for c in choices], 1)
+        return {"cost": (width * np.roll(width, 1, axis=1)).mean(axis=1)}
+
+    def build(self, candidate):
+        raise NotImplementedError
+
+
+def cliff_space(choices=6, options=4):
+    return Space([Choice(f"c{d}", tuple(range(options))) for d in range(choices)], model=Costs())
+
+
+class Cliff:
+    """Quality falls with the sum of unequal damages, slowly and then off a cliff, down to chance."""
+
+    def __init__(self, space, seed=0, steep=9.0):
+        rng = np.random.default_rng(seed)
+        self.space, self.steep = space, steep
+        self.weight = rng.dirichlet(np.ones(len(space)))
+
+    def __call__(self, candidate):
+        damage = float(self.weight @ self.space.encode(candidate) ** 2)
+        cost = Costs().cost_arrays(self.space.choices, np.array([candidate.indices]))["cost"]
+        return {"quality": 0.1 + 0.9 / (1 + np.exp(self.steep * damage - 4)), "cost": float(cost[0])}
+
+
+def area(trials, names=("quality", "cost"), floor=0.8):
+    """Hypervolume of what is named, with quality above ``floor``."""
+    found = [t for t in trials if not t.failed]
+    points = [[-t.scores[n] if n == "quality" else t.scores[n] for n in names] for t in found]
+    return hypervolume(points, [-floor if n == "quality" else 1.0 for n in names])
+
+
+def everything(space, scores):
+    every = itertools.product(*(range(n) for n in space.counts))
+    return [Trial(i, c, scores(c)) for i, c in enumerate(map(space.candidate, every))]
+
+
+def late(made, n, scores, window=16):
+    """As a sweep does it: the unchanged one first and alone, then ``window`` under way, told one by one."""
+    waiting, trials = [made.space.baseline], []
+    while len(trials) < n and waiting:
+        candidate = waiting.pop(0)
+        trials.append(Trial(len(trials), candidate, scores(candidate)))
+        made.tell(trials[-1:])
+        waiting += made.ask(window - len(waiting))
+    return trials
+
+
+# quality
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_far_ahead_of_random(seed):
+    """60 of 4,096 candidates, 16 under way, another landscape for each seed."""
+    space = cliff_space()
+    scores = Cliff(space, seed)
+    truth = area(everything(space, scores))
+    assert area(late(guard(Auto(space, OBJECTIVES, seed=seed)), 60, scores)) > 0.985 * truth
+    assert area(late(guard(Random(space, OBJECTIVES, seed=seed)), 60, scores)) < 0.95 * truth
+
+
+@pytest.mark.parametrize("kind", [Auto, GP])
+def test_known_costs_help(kind):
+    """The same landscape, with the cost's formula hidden in one of two spaces."""
+    open_space = cliff_space(8, 6)
+    hidden = Space(open_space.choices)
+    scores = Cliff(open_space, 1)
+    gained = [
+        area(late(guard(kind(open_space, OBJECTIVES, seed=s)), 30, scores))
+        - area(late(guard(kind(hidden, OBJECTIVES, seed=s)), 30, scores))
+        for s in range(2)
+    ]
+    assert np.mean(gained) > 0
+
+
+@pytest.mark.parametrize("kind", [Auto, GP])
+def test_without_a_model_it_models_everything(kind):
+    space = toy_space(8, 5)
+    found = [drive(guard(kind(space, OBJECTIVES, seed=s)), 60) for s in range(2)]
+    others = [drive(guard(Random(space, OBJECTIVES, seed=s)), 60) for s in range(2)]
+    assert np.mean([area(t, floor=0.0) for t in found]) > np.mean([area(t, floor=0.0) for t in others]) + 0.05
+
+
+def test_one_objective_is_optimised():
+    """Best of 15,625; a random search of 60 has it in 1 run of 260."""
+    space = cliff_space(6, 5)
+    goal = np.array([3, 1, 4, 0, 2, 3])
+
+    def scores(candidate):
+        return {"quality": -float(np.abs(np.array(candidate.indices) - goal).sum())}
+
+    trials = drive(guard(Auto(space, ["quality:max"])), 60, scores=scores)
+    assert max(t.scores["quality"] for t in trials) == 0.0
+
+
+def test_a_known_objective_alone_needs_no_model():
+    space = cliff_space(5, 5)
+    trials = drive(guard(Auto(space, ["cost:min"])), 30, scores=Cliff(space))
+    costs = sorted(
+        Costs().cost_arrays(space.choices, np.array(list(itertools.product(range(5), repeat=5))))["cost"]
+    )
+    assert sorted(t.scores["cost"] for t in trials)[:10] == pytest.approx(costs[:10])
+
+
+def heavy(space):
+    """Three metrics, of which only the cost is known in advance."""
+
+    def scores(candidate):
+        return {**Cliff(space, 2)(candidate), "weight": float(1 - 0.9 * space.encode(candidate)[::2].mean())}
+
+    return scores
+
+
+def test_three_objectives_two_of_them_unknown():
+    space = cliff_space()
+    names = ("quality", "cost", "weight")
+    truth = area(everything(space, heavy(space)), names)
+    trials = late(guard(Auto(space, (*OBJECTIVES, "weight:min"))), 60, heavy(space))
+    assert area(trials, names) > 0.95 * truth
+
+
+# batches
+
+
+@pytest.mark.parametrize("kind", [Auto, GP])
+def test_a_batch_does_not_collapse(kind):
+    """16 asked for at once: distinct, spread over costs, and no worse in all than they should be."""
+    space = cliff_space(8, 6)
+    scores = Cliff(space, 3)
+    made = kind(space, OBJECTIVES)
+    drive(made, 48, batch=1, scores=scores)
+    batch = made.ask(16)
+    rows = np.array([c.indices for c in batch])
+    assert len(set(batch)) == 16
+    gaps = np.abs(rows[:, None] - rows[None]).sum(axis=2)
+    assert np.median(gaps) > 3  # neighbours are 1 apart
+    cost = np.sort([scores(c)["cost"] for c in batch])
+    assert cost[-1] > 1.5 * cost[0]
+
+
+def test_what_is_under_way_is_not_proposed_again():
+    space = cliff_space(8, 6)
+    made = Auto(space, OBJECTIVES)
+    told = drive(made, 40, batch=1, scores=Cliff(space, 3))
+    asked = [c for _ in range(40) for c in made.ask(1)]
+    assert len(set(asked)) == len(asked) == 40
+    assert not set(asked) & {t.candidate for t in told}
+
+
+# limits, failures, nothing to learn
+
+
+@pytest.mark.parametrize("kind", [Auto, GP])
+def test_analytic_limits_are_kept_without_a_guard(kind):
+    space = cliff_space(6, 5)
+    every = np.array(list(itertools.product(range(5), repeat=6)))
+    bound = float(np.quantile(Costs().cost_arrays(space.choices, every)["cost"], 0.01))
+    made = kind(space, OBJECTIVES)
+    made.limits = (Limit(f"cost<={bound}"),)
+    trials = drive(made, 60, scores=Cliff(space, 4))
+    assert len(trials) == 60
+    assert all(t.scores["cost"] <= bound for t in trials)
+
+
+def test_measured_limits_are_learnt():
+    """Quality at least 0.9, which one candidate in five keeps and the best are near to breaking."""
+    space = cliff_space()
+    limits, names = ["quality>=0.9"], ("cost", "weight")
+
+    def kept(trials):
+        return area([t for t in trials if t.scores["quality"] >= 0.9], names)
+
+    truth = kept(everything(space, heavy(space)))
+    made = guard(Auto(space, ("cost:min", "weight:min")), limits)
+    assert kept(late(made, 60, heavy(space))) > 0.97 * truth
+
+
+def test_constant_quality_leaves_the_cost():
+    space = cliff_space(4, 5)
+    trials = drive(guard(Auto(space, OBJECTIVES)), 30, scores=lambda c: {**Cliff(space)(c), "quality": 0.5})
+    assert space.candidate(space.counts - 1) in {t.candidate for t in trials}
+    assert len(trials) == 30
+
+
+def test_keeps_away_from_what_fails():
+    """Half of the space fails: all that cuts the first choice beyond its second option."""
+    space = cliff_space()
+    scores = Cliff(space, 2)
+    truth = area([t for t in everything(space, scores) if t.candidate.indices[0] <= 1])
+    trials = drive(guard(Auto(space, OBJECTIVES)), 60, scores=scores, fail=lambda c: c.indices[0] > 1)
+    assert area(trials) > 0.97 * truth
+    assert np.mean([t.failed for t in trials[15:40]]) < 0.2
+
+
+def test_earlier_trials_take_the_place_of_the_design():
+    space = cliff_space()
+    scores = Cliff(space, 2)
+    earlier = [space.baseline, *space.sample(np.random.default_rng(0), 99)]
+    told = [Trial(i, c, scores(c)) for i, c in enumerate(earlier)]
+    made = Auto(space, OBJECTIVES)
+    made.tell(told)
+    fresh = drive(made, 20, batch=1, scores=scores)
+    assert area([*told, *fresh]) > 0.97 * area(everything(space, scores)) > area(told)
+
+
+def test_number_of_threads_does_not_matter():
+    from threadpoolctl import threadpool_limits
+
+    def run(threads):
+        with threadpool_limits(threads):
+            return [
+                t.candidate
+                for t in drive(Auto(cliff_space(), OBJECTIVES), 40, scores=Cliff(cliff_space(), 2))
+            ]
+
+    assert run(1) == run(3)
+
+
+def test_is_known_by_name():
+    for name in ("auto", "gp"):
+        assert len(drive(searcher(name, toy_space(), OBJECTIVES), 12, scores=toy_scores)) == 12

@@ -162,6 +162,20 @@ def overwrites_within(net, h):
     return h + net.a(g.mul_(2.0))
 
 
+def fills_a_mask(net, h):
+    inner = net.a(h)
+    mask = inner.new_zeros(6)
+    mask[2:4] = 1.0
+    mask[5:] = 2.0
+    return h + net.b(inner * mask)
+
+
+def writes_outside(net, h):
+    total = h * 0.0
+    total[:, 1:] = net.a(h)[:, 1:]
+    return (h + net.a(h)) * total
+
+
 @pytest.mark.parametrize(
     ("operation", "count"),
     [
@@ -173,6 +187,8 @@ def overwrites_within(net, h):
         (lambda net, h: h + (net.a(h) + net.b(h)), 1),
         (overwrites_within, 1),
         (overwrites, 1),  # x is what was written
+        (fills_a_mask, 1),
+        (writes_outside, 1),
         (used_outside, 0),
         (lambda net, h: torch.add(h, net.a(h), alpha=2), 0),
         (lambda net, h: h - net.a(h), 0),

@@ -117,7 +117,7 @@ def test_a_training_step_of_the_unchanged_network_is_the_originals(case):
 
 
 def test_a_training_step_of_the_pruned_network_is_the_masked_originals(cases):
-    """Without dropout, whose masks differ in shape: the kept rows get the gradients that they get when masked."""
+    """Without dropout, whose masks differ in shape, kept weights get the gradients of the masked network."""
     for artifact in ARTIFACTS:
         case = cases["convolutional", artifact]
         masked, small = zeroed_consumers(case.net, case.blueprint, case.candidate), copy.deepcopy(case.small)

@@ -159,7 +159,7 @@ networks = st.builds(
     seed=st.integers(0, 999),
 )
 property_test = settings(
-    max_examples=10,
+    max_examples=8,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     phases=(Phase.explicit, Phase.reuse, Phase.generate),

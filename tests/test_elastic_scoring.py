@@ -9,6 +9,7 @@ from netcarve import Task, trace
 from netcarve.evaluators.accuracy import Quality
 from netcarve.evaluators.batchnorm import reestimate_batchnorm
 from netcarve.evaluators.pool import Job
+from netcarve.spaces.rung import Rung, with_rungs
 from torch import nn
 from torch.nn.utils import prune
 
@@ -196,6 +197,23 @@ def test_scores_are_those_of_the_built_network(graph, repair):
         else:
             assert got.scores == expected
     assert space.model._elastic is not None
+
+
+def test_rungs_switch_too_each_with_its_own_repair():
+    job_task = task()
+    space = space_of(job_task.model, pictures(4), calibration=job_task.calibration_batches)
+    space = with_rungs(space, (Rung("full"), Rung("once", repair="once"), Rung("bare", repair=False)))
+    elastic = elastic_of(space)
+    cut = [1] * (len(space) - 1)
+    weights = []
+    for rung in (0, 1, 2, 0):
+        c = space.candidate([*cut, rung])
+        assert elastic.switches(c)
+        built, small = space.build(c), elastic.switch(c)
+        assert off(small(pictures()), built(pictures())) < (1e-5 if rung == 2 else 1e-12)
+        weights.append(state(small)["more.weight"].sum())
+    assert weights[0] == weights[3]
+    assert len({float(w) for w in weights}) == 3
 
 
 def test_a_job_builds_what_it_cannot_switch():

@@ -16,7 +16,12 @@ TEXT = {"vocab_size": 64, "max_position_embeddings": 40}
 GPT2 = {"vocab_size": 64, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
 LLAMA = {**LAYERS, **TEXT, "num_key_value_heads": 2}
 IMAGE = {**LAYERS, "image_size": 32, "patch_size": 8, "num_labels": 5}
-SPEECH = {"conv_dim": [16] * 3, "conv_stride": [5, 2, 2], "conv_kernel": [10, 3, 3], "num_feat_extract_layers": 3}
+SPEECH = {
+    "conv_dim": [16] * 3,
+    "conv_stride": [5, 2, 2],
+    "conv_kernel": [10, 3, 3],
+    "num_feat_extract_layers": 3,
+}
 WHISPER = {"vocab_size": 64, "num_mel_bins": 16, "d_model": 32, "encoder_layers": 2, "encoder_ffn_dim": 64}
 
 
@@ -81,9 +86,7 @@ MODELS = {
     "deit": (lambda: hf.DeiTForImageClassification(hf.DeiTConfig(**IMAGE)), pixels),
     "wav2vec2": (
         lambda: hf.Wav2Vec2Model(
-            hf.Wav2Vec2Config(
-                **LAYERS, **SPEECH, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4
-            )
+            hf.Wav2Vec2Config(**LAYERS, **SPEECH, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)
         ),
         lambda n: {"input_values": torch.randn(n, 1600)},
     ),
@@ -119,7 +122,9 @@ def test_heads_hidden_width_and_embeddings_go(name):
     reached = {m.parameter for g in blueprint.groups for m in g.members} & set(parameters)
     assert sum(parameters[p].numel() for p in reached) > 0.5 * total
 
-    heads = {g.size for g in blueprint.groups if any("q" in m.parameter.split(".")[-2][:5] for m in g.makers())}
+    heads = {
+        g.size for g in blueprint.groups if any("q" in m.parameter.split(".")[-2][:5] for m in g.makers())
+    }
     attention = {g.size for g in blueprint.groups if g.size <= 4}
     assert attention == HEADS.get(name, {4}), (heads, attention)
 

@@ -249,7 +249,7 @@ def test_only_the_guilty_candidate_fails_when_a_worker_dies(session: RaySession)
 
 
 @pytest.mark.ray
-def test_an_outcome_that_cannot_be_sent_is_a_failure_of_its_candidate(session: RaySession) -> None:
+def test_an_outcome_that_cannot_be_kept_is_a_failure_of_its_candidate(session: RaySession) -> None:
     def locked(task: object, model: object, candidate: Candidate) -> dict[str, float]:
         detail = {"lock": threading.Lock()} if candidate["n"] == 3 else {}
         return Measured({"score": 1.0}, detail=detail)
@@ -258,7 +258,7 @@ def test_an_outcome_that_cannot_be_sent_is_a_failure_of_its_candidate(session: R
         outcomes = _drain(pool, [(i, _one("score", i)) for i in range(6)])
     failed = {n: o.error for n, o in outcomes.items() if o.error}
     assert list(failed) == [3]
-    assert "the outcome could not be sent" in failed[3].splitlines()[-1]
+    assert "must be plain JSON" in failed[3].splitlines()[-1]
 
 
 @pytest.mark.ray

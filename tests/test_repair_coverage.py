@@ -173,6 +173,24 @@ def test_a_candidate_is_the_same_whatever_was_built_before(monkeypatch):
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_layers_before_the_first_cut_stay_as_they_were():
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+    ).eval()
+    data = [((torch.randn(40, 3, 6, 6),), {})]
+    space = trace(net, data[0][0]).space(ratios=[0, 0.5], calibration=data)
+    small = space.build(space.candidate([int(c.name == "prune:6") for c in space.choices]))
+    assert small[6].weight.shape[0] == 4
+    for name, value in net.state_dict().items():
+        if int(name.split(".")[0]) < 6:
+            assert small.state_dict()[name].equal(value), name
+    assert not small[12].weight.equal(net[12].weight)  # reads what was fitted to something else
+
+
 # -- rows and statistics ---------------------------------------------------------------------------------
 
 

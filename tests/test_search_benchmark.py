@@ -203,9 +203,11 @@ def test_a_curve_is_the_hypervolume_so_far(objectives: tuple[str, ...]) -> None:
 def test_proposals_are_timed_up_to_the_last_mark() -> None:
     wide = Space([Choice(f"c{i}", tuple(range(4))) for i in range(6)], model=_Cheap())
     toy = SimpleNamespace(space=wide, objectives=(Objective("accuracy"), Objective("macs")))
-    milliseconds = runs.proposal_times("random", toy, (60, 100, 10_000)).milliseconds
-    assert all(ms > 0 for ms in milliseconds[:2])
-    assert milliseconds[2] is None  # the space has 4,096 candidates
+    timing = runs.proposal_times("random", toy, (60, 100, 10_000))
+    assert timing.at[0] > 0
+    assert timing.at[1] > 0
+    assert timing.at[2] is None
+    assert (timing.told, timing.given_up) == (4**6, False)  # the space has no more
 
 
 class _Cheap:

@@ -10,14 +10,12 @@ from netcarve.results.trial import Trial
 from netcarve.search.additive import Additive
 from netcarve.search.greedy import Greedy
 from netcarve.search.lagrangian import Lagrangian, hull_walk, supported
-from netcarve.search.merge import GreedyMerge
 from netcarve.search.netadapt import NetAdapt
 from netcarve.search.random import Random
-from netcarve.search.registry import guard, searcher
+from netcarve.search.registry import guard
 from netcarve.search.sensitivity import candidates_of, predict
-from netcarve.search.split import GreedySplit
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
-from netcarve.spaces import Choice, Space
+from netcarve.spaces import Space
 
 
 class TestAdditive(SearcherConformance):
@@ -33,22 +31,6 @@ class TestLagrangian(SearcherConformance):
 class TestNetAdapt(SearcherConformance):
     searcher = NetAdapt
     random = False
-
-
-class TestGreedyMerge(SearcherConformance):
-    random = False
-
-    @staticmethod
-    def searcher(space, objectives, *, seed=0):
-        return GreedyMerge(space, objectives, seed=seed, cuts=lambda choice: True)
-
-
-class TestGreedySplit(SearcherConformance):
-    random = False
-
-    @staticmethod
-    def searcher(space, objectives, *, seed=0):
-        return GreedySplit(space, objectives, seed=seed, cuts=lambda choice: True)
 
 
 class Products:
@@ -98,10 +80,10 @@ def losses(trials):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_additive_finds_the_whole_front_of_an_additive_truth(seed):
-    """The table is exact, so what comes after it is the front, and nothing else until it is complete."""
+    """The table is exact, so half of what comes after ladder and table is the front, until it is complete."""
     space, scores, _, _ = additive_problem(seed)
     expected = front_of([(-s["quality"], s["cost"]) for s in map(scores, every(space))])
-    trials = drive(Additive(space, OBJECTIVES), 1 + 12 + len(expected), scores=scores)
+    trials = drive(Additive(space, OBJECTIVES), 1 + 3 + 12 + 2 * len(expected), scores=scores)
     np.testing.assert_allclose(front_of(losses(trials)), expected, atol=1e-9)
 
 
@@ -312,6 +294,38 @@ def test_netadapt_by_a_limited_metric_that_is_no_objective():
 # greedy removal
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_searches_start_as_near_to_the_unchanged_model_as_limits_allow(seed):
+    """No choice of the first candidate can be compressed one option less."""
+    rng = np.random.default_rng(seed)
+    space = Space(toy_space(5, 4).choices, model=Products(rng.integers(5, 12, 5)))
+    for kind in (Greedy, NetAdapt, Additive):
+        made = kind(space, OBJECTIVES)
+        made.limits = (Limit("cost<=0.7x"),)
+        first = made.ask(1)
+        assert made.allowed(first) == first
+        less = [c for c in space.neighbours(first[0]) if sum(c.indices) < sum(first[0].indices)]
+        assert made.allowed(less) == []
+        free = kind(space, OBJECTIVES)
+        assert free.ask(1) == [space.baseline]
+
+
+def test_greedy_goes_again_with_more_steps_side_by_side():
+    """Up to plain greedy removal, whose path it then holds."""
+    rng = np.random.default_rng(0)
+    space = toy_space(5, 4)
+    table = rng.random((4,) * 5)
+    for axis in range(5):
+        table = table.cumsum(axis=axis)  # every step does damage
+    scores = lambda c: {"quality": -float(table[c.indices]), "cost": 20.0 - sum(c.indices)}  # noqa: E731
+    trials = {t.candidate: t for t in drive(Greedy(space, OBJECTIVES, width=1), 2000, scores=scores)}
+    here = space.baseline
+    while here.indices != (3,) * 5:
+        steps = [c for c in space.neighbours(here) if sum(c.indices) > sum(here.indices)]
+        assert set(steps) <= set(trials)
+        here = min(steps, key=lambda c: max(0.0, scores(here)["quality"] - scores(c)["quality"]))
+
+
 def test_greedy_weighs_several_costs():
     """With two costs, saving the one that is nothing for the unchanged model's scale does not win."""
     space = toy_space(2, 2)
@@ -330,73 +344,3 @@ def test_greedy_weighs_several_costs():
     rates = {t.candidate.indices: made._rate(path[0], t)[0] for t in path if sum(t.candidate.indices) == 1}
     assert rates[1, 0] == pytest.approx(0.1 / (0.01 + 0.5))
     assert rates[0, 1] == pytest.approx(0.1 / 0.1)
-
-
-# partitions
-
-
-def cut_space(n):
-    return Space([Choice(f"cut:layer{d}", (False, True)) for d in range(n)])
-
-
-def partition_scores(weights):
-    """Parts of a chain: the heaviest part, and traffic that each cut adds."""
-
-    def scores(candidate):
-        cuts = [d for d, present in enumerate(candidate.values.values()) if present]
-        edges = [0, *(d + 1 for d in cuts), len(weights)]
-        parts = [sum(weights[a:b]) for a, b in itertools.pairwise(edges)]
-        return {"heaviest": float(max(parts)), "traffic": float(len(cuts))}
-
-    return scores
-
-
-PARTS = (Objective("heaviest", "min"), Objective("traffic", "min"))
-
-
-@pytest.mark.parametrize(("kind", "first"), [(GreedyMerge, True), (GreedySplit, False)])
-def test_partitions_are_walked_from_end_to_end(kind, first):
-    n = 6
-    space = cut_space(n)
-    trials = drive(kind(space, PARTS), 1000, scores=partition_scores([5, 1, 1, 4, 2, 3, 6]))
-    assert len(trials) == 1 + n * (n + 1) // 2
-    assert set(trials[0].candidate.values.values()) == {first}
-    assert set(trials[-1].candidate.values.values()) == {not first}
-    assert {t.scores["traffic"] for t in trials} == set(range(n + 1))
-
-
-def test_every_round_takes_the_best_flip():
-    """The walk again, by the definition, over a table of all partitions."""
-    scores = partition_scores([5, 1, 1, 4, 2, 3, 6])
-    space = cut_space(6)
-    for kind, present in ((GreedyMerge, True), (GreedySplit, False)):
-        trials = drive(kind(space, PARTS), 1000, scores=scores)
-        here = [present] * 6
-        expected = {tuple(here)}
-        while present in here:
-            flips = [[*here[:d], not present, *here[d + 1 :]] for d in range(6) if here[d] == present]
-            expected |= set(map(tuple, flips))
-            key = [
-                tuple(
-                    scores(space.from_values(dict(zip(trials[0].candidate.values, f, strict=True)))).values()
-                )
-                for f in flips
-            ]
-            here = flips[key.index(min(key))]
-        assert {tuple(t.candidate.values.values()) for t in trials} == expected
-
-
-def test_partitions_by_name_leave_other_choices_alone():
-    space = Space([Choice("prune:a", (0.0, 0.5)), *cut_space(3).choices, Choice("cut:x", ("a", "b"))])
-    trials = drive(
-        searcher("greedy-merge", space, PARTS), 50, scores=lambda c: {"heaviest": 1.0, "traffic": 1.0}
-    )
-    assert {(t.candidate["prune:a"], t.candidate["cut:x"]) for t in trials} == {(0.0, "a")}
-    assert trials[0].candidate.indices == (0, 1, 1, 1, 0)
-
-
-def test_partitions_need_cuts():
-    with pytest.raises(
-        ValueError, match=r"GreedySplit searches partitions and needs choices named 'cut:...'"
-    ):
-        searcher("greedy-split", toy_space(), OBJECTIVES)

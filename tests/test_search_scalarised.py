@@ -73,7 +73,7 @@ def test_chebyshev_ends_on_the_middle_of_a_concave_front_where_weighted_sums_do_
         best = {trials[kind.norm(points, w).argmin()].candidate.indices for w in searcher.weights}
         return {first for first, *others in best if tuple(others) == TARGET}  # Pareto points among them
 
-    for seed in range(3):
+    for seed in range(2):
         assert ends(WeightedSum, seed) == {0, STEPS}
         assert len(ends(Chebyshev, seed) & {*range(2, STEPS - 1)}) >= 4
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve.results.hypervolume import hypervolume, nondominated
 from netcarve.results.trial import Trial
+from netcarve.search.additive_model import model
 from netcarve.search.sensitivity import (
     additive_front,
     candidates_of,
@@ -253,3 +254,25 @@ def test_most_gaining_chooses_no_point_that_a_measured_one_beats(objectives):
     assert most_gaining(points, measured, 5) == chosen[:5]
     assert most_gaining(points[:0], measured, 5) == []
     assert most_gaining(points, measured[:0], 1)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_the_scale_on_which_damages_add_up_is_found(power):
+    """Damage is the sum of its parts, or the square of it; predictions are right on candidates not seen."""
+    rng = np.random.default_rng(0)
+    space = toy_space(6, 5)
+    truth = rng.random((6, 5)).cumsum(axis=1)
+    truth = (truth - truth[:, :1]) / 10
+
+    def value(candidate):
+        return 3.0 + predict(truth, candidate.indices)[0] ** power
+
+    some = [space.baseline, *probes(space), *space.sample(rng, 120)]
+    made = model(space, trials_of(space, some, value), loss, space.baseline)
+    assert (made.floor < 0) == (power == 1)
+    unseen = space.sample(rng, 200)
+    true = np.array([value(c) for c in unseen])
+    near = true < np.quantile(true, 0.3)
+    error = np.abs(made.predict(np.array([c.indices for c in unseen])) - true)
+    assert error[near].mean() < 0.03 * np.ptp(true)
+    assert model(space, trials_of(space, some[:4], value), loss, space.baseline, links=1).floor < 0

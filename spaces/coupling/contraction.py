@@ -67,13 +67,8 @@ def transposed(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrLis
         walk.read(n, "input", channel)
         made = walk.of(w)[1]
     else:
-        walk.freeze(f"{n.name} is a grouped transposed convolution", walk.of(x)[channel], *walk.of(w))
-        made = None
-        bias = a.get("bias")
-        if isinstance(bias, fx.Node):
-            walk.freeze(f"{n.name} is a grouped transposed convolution", *walk.of(bias))
-    if groups == 1:
-        made = _bias(walk, n, a.get("bias"), made)
+        made = _grouped_transposed(walk, n, x, w, channel, groups)
+    made = _bias(walk, n, a.get("bias"), made)
     axes = _with_channel(walk.of(x), channel, made)
     lengths = (*walk.shape(x), walk.shape(w)[1])
     walk.count(n, lengths, (*walk.of(x), walk.of(w)[1]), factor=int(np.prod(walk.shape(w)[2:])))
@@ -128,6 +123,37 @@ def _grouped(walk: Walk, n: fx.Node, x: fx.Node, w: fx.Node, channel: int, group
     walk.forks[n.name] = Fork((groups, rows_in.shape[1]), along, walk.units.normal(xin))
     if rows_in.shape[1] > 1:
         walk.read(n, "input", channel)
+
+
+def _grouped_transposed(
+    walk: Walk, n: fx.Node, x: fx.Node, w: fx.Node, channel: int, groups: int
+) -> Vector | None:
+    """Labels of the output channels; as :func:`_grouped`, with one weight axis for every group's outputs.
+
+    The weight is [in, out of one group, ...]: outputs go with their whole group, or the same in every group.
+    """
+    each = walk.shape(x)[channel] // groups
+    along = walk.prefer.get(n.name, 0 if groups >= each else 1)
+    xin = walk.agree(n.name, [walk.of(x)[channel], walk.of(w)[0]])
+    made = None
+    if along == 0:
+        walk.freeze(f"removing whole groups of {n.name} keeps each group's outputs", walk.of(w)[1])
+        if xin is not None:
+            kept = walk.units.normal(walk.units.tie_rows(xin.reshape(groups, -1)))
+            if kept is not None:
+                walk.constant(n, "groups", None, kept)
+                made = np.repeat(kept, walk.shape(w)[1])
+    else:
+        walk.role(w, 0, IN)
+        walk.role(w, 1, OUT)
+        if xin is not None:
+            walk.units.tie_rows(xin.reshape(groups, -1).T)
+        out = walk.of(w)[1]
+        made = None if out is None else np.tile(out, groups)
+    if each > 1:
+        walk.read(n, "input", channel)
+    walk.forks[n.name] = Fork((groups, each), along, walk.units.normal(xin))
+    return walk.units.normal(made)
 
 
 @rule("matmul", "bmm", "mm")
@@ -237,3 +263,12 @@ def embedding(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList
     walk.freeze(f"is the vocabulary of {n.name}", walk.of(w)[0])
     walk.role(w, 1, OUT)
     return (*(None,) * (out.dim() - 1), walk.of(w)[1])
+
+
+@rule("embedding_bag")
+def embedding_bag(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """Bags of embeddings, summed or averaged; the other results say how."""
+    w = a["weight"]
+    walk.freeze(f"is the vocabulary of {n.name}", walk.of(w)[0])
+    walk.role(w, 1, OUT)
+    return [(None, walk.of(w)[1]), *((None,) * t.dim() for t in out[1:])]

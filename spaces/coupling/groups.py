@@ -289,8 +289,10 @@ def _frozen(
         v = parameters[name][axis] if name in parameters else None
         if role != OUT or (v is not None and grouped[v].any()):
             continue
-        original = walk.parameters[name][axis]
+        original = walk.parameters[name][axis] if name in walk.parameters else None
         labels = [] if original is None else original.tolist()
         reason = next((walk.reasons[label] for label in labels if label in walk.reasons), None)
+        if name not in walk.parameters:
+            reason = "its weights are no real floating-point numbers"
         reasons[name.rpartition(".")[0] or name] = reason or "is coupled with channels that cannot go"
     return reasons

@@ -66,6 +66,20 @@ def group_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrLis
     return (axes[0], channel, *axes[2:])
 
 
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """``g v / |v|``, the length over all axes but ``dim``: positions along ``dim`` are independent."""
+    v, g = a["v"], a["g"]
+    dim = a["dim"] % len(walk.shape(v))
+    for axis, labels in enumerate(walk.of(v)):
+        if axis != dim:
+            walk.freeze(f"is an axis of the length that {n.name} takes", labels)
+    walk.role(g, dim, SCALE)
+    kept = walk.agree(n.name, [walk.of(v)[dim], walk.of(g)[dim]])
+    made = tuple(kept if axis == dim else None for axis in range(len(walk.shape(v))))
+    return [made for _ in out] if isinstance(out, (tuple, list)) else made
+
+
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk")
 def along_one_axis(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     """Positions along the axis influence each other: it is fixed."""

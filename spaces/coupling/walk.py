@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..capture import flat_inputs
+from ..capture import flat_inputs, state_kept
 from .units import Axes, Units, Vector
 
 AxesOrList = Axes | list[Axes] | None
@@ -99,7 +99,7 @@ class Walk:
                 target = str(node.target)
                 self.canonical[target] = names.setdefault(id(tensor), target)
         interpreter = _Follower(self)
-        with torch.no_grad():
+        with torch.no_grad(), state_kept(self.module):
             interpreter.run(*flat_inputs(self.module, args, kwargs), enable_io_processing=False)
 
     # -- what rules ask ------------------------------------------------------------------------------
@@ -163,7 +163,9 @@ class Walk:
             self.roles.setdefault((self.canonical[str(argument.target)], axis), role)
         elif role in (OUT, IN) and argument in self.made_of:
             v = self.of(argument)[axis]
-            for source in self.made_of[argument] if v is not None else ():
+            if v is None:
+                return
+            for source in self.made_of[argument]:
                 for k, own in enumerate(self.of(source)):
                     key = self.canonical[str(source.target)], k
                     if own is not None and np.array_equal(own, v) and self.roles.get(key, ALONG) == ALONG:

@@ -89,6 +89,26 @@ def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.double(), variance.double()
 
 
+def changed(surgeon: Surgeon, alive: Alive) -> set[fx.Node]:
+    """Nodes that may give something else than in the original: something before them was cut or dropped."""
+    assert surgeon.module is not None
+    coupling, handed = surgeon.coupling, surgeon.handed(alive)
+
+    def cut(n: fx.Node) -> bool:
+        vectors = [c.vector for c in surgeon.constants.get(n.name, ())]
+        if n.op == "get_attr":
+            vectors += coupling.parameters.get(coupling.canonical.get(str(n.target), ""), ())
+        return any(v is not None and not alive[v].all() for v in vectors)
+
+    found: set[fx.Node] = set()
+    for n in surgeon.module.graph.nodes:
+        if n.name in handed or not found.isdisjoint(n.all_input_nodes) or cut(n):
+            found.add(n)
+            if n.op == "call_function" and operator_name(n.target)[1]:
+                found.add(n.all_input_nodes[0])  # overwritten in place
+    return found
+
+
 class Smaller(fx.Interpreter):
     """Runs the original's graph on sliced parameters, fitting them on the way."""
 
@@ -101,6 +121,7 @@ class Smaller(fx.Interpreter):
         self._original, self._ridge = original, ridge
         self._dead, self._handed = surgeon.dead(alive), surgeon.handed(alive)
         self._named = {n.name: n for n in surgeon.module.graph.nodes} if self._handed else {}
+        self._changed = changed(surgeon, alive)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self._made[self._surgeon.coupling.canonical[str(target)]]
@@ -120,8 +141,9 @@ class Smaller(fx.Interpreter):
             return None
         if n.name in self._original.fits:
             fit = self._original.fits[n.name]
-            self._fit(fit, self.env[fit.operand])
-        elif n.name in self._original.statistics:
+            if fit.operand in self._changed or not self._alive[fit.source.labels].all():
+                self._fit(fit, self.env[fit.operand])
+        elif n.name in self._original.statistics and n.all_input_nodes[0] in self._changed:
             self._shift(n)
         return super().run_node(n)
 
