@@ -38,7 +38,8 @@ class Additive(Remembering):
     predicted to keep the limits and to add most hypervolume, then those predicted to break limits least.
 
     Args:
-        levels: options measured per choice before the first combination; ``None`` for all.
+        levels: options measured per choice before the first combination, the others interpolated; ``None`` for
+            all of them.
         batch: at least 1: candidates between two fits. Grows with the number of trials, so that the time per
             candidate does not.
     """
@@ -52,7 +53,7 @@ class Additive(Remembering):
         objectives: Iterable[Objective | str],
         *,
         seed: int = 0,
-        levels: int | None = None,
+        levels: int | None = 3,
         batch: int = 8,
     ) -> None:
         super().__init__(space, objectives, seed=seed)

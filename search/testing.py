@@ -10,16 +10,19 @@ Runs under pytest, without torch and in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..results.objective import Objective
+from ..results.hypervolume import nondominated
+from ..results.objective import Limit, Objective, total_violation
 from ..results.trial import Trial
 from ..spaces import Candidate, Choice, Space
 from .base import Searcher
+from .certificate import Certificate
 from .registry import guard
 from .run import Run
 from .sweep import sweep
@@ -60,6 +63,37 @@ def drive(
         trials += told
         searcher.tell(list(order(told)))
     return trials
+
+
+def every(space: Space) -> list[Candidate]:
+    """All candidates of a small space."""
+    return [Candidate(row, space.choices) for row in itertools.product(*map(range, space.counts.tolist()))]
+
+
+def true_front(
+    space: Space,
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit] = (),
+    scores: Callable[[Candidate], Mapping[str, float]] = lambda _: {},
+) -> np.ndarray:
+    """The distinct non-dominated vectors of objectives, by brute force; float64 [n, objectives], minimised.
+
+    Args:
+        scores: what is measured, beside what the space computes.
+    """
+    everything = every(space)
+    costs = space.cost_arrays(everything)
+    found = [{m: float(v[i]) for m, v in costs.items()} | dict(scores(c)) for i, c in enumerate(everything)]
+    kept = [f for f in found if total_violation(limits, f, found[0]) == 0]  # the first is the unchanged model
+    points = np.array([[o.sign * f[o.name] for o in objectives] for f in kept]).reshape(-1, len(objectives))
+    points = np.unique(points, axis=0)
+    return points[nondominated(points)] if len(points) else points
+
+
+def claimed(certificate: Certificate, objectives: Sequence[Objective]) -> np.ndarray:
+    """The distinct vectors of a certificate's front, as :func:`true_front` gives them."""
+    points = [[o.sign * entry["scores"][o.name] for o in objectives] for entry in certificate.front]
+    return np.unique(np.array(points).reshape(-1, len(objectives)), axis=0)
 
 
 class ToyScorer:

@@ -122,7 +122,7 @@ class _Finder:
 
     def block(self, add: fx.Node) -> Block | None:
         """The block that ends in ``add``; names and costs are still to be told."""
-        if add.op != "call_function" or operator_name(add.target)[0] != "add":
+        if add.op != "call_function" or operator_name(add.target)[0] != "add" or not add.users:
             return None
         bound = bind(add)
         operands: tuple[Any, Any] = bound.get("self"), bound.get("other")

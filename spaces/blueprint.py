@@ -65,6 +65,7 @@ class Blueprint:
         self._costs = Costs(captured, self.coupling, self._blocks)
         self._surgeon = Surgeon(captured.graph_module, captured.source, self.coupling, self._blocks)
         self._captured: Captured | None = captured
+        self._unreturned = captured.unreturned
         self._program: bytes | None = None  # of a copy that has travelled and needs the graph to build
         self._proof: Proof | None = None
         self._drops: Proof | None = None  # of the blocks
@@ -100,6 +101,7 @@ class Blueprint:
             **self.coupling.frozen,
             **(self._proof.left_out if self._proof else {}),
             **{f"drop:{name}": reason for name, reason in drops.items()},
+            **{f"output {kind}": "is no tensor: the captured graph gives None" for kind in self._unreturned},
         }
 
     @property

@@ -10,6 +10,10 @@ import pytest
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"
 
+from netcarve.spaces.testing import declare_torchvision_operators  # noqa: E402
+
+declare_torchvision_operators()  # before anything imports torchvision, as timm and transformers do
+
 _MARKERS = ("ray: starts real Ray workers, some seconds",)
 
 

@@ -239,6 +239,7 @@ def test_outputs_that_are_no_tensors_do_not_stand_in_the_way():
     blueprint = trace(net, x)
     space = blueprint.space(ratios=[0, 0.5])
     assert {g.name for g in blueprint.groups} == {"a", "b"}
+    assert "is no tensor" in blueprint.left_out["output Answer"]
     candidate = space.candidate([1, 1])
     graph = blueprint._surgeon.graph(blueprint.alive(candidate))
     with torch.no_grad():

@@ -1,7 +1,6 @@
 """Branch and bound: brute force is the oracle of the search, and of the check of its certificates."""
 
 import dataclasses
-import itertools
 import json
 
 import numpy as np
@@ -9,12 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve.results.hypervolume import nondominated
-from netcarve.results.objective import Limit, Objective, total_violation
-from netcarve.results.trial import Trial
+from netcarve.results.objective import Limit, Objective
 from netcarve.search.branch_and_bound import BranchAndBound
 from netcarve.search.certificate import Certificate, CertificateError, check_certificate
 from netcarve.search.registry import guard
-from netcarve.search.sensitivity import candidates_of, predict
 from netcarve.search.testing import SearcherConformance, claimed, drive, every, toy_space, true_front
 from netcarve.spaces import Choice, Space
 

@@ -151,9 +151,7 @@ def test_discrepancies_come_in_order():
 
 
 def test_a_space_that_measures_another_cost_than_it_computes_is_not_trusted():
-    space = Space(
-        toy_space(2, 3).choices, model=Quadratic(np.full(2, 3), np.random.default_rng(0))
-    )
+    space = Space(toy_space(2, 3).choices, model=Quadratic(np.full(2, 3), np.random.default_rng(0)))
     made = BranchAndBound(space, COSTS[:1])
     made.tell([Trial(0, space.baseline, {"macs": 12345.0})])
     made.ask(1)

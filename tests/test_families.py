@@ -7,10 +7,9 @@ import pytest
 import torch
 from netcarve import trace
 from netcarve.spaces.proof import relative_difference
-from netcarve.spaces.testing import declare_torchvision_operators, zeroed_consumers
+from netcarve.spaces.testing import zeroed_consumers
 from torch import nn
 
-declare_torchvision_operators()
 timm = pytest.importorskip("timm")
 torchvision = pytest.importorskip("torchvision")
 
