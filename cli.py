@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .spaces import Blueprint
     from .spaces.rung import Rung
 
-KINDS = ("prune", "drop")  # what this version can decide about a model
+KINDS = ("prune", "drop", "mask")  # what this version can decide about a model
 LATER_KINDS = ("operators", "splits", "bits")
 PICTURES = (".png", ".svg", ".pdf")
 TRIALS = 500  # by default
@@ -67,7 +67,8 @@ def root(
 def sweep(
     task: TaskName,
     space: Annotated[
-        str, typer.Option(metavar="KINDS", help="what to decide: prune, drop, or both, as prune,drop")
+        str,
+        typer.Option(metavar="KINDS", help="what to decide: prune, drop, mask; several: prune,drop"),
     ] = "prune",
     searcher: Annotated[
         str, typer.Option(metavar="NAME", help="nsga2, greedy, random, or an installed one")

@@ -9,8 +9,8 @@ followed by repair layer by layer on the smaller network's own activations (sequ
     python benchmarks/repair.py --net vit
 
 ``--study`` asks more, on noisy images: whether a repaired start is better after fine-tuning too, and whether
-the training-free score ranks candidates as fine-tuning does (see ``repair_study.py``). Half an hour on one
-core for both networks:
+the training-free score ranks candidates as fine-tuning does (see ``repair_study.py``). About 16 minutes on
+one core for both networks and three seeds:
 
     python benchmarks/repair.py --study --net resnet20 vit
 """

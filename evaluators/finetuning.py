@@ -24,7 +24,8 @@ def finetune(
 ) -> None:
     """Train ``model`` in place, in train mode, and put it back into eval mode.
 
-    AdamW under one cycle of learning rates (Smith & Topin 2019, arXiv 1708.07120), cross-entropy.
+    AdamW under one cycle of learning rates (Smith & Topin 2019, arXiv 1708.07120), cross-entropy. What is
+    exactly zero in weights [out, in, ...] stays zero: momentum and weight decay would revive masked numbers.
 
     Args:
         train: the task's training data. A DataLoader is read as it is; of other data, batches of 64 are drawn
@@ -41,6 +42,7 @@ def finetune(
     weights = [p for p in model.parameters() if p.requires_grad]
     if not weights:
         raise TaskError("nothing to fine-tune: all parameters of the model are frozen (requires_grad=False)")
+    masks = [(p, p != 0) for p in weights if p.dim() > 1 and not p.all()]
     loader = _shuffled(train)
     steps = epochs * _length(loader)
     optimizer = torch.optim.AdamW(weights, learning_rate, weight_decay=WEIGHT_DECAY)
@@ -54,6 +56,9 @@ def finetune(
                     optimizer.zero_grad()
                     _loss(model(*args, **kwargs), targets).backward()
                     optimizer.step()
+                    with torch.no_grad():
+                        for weight, mask in masks:
+                            weight.mul_(mask)
                     schedule.step()
         finally:
             model.eval()

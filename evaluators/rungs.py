@@ -37,7 +37,7 @@ class OnRung(Evaluator):
         if task is None or rung is None:
             raise ValueError(f"{self.name} on rungs needs a task, and a candidate of a space with rungs")
         given = self.inner(self._part(task, rung.samples), model, candidate)
-        if not candidate[NAME] == next(c for c in candidate.choices if c.name == NAME).options[0]:
+        if candidate[NAME] != next(c for c in candidate.choices if c.name == NAME).options[0]:
             scores = {f"{metric}@{rung.name}": value for metric, value in given.items()}
         else:
             scores = dict(given)

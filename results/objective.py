@@ -13,6 +13,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "macs": ("min", "MAC"),
     "flops": ("min", "FLOP"),
     "params": ("min", ""),
+    "nonzeros": ("min", ""),
     "size_mb": ("min", "MB"),
     "activation_mb": ("min", "MB"),
     "memory_mb": ("min", "MB"),

@@ -38,8 +38,8 @@ class Additive(Remembering):
     predicted to keep the limits and to add most hypervolume, then those predicted to break limits least.
 
     Args:
-        levels: options measured per choice before the first combination, the others interpolated; ``None`` for
-            all of them.
+        levels: options measured per choice before the first combination, the others interpolated; ``None``
+            measures all.
         batch: at least 1: candidates between two fits. Grows with the number of trials, so that the time per
             candidate does not.
     """

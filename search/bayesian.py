@@ -44,6 +44,7 @@ class Bayesian(Searcher):
 
     most = 400  # trials that a process is conditioned on: those nearest to the front
     pool = 400  # candidates ranked at a time
+    curiosity = 1.0  # see :class:`Acquisition`
     patience: float = np.inf  # with so many trials told, twice as many candidates are proposed at a time
 
     def __init__(self, space: Space, objectives: Iterable[Objective | str], *, seed: int = 0) -> None:
@@ -268,7 +269,15 @@ class Bayesian(Searcher):
     def _rank(self, belief: Belief, pool: np.ndarray) -> Acquisition:
         columns = self._columns(self._costs(pool))
         fields = [p.at(pool) for p in belief.processes]
-        return Acquisition(fields, columns, belief.front, belief.reference, belief.measures, belief.bounds)
+        return Acquisition(
+            fields,
+            columns,
+            belief.front,
+            belief.reference,
+            belief.measures,
+            belief.bounds,
+            curiosity=self.curiosity,
+        )
 
 
 @dataclass(frozen=True, slots=True)

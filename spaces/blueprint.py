@@ -15,27 +15,30 @@ from torch import nn
 from .blocks import Block, find_blocks
 from .capture import Captured, capture, unlift
 from .choice import Candidate, Choice
-from .cost_bounds import falling_costs
 from .costs import Costs
 from .coupling import Coupling, Group, find_coupling
+from .decoding import Decoder
 from .drop import Drop, dropping_choice
 from .elastic import Elastic
 from .importance import CALIBRATED, Criterion, criterion, order
+from .importance.cluster import Cluster
 from .importance.measured import Evidence, Measure
+from .masks.choice import SPARSITIES, maskable, masking_choice
+from .mending import Mending, Repair
 from .proof import Proof, own_differs, prove, separating
 from .proof_blocks import prove_blocks
 from .proof_cache import ProofCache
-from .prune import Prune, pruning_choice
-from .repair import Calibration, Sequential, fold, gather, sequential
+from .prune import pruning_choice
+from .repair import Calibration
 from .repair.gram import Inputs
 from .repair.least_squares import RIDGE
-from .rung import Rung, rung_of
+from .repair.merging import Merging
 from .space import Space
-from .surgery import Alive, Mend, Surgeon
+from .surgery import Alive, Surgeon
 from .threads import one_thread
 
-KINDS = ("prune", "drop")
-Repair = bool | Literal["once"]
+KINDS = ("prune", "drop", "mask")
+DONE = {"prune": "pruned", "drop": "dropped", "mask": "masked"}
 
 
 def trace(model: nn.Module, example: Any) -> Blueprint:
@@ -62,7 +65,7 @@ class Blueprint:
     def __init__(self, captured: Captured) -> None:
         self.coupling: Coupling = find_coupling(captured)
         self._blocks: tuple[Block, ...] = find_blocks(captured, self.coupling)
-        self._costs = Costs(captured, self.coupling, self._blocks)
+        self._decoder = Decoder(self.coupling, self._blocks, Costs(captured, self.coupling, self._blocks))
         self._surgeon = Surgeon(captured.graph_module, captured.source, self.coupling, self._blocks)
         self._captured: Captured | None = captured
         self._unreturned = captured.unreturned
@@ -70,14 +73,7 @@ class Blueprint:
         self._proof: Proof | None = None
         self._drops: Proof | None = None  # of the blocks
         self._cache: ProofCache | None = None  # made with the proof
-        self._calibration: Calibration | None = None
-        self._calibrations = 0
-        self._batches: Sequence[Inputs] = ()  # of the last calibration
-        self._repair: Repair = False
-        self._sequential: Sequential | None = None
-        self._orders: dict[str, dict[str, np.ndarray]] = {}  # criterion -> group -> units, best first
-        self._group_at = {g.name: i for i, g in enumerate(self.coupling.groups)}
-        self._block_at = {b.name: k for k, b in enumerate(self._blocks)}
+        self.mending = Mending()
         self._example: tuple[tuple[Any, ...], dict[str, Any]] | None = captured.args, captured.kwargs
         self._elastic: tuple[Any, Elastic] | None = None  # with what it depends on
 
@@ -143,7 +139,7 @@ class Blueprint:
 
     @one_thread()
     def calibrate(
-        self, batches: Sequence[Inputs], *, repair: Repair = True, ridge: float = RIDGE
+        self, batches: Sequence[Inputs], *, repair: bool | Literal["once"] = True, ridge: float = RIDGE
     ) -> Calibration:
         """Measure on real inputs what the layers read; from then on built networks are repaired.
 
@@ -167,13 +163,7 @@ class Blueprint:
             raise ValueError(f"repair is True, False or 'once', got {repair!r}")
         if self._captured is None:
             raise RuntimeError("this copy of the blueprint holds no captured graph; calibrate the original")
-        measured = gather(self._captured, self.coupling, batches)
-        self._calibration = replace(measured, ridge=ridge)
-        self._repair = repair
-        self._sequential = sequential(self._captured, self.coupling, batches) if repair is True else None
-        self._calibrations += 1
-        self._batches = batches
-        return self._calibration
+        return self.mending.calibrate(self._captured, self.coupling, batches, repair=repair, ridge=ridge)
 
     @one_thread()
     def space(
@@ -184,12 +174,16 @@ class Blueprint:
         round_to: int = 1,
         calibration: Sequence[Inputs] | None = None,
         repair: Repair = True,
+        sparsities: Sequence[float] = SPARSITIES,
+        granularity: str = "element",
+        norm: int = 1,
         progress: Callable[[int, int], None] | None = None,
     ) -> Space:
         """Search space over this model, proven by execution.
 
         Args:
-            kinds: what to search: ``"prune"`` (the default), ``"drop"`` (residual blocks), or both.
+            kinds: what to search: ``"prune"`` (the default), ``"drop"`` (residual blocks), ``"mask"``
+                (weights set to zero in place, after pruning and repair), or several.
             ratios: pruning ratios per group, as a number or a list (see :func:`pruning_choice`).
             importance: which units go first: ``"l1"``, ``"l2"``, ``"batchnorm"``, ``"cluster"``,
                 ``"random"``; with calibration ``"reconstruction"``, ``"taylor"``, ``"gradient"``,
@@ -198,55 +192,86 @@ class Blueprint:
                 ``"reconstruction"`` where there is calibration and ``"l1"`` where there is none.
             round_to: keep multiples of this many units.
             calibration: real inputs, ``(args, kwargs)`` each; see :meth:`calibrate`, which this calls.
-            repair: how built networks are repaired from then on; see :meth:`calibrate`.
+            repair: how built networks are repaired from then on; see :meth:`calibrate`. ``"merge"`` needs no
+                calibration but ``importance="cluster"``: a cluster's strongest unit outlives the others and
+                takes over their outgoing weights.
+            sparsities: shares of each weight that masks set to zero, 0 first.
+            granularity, norm: of the masks; see :class:`.masks.Sparsify`.
             progress: called with (operators checked, operators) during the proof.
 
         Raises:
             ValueError: an unknown kind, nothing in this model may be changed (with the reasons), or
                 an importance that needs calibration without it.
         """
+        if self._captured is None:
+            raise RuntimeError("this copy of the blueprint holds no captured graph; use the original")
         unknown = [k for k in kinds if k not in KINDS]
         if unknown:
             raise ValueError(f"unknown kind of space {unknown[0]!r}; this version knows {', '.join(KINDS)}")
+        kinds = kinds or KINDS[:1]
         self.prove(progress=progress)
-        groups = self.groups if "prune" in (kinds or KINDS[:1]) else ()
+        groups = self.groups if "prune" in kinds else ()
         if "drop" in kinds:
             self.prove_blocks(progress=progress)
         blocks = self.blocks if "drop" in kinds else ()
-        if not groups and not blocks:
-            what = " or ".join({"prune": "pruned", "drop": "dropped"}[k] for k in kinds or KINDS[:1])
+        weights = maskable(self._captured.graph_module.graph, self.coupling) if "mask" in kinds else []
+        if not groups and not blocks and not weights:
+            what = " or ".join(DONE[k] for k in kinds)
             reasons = "; ".join(f"{k}: {v}" for k, v in list(self.left_out.items())[:3])
             raise ValueError(f"nothing in this model may be {what}" + (f" ({reasons})" if reasons else ""))
         if calibration is not None:
-            self.calibrate(calibration, repair=repair)
+            self.calibrate(calibration, repair=False if repair == "merge" else repair)
         if importance is None:
-            importance = "l1" if self._calibration is None else "reconstruction"
-        by = criterion(importance, self._calibration, self._evidence())
-        key = importance if isinstance(importance, str) else f"{type(by).__name__}-{len(self._orders)}"
-        if isinstance(importance, str) and importance in CALIBRATED:
-            key = f"{importance}-{self._calibrations}"  # another calibration gives another order
-        if groups and key not in self._orders:
-            parameters = self._surgeon.tensors
-            self._orders[key] = {g.name: order(g, parameters, by) for g in self.groups}
+            importance = "l1" if self.mending.calibration is None else "reconstruction"
+        key = self._order(importance, groups, merge=repair == "merge")
         choices = [pruning_choice(g, ratios=ratios, round_to=round_to, order=key) for g in groups]
         choices += [dropping_choice(b) for b in blocks]
+        masks: dict[str, Any] = {"sparsities": sparsities, "granularity": granularity, "norm": norm}
+        choices += [masking_choice(w, **masks) for w in weights]
+        calibrated = self.mending.calibration is not None
         options = {
             "ratios": ratios if isinstance(ratios, int) else [float(r) for r in ratios],
             "importance": importance,
             "round_to": round_to,
-            "repair": repair if self._calibration is None else self._repair,
+            "repair": self.mending.repair if calibrated else repair,
+            **({**masks, "sparsities": [float(s) for s in sparsities]} if weights else {}),
         }
         recipe: dict[str, Any] | None = None
         if isinstance(importance, str):
-            recipe = {"kinds": list(kinds), "options": options, "calibrated": self._calibration is not None}
+            recipe = {"kinds": list(kinds), "options": options, "calibrated": calibrated}
         space = Space([c for c in choices if len(c) > 1] or choices, model=self, recipe=recipe)
         self._check_widths(space)
         return space
 
+    def _order(self, importance: str | Criterion | Measure, groups: Sequence[Group], *, merge: bool) -> str:
+        """Rank the units of all groups; the name under which the order is kept."""
+        by = criterion(importance, self.mending.calibration, self._evidence())
+        orders = self._decoder.orders
+        key = importance if isinstance(importance, str) else f"{type(by).__name__}-{len(orders)}"
+        if isinstance(importance, str) and importance in CALIBRATED:
+            key = f"{importance}-{self.mending.count}"  # another calibration gives another order
+        if merge:
+            if not isinstance(by, Cluster):
+                raise ValueError(
+                    "repair='merge' lets one unit of a cluster stand for the others, so importance must be "
+                    f"'cluster' or Cluster(...), got {importance!r}"
+                )
+            by, key = by.keeping_one(), f"{key}-merged"
+        if groups and key not in orders:
+            orders[key] = {g.name: order(g, self._surgeon.tensors, by) for g in self.groups}
+        if isinstance(by, Cluster) and merge and self._captured is not None:
+            clusters = {g.name: by.clusters(g, self._surgeon.tensors) for g in groups}
+            graph = self._captured.graph_module.graph
+            self.mending.merging = Merging(
+                graph, self.coupling, orders=orders.get(key, {}), clusters=clusters
+            )
+            self.mending.repair = "merge"
+        return key
+
     def _evidence(self) -> Evidence | None:
         if self._captured is None:
             return None
-        return Evidence(self._captured, self.coupling, self.groups, self._batches)
+        return Evidence(self._captured, self.coupling, self.groups, self.mending.batches)
 
     def _check_widths(self, space: Space) -> None:
         """Run the user's module at the widths that ``space`` offers: its forward may branch on them.
@@ -271,36 +296,22 @@ class Blueprint:
     # -- the model side of a space -------------------------------------------------------------------
 
     def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Analytic costs of candidates given as option indices [n, choices] (see :meth:`Costs.evaluate`)."""
-        widths = np.tile(np.array([g.size for g in self.coupling.groups], dtype=np.int64), (len(indices), 1))
-        dropped = np.zeros((len(indices), len(self._blocks)), dtype=bool)
-        for column, choice in enumerate(choices):
-            if isinstance(choice.edit, Prune):
-                kept = np.asarray(choice.edit.kept)
-                widths[:, self._group_at[choice.edit.group]] = kept[indices[:, column]]
-            elif isinstance(choice.edit, Drop):
-                dropped[:, self._block_at[choice.edit.block]] = indices[:, column] > 0
-        return self._costs.evaluate(widths, dropped)
+        """Analytic costs of candidates; see :meth:`Decoder.cost_arrays`."""
+        return self._decoder.cost_arrays(choices, indices)
 
     def cost_bounds(
         self, choices: tuple[Choice, ...], low: np.ndarray, high: np.ndarray
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Certain bounds over boxes ``low <= indices <= high`` [n, choices]: cost -> (least, most) [n].
-
-        Only of costs that :func:`falling_costs` names: the corners of a box bound them.
-        """
-        names = falling_costs(choices, positive=self._costs.positive)
-        least, most = (self.cost_arrays(choices, x) if names else {} for x in (high, low))
-        return {name: (least[name], most[name]) for name in names}
+        """Certain bounds on costs over boxes of candidates; see :meth:`Decoder.cost_bounds`."""
+        return self._decoder.cost_bounds(choices, low, high)
 
     def kept(self, candidate: Candidate) -> dict[str, np.ndarray]:
         """Units kept in each pruned group, ascending, by group name."""
-        kept: dict[str, np.ndarray] = {}
-        for choice, index in zip(candidate.choices, candidate.indices, strict=True):
-            if isinstance(choice.edit, Prune):
-                ranked = self._orders[choice.edit.order][choice.edit.group]
-                kept[choice.edit.group] = np.sort(ranked[: choice.edit.kept[index]])
-        return kept
+        return self._decoder.kept(candidate)
+
+    def alive(self, candidate: Candidate) -> Alive:
+        """What stays; see :meth:`Decoder.alive`."""
+        return self._decoder.alive(candidate)
 
     @one_thread()
     def build(self, candidate: Candidate) -> nn.Module:
@@ -309,7 +320,7 @@ class Blueprint:
         Repaired where there was calibration (see :meth:`calibrate`).
         """
         alive = self.alive(candidate)
-        mend = self._mending(rung_of(candidate))
+        mend = self.mending.of(candidate, self._surgeon)
         make = self._surgeon.own if self.artifact == "module" else self._surgeon.graph
         return make(alive, mend)
 
@@ -318,56 +329,28 @@ class Blueprint:
 
         Made at the first call, and kept for the next; it does not travel.
         """
-        key = choices, self.artifact, self._repair, self._calibrations
+        key = choices, self.artifact, self.mending.repair, self.mending.count
         if self._elastic is None or self._elastic[0] != key:
             made = Elastic(
                 self._surgeon,
                 choices,
-                self._orders,
+                self._decoder.orders,
                 own=self.artifact == "module",
                 alive=self.alive,
-                mending=lambda candidate: self._mending(rung_of(candidate)),
+                mending=lambda candidate: self.mending.of(candidate, self._surgeon),
                 example=self._example,
             )
             self._elastic = key, made
         return self._elastic[1]
 
-    def _mending(self, rung: Rung | None) -> Mend | None:
-        """The repair of networks on a rung, or on none."""
-        wanted = self._repair if rung is None or rung.repair is None else rung.repair
-        if not wanted or self._calibration is None:
-            return None
-        return self._mend if wanted is True else self._mend_once
-
-    def _mend(self, alive: Alive, made: dict[str, Any]) -> None:
-        self._mend_once(alive, made)
-        if self._sequential is not None:
-            self._sequential.mend(self._surgeon, alive, made)
-
-    def _mend_once(self, alive: Alive, made: dict[str, Any]) -> None:
-        assert self._calibration is not None
-        fold(self._calibration, alive, self._surgeon.tensors, self.coupling.parameters, made)
-
-    def alive(self, candidate: Candidate) -> Alive:
-        """Which unit labels stay, then which blocks: [units + 1 + blocks] bool (see :data:`Alive`)."""
-        alive = np.ones(self.coupling.units + 1 + len(self._blocks), dtype=bool)
-        for choice, index in zip(candidate.choices, candidate.indices, strict=True):
-            if isinstance(choice.edit, Drop) and index:
-                alive[self.coupling.units + 1 + self._block_at[choice.edit.block]] = False
-        for name, units in self.kept(candidate).items():
-            labels = self.coupling.groups[self._group_at[name]].labels
-            alive[labels] = False
-            alive[labels[units]] = True
-        return alive
-
     # -- travel to workers ---------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """The captured program travels (serialised, not pickled) only where the graph is needed to build."""
-        state = self.__dict__ | {"_captured": None, "_batches": (), "_elastic": None}
-        if self._repair:
+        state = self.__dict__ | {"_captured": None, "_elastic": None}
+        if self.mending.repair:
             state["_example"] = None  # only sorted weights are checked on it, and repair copies weights
-        needed = self.artifact == "graph" or self._sequential is not None
+        needed = self.artifact == "graph" or self.mending.sequential is not None
         if needed and self._captured is not None:
             buffer = io.BytesIO()
             torch.export.save(self._captured.program, buffer)

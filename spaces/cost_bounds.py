@@ -8,7 +8,9 @@ import numpy as np
 
 from .choice import Choice
 from .drop import Drop
+from .masks.choice import Mask
 from .prune import Prune
+from .rung import is_rung
 
 SUMS = ("macs", "flops", "params", "size_mb")  # over what is there
 LIVES = ("activation_mb", "memory_mb")  # depend on which tensors are alive together
@@ -26,6 +28,8 @@ def falling_costs(choices: Iterable[Choice], *, positive: bool) -> tuple[str, ..
     for choice in choices:
         if isinstance(choice.edit, Drop):
             drops = True
+        elif isinstance(choice.edit, Mask) or is_rung(choice):
+            continue  # sets numbers to zero, or says how a network is judged: these costs stay as they are
         elif not isinstance(choice.edit, Prune) or (np.diff(choice.edit.kept) > 0).any():
             return ()
     return () if not positive else SUMS if drops else SUMS + LIVES

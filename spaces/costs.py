@@ -46,6 +46,9 @@ class Costs:
             for name, conditions in readers.items()
         ]
         held = [(c, name, t) for c, name, t in held if isinstance(t, torch.Tensor)]
+        self._weights = {  # when it is there, its shape and the labels along it
+            name: (c, tuple(t.shape), coupling.parameters.get(name, (None,) * t.dim())) for c, name, t in held
+        }
         extra = [t for name, t in captured.source.named_parameters() if name not in coupling.canonical]
         params = [
             (c, self._numel(coupling, name, t)) for c, name, t in held if isinstance(t, torch.nn.Parameter)
@@ -90,6 +93,21 @@ class Costs:
             part = None if dropped is None else dropped[i : i + 8192]
             chunks.append(self._evaluate(widths[i : i + 8192], part))
         return {k: np.concatenate([c[k] for c in chunks]) for k in chunks[0]}
+
+    def lengths(self, parameter: str, widths: np.ndarray, dropped: np.ndarray) -> np.ndarray:
+        """Shape of one parameter in each network, [n, axes]; zeros where it has gone with a dropped block.
+
+        Args:
+            parameter: canonical name.
+            widths, dropped: as for :meth:`evaluate`.
+        """
+        condition, shape, labels = self._weights[parameter]
+        out = np.tile(np.array(shape, dtype=np.float64), (len(widths), 1))
+        for axis, v in enumerate(labels):
+            if v is not None:
+                counts = np.bincount(self._group_of[v] + 1, minlength=len(self._sizes) + 1)
+                out[:, axis] = counts[0] + widths @ (counts[1:] / self._sizes)
+        return out * self._liveness.evaluate(dropped)[condition][:, None] if dropped.any() else out
 
     def _evaluate(self, widths: np.ndarray, dropped: np.ndarray | None) -> dict[str, np.ndarray]:
         n = len(widths)

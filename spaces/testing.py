@@ -73,7 +73,7 @@ def counted_costs(module: nn.Module, x: torch.Tensor) -> dict[str, float]:
         module(x)
     again = Blueprint(capture(module, x))
     whole = np.array([[g.size for g in again.coupling.groups]], dtype=np.int64)
-    unchanged = again._costs.evaluate(whole)
+    unchanged = again._decoder.costs.evaluate(whole)
     return {
         "macs": counter.get_total_flops() / 2 / len(x),
         "params": float(sum(p.numel() for p in module.parameters())),

@@ -1,7 +1,7 @@
 """One thread for thousands of small operations, in which threads mostly wait for each other.
 
-All that netcarve computes runs on one thread; candidates run beside each other. So results do not depend on the
-number of threads either.
+All that netcarve computes runs on one thread; candidates run beside each other. So results do not depend on
+the number of threads either.
 """
 
 from __future__ import annotations

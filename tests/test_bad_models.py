@@ -330,3 +330,68 @@ def test_no_path_changes_the_scale_of_attention(heads, scale, fused):
                         rows = masked.get_parameter(m.parameter).movedim(m.axis, 0)
                         rows[torch.from_numpy(m.positions[gone].reshape(-1))] = 0
             assert relative_difference([small(x)], [masked(x)])[0] < 1e-5, (candidate.values, set(weights))
+
+
+class NoPrefix(nn.Module):
+    """Scales the queries of all but the first ``n`` tokens: with 0, an empty piece is joined."""
+
+    def __init__(self, n=0):
+        super().__init__()
+        self.qkv, self.out, self.n = nn.Linear(16, 48), nn.Linear(16, 3), n
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        q = torch.cat([q[:, :, : self.n], q[:, :, self.n :] * 2], 2)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_heads_go_though_a_slice_of_them_is_empty(n):
+    (group,) = trace(NoPrefix(n), torch.randn(2, 5, 16)).groups
+    assert (group.name, group.size) == ("qkv", 4)
+
+
+class OverPadding(nn.Module):
+    """Zeros put before the tokens, then heads: padding one axis says nothing about the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.v, self.out = nn.Linear(6, 24), nn.Linear(24, 3)
+
+    def forward(self, x):
+        v = F.pad(self.v(x).unflatten(-1, (4, 6)).transpose(1, 2), (0, 0, 1, 0))
+        return self.out(v.cumsum(2).transpose(1, 2).flatten(2))
+
+
+def test_padding_of_another_axis_does_not_fix_channels():
+    torch.manual_seed(0)
+    net, x = OverPadding(), torch.randn(2, 5, 6)
+    blueprint = trace(net, x)
+    space = blueprint.space(ratios=[0, 0.5])
+    assert not blueprint.prove().left_out
+    candidate = space.candidate([1] * len(space))
+    with torch.no_grad():
+        got, expected = (
+            net(x) for net in (space.build(candidate), zeroed_consumers(net, blueprint, candidate))
+        )
+    assert relative_difference([got], [expected])[0] < 1e-5
+
+
+class Computed(nn.Module):
+    """A convolution whose weight is standardised and scaled at every call, as in NFNets."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3)
+        self.gain, self.head = nn.Parameter(torch.rand(8, 1, 1, 1) + 0.5), nn.Linear(6, 2)
+
+    def forward(self, x):
+        w = F.batch_norm(self.a.weight.reshape(1, 8, -1), None, None, training=True).reshape_as(self.a.weight)
+        return self.head(self.b(torch.relu(F.conv2d(x, w * self.gain, self.a.bias))).mean((2, 3)))
+
+
+def test_channels_made_by_a_computed_weight_can_go():
+    blueprint = trace(Computed(), torch.randn(2, 3, 8, 8))
+    groups = {g.name: {(m.parameter, m.role) for m in g.members} for g in blueprint.groups}
+    assert ("a.weight", "out") in groups["a"]
+    assert not blueprint.prove().left_out

@@ -101,7 +101,7 @@ def refused(call):
         ("sweep digits --space operators", ["operators", "does not know it yet", "prune"]),
         ("sweep digits --space prune,colours", ["colours", "prune"]),
         ("sweep digits --space ,", ["--space", "prune"]),
-        ("sweep digits --searcher newton", ["newton", "greedy, nsga2, random"]),
+        ("sweep digits --searcher newton", ["newton", "known are additive, "]),
         ("sweep digits --objective beauty", ["beauty", "accuracy", "beauty:max"]),
         ("sweep digits --objective macs:sideways", ["macs", "sideways"]),
         ("sweep digits --limit macs<half", ["macs<half", "macs<=0.5x"]),

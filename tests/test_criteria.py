@@ -291,7 +291,7 @@ def test_every_criterion_gives_nested_orders_on_whole_networks(make):
         ]
         for more, less in itertools.pairwise(ladder):
             assert all(set(less[g]) <= set(more[g]) for g in more)
-        order = blueprint._orders[space.choices[0].edit.order]
+        order = blueprint._decoder.orders[space.choices[0].edit.order]
         assert all(sorted(order[g.name]) == list(range(g.size)) for g in blueprint.groups)
         orders[name] = np.concatenate([order[g.name] for g in blueprint.groups]).tolist()
         space.build(space.candidate([1] * len(space)))(torch.randn(shape))
@@ -312,7 +312,7 @@ def test_names_follow_the_calibration_and_copies_travel_without_its_batches():
     copied = pickle.loads(pickle.dumps(first))
     candidate = first.candidate([3])
     assert torch.equal(copied.build(candidate)(x), first.build(candidate)(x))
-    assert not copied.model._batches
+    assert not copied.model.mending.batches
 
 
 def test_own_outputs_work_with_any_structure_and_leave_integers_alone():

@@ -226,7 +226,9 @@ def test_both_artifacts_and_a_copy_elsewhere_give_the_same(repair):
     assert blueprint.artifact == "module"
     candidate = space.sample(np.random.default_rng(0), 1)[0]
     alive, x = blueprint.alive(candidate), data[0][0][0]
-    own, graph = (make(alive, blueprint._mend) for make in (blueprint._surgeon.own, blueprint._surgeon.graph))
+    surgeon = blueprint._surgeon
+    mend = blueprint.mending.of(candidate, surgeon)
+    own, graph = (make(alive, mend) for make in (surgeon.own, surgeon.graph))
     torch.testing.assert_close(own(x), graph(x), rtol=1e-5, atol=1e-6)
     there = pickle.loads(pickle.dumps(space))
     assert there.build(candidate)(x).equal(space.build(candidate)(x))
@@ -277,7 +279,7 @@ def test_a_capture_of_fixed_batch_length_takes_batches_of_any(n):
     blueprint = trace(net, torch.randn(4, 6))
     assert not blueprint._captured.dynamic_batch
     space = blueprint.space(calibration=[((torch.randn(n, 6),), {})] * 2)
-    seen = blueprint._calibration.blocks[0][0].gram[-1, -1]
+    seen = blueprint.mending.calibration.blocks[0][0].gram[-1, -1]
     assert seen == 2 * max(1, n // 4) * 4
     assert space.build(space.candidate([2]))(torch.randn(4, 6)).isfinite().all()
 
@@ -325,7 +327,7 @@ def test_a_wide_axis_is_mended_in_blocks_with_a_notice(caplog):
     bounded = gram_module.gather(blueprint._captured, blueprint.coupling, data, max_bytes=2_000)
     assert bounded.nbytes <= 2_000 or all(len(b.columns) == 1 for b in bounded.blocks[0])
 
-    blueprint._calibration, blueprint._repair = replace(small, ridge=1e-9), "once"
+    blueprint.mending.calibration, blueprint.mending.repair = replace(small, ridge=1e-9), "once"
     space, candidate = half(blueprint)
     assert off(space.build(candidate), net, data) < 1e-3  # twins share a place, so blocks suffice
 

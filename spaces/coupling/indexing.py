@@ -30,6 +30,7 @@ _SHAPE_ARGUMENT = {
 
 _LIKE = (aten.expand_as.default, aten.view_as.default, aten.reshape_as.default)
 _VIEWS = (aten.view.default, aten._unsafe_view.default, aten.view_copy.default)
+_ALONG_ONE_AXIS = ("slice", "narrow", "split_with_sizes")
 _PADS = ("pad", "constant_pad_nd")
 
 
@@ -48,9 +49,14 @@ def move(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     results = list(out) if isinstance(out, (tuple, list)) else [out]
     made: list[list[Vector | None]] = [[None] * t.dim() for t in results]
     _refuse_order_dependent(walk, n, a, x)
+    name = operator_name(n.target)[0]
     for axis in range(len(walk.shape(x))):
         vector = walk.of(x)[axis]
         if vector is None:
+            continue
+        if name in _ALONG_ONE_AXIS and axis != a["dim"] % len(walk.shape(x)):
+            for one in made:  # also where nothing is left along the other axis, so that no label can be seen
+                one[axis] = vector
             continue
         laid = _run_on_labels(walk, n, vector, axis, walk.shape(x))
         for k, labels in enumerate(laid):

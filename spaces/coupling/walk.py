@@ -166,6 +166,8 @@ class Walk:
             if v is None:
                 return
             for source in self.made_of[argument]:
+                if int(np.prod(self.shape(source))) == len(v):
+                    continue  # a scale, which only accompanies
                 for k, own in enumerate(self.of(source)):
                     key = self.canonical[str(source.target)], k
                     if own is not None and np.array_equal(own, v) and self.roles.get(key, ALONG) == ALONG:

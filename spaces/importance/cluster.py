@@ -25,9 +25,9 @@ class Cluster:
             contiguous).
         size: units per cluster: of each run, or on average (a cut into ``units / size`` clusters).
         score: how strong a unit is, any criterion that needs no measuring.
-        keep_one: the strongest unit of each cluster outlives all the others. With a repair by least squares
-            (``calibration``) the representative then takes over the others' outgoing weights, which is exact
-            for duplicates.
+        keep_one: the strongest unit of each cluster outlives all the others. It may then stand for them:
+            ``space(repair="merge")`` adds their outgoing weights to its own, and a repair by least squares
+            (``calibration``) does that and more. Both are exact for duplicates.
 
     Raises:
         ValueError: an unknown ``by``, or a size below 2.
@@ -46,6 +46,10 @@ class Cluster:
         if size < 2:
             raise ValueError(f"a cluster has at least 2 units, got size={size}")
         self.by, self.size, self.score, self.keep_one = by, size, score, keep_one
+
+    def keeping_one(self) -> Cluster:
+        """The same with ``keep_one``."""
+        return Cluster(by=self.by, size=self.size, score=self.score, keep_one=True)
 
     def clusters(self, group: Group, parameters: Mapping[str, torch.Tensor]) -> np.ndarray:
         """Cluster number of each unit, [units] int64."""

@@ -11,10 +11,42 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
-from ..coupling import Group
-from .consumers import Consumer
+from ..coupling import Coupling, Group
+from .consumers import Consumer, find_consumers
 from .sources import Source
+
+
+class Merging:
+    """Merges networks cut along one order.
+
+    Args:
+        orders: by group, units from most to least important.
+        clusters: by group, cluster of each unit, [units].
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        coupling: Coupling,
+        *,
+        orders: Mapping[str, np.ndarray],
+        clusters: Mapping[str, np.ndarray],
+    ) -> None:
+        self.consumers, self.sources = find_consumers(graph, coupling, patches=False)
+        self._groups, self._orders, self._clusters = coupling.groups, orders, clusters
+
+    def mend(
+        self,
+        alive: np.ndarray,
+        tensors: Mapping[str, Any],
+        labels: Mapping[str, tuple[np.ndarray | None, ...]],
+        made: Mapping[str, Any],
+    ) -> None:
+        """Mend the sliced parameters ``made`` in place; see :func:`merge`."""
+        stands_for = representatives(self._groups, self._orders, self._clusters, alive)
+        merge(self.consumers, self.sources, stands_for, alive, tensors, labels, made)
 
 
 def representatives(

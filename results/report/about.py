@@ -1,0 +1,84 @@
+"""How a run was made, in lines for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..trial import Trial
+
+if TYPE_CHECKING:
+    from .document import Reported
+
+
+def about(run: Reported) -> list[list[str]]:
+    """``[what, text]`` pairs; what the ledger does not say is said to be unrecorded, never guessed."""
+    settings, trials = run.settings, run.trials
+    goals = {"min": "less is better", "max": "more is better"}
+    failed = sum(t.failed for t in trials)
+    lines = [
+        ("Task", str(settings.get("task") or "none: a space without a model")),
+        ("Searcher", str(settings.get("searcher", "not recorded"))),
+        ("Seed", str(settings.get("seed", "not recorded"))),
+        ("Objectives", ", ".join(f"{o.name} ({goals[o.goal]})" for o in run.objectives)),
+        ("Limits", ", ".join(m.text for m in run.limits) or "none"),
+        ("Space", _space(settings.get("space"))),
+        ("Candidates", _size(trials[0].candidate.choices)),
+        ("Trials", f"{len(trials)}, {failed} failed, {len(run.front)} on the front"),
+        ("Time", _time(run)),
+        ("Certificate", run.certificate.line() if run.certificate is not None else ""),
+        ("Machine", _machine(trials)),
+        ("Latency", _protocol(trials)),
+        ("Version", f"netcarve {settings.get('version', 'not recorded')}"),
+        ("Model and data", str(settings.get("fingerprint") or "")[:16]),
+        ("Folder", str(run.path)),
+    ]
+    return [[what, text] for what, text in lines if text]
+
+
+def _space(recipe: Any) -> str:
+    if not isinstance(recipe, Mapping):
+        return "made by hand"
+    kinds = ", ".join(map(str, recipe.get("kinds") or ())) or "made by hand"
+    options = recipe.get("options") or {}
+    shown = ", ".join(f"{key} {value}" for key, value in options.items()) if isinstance(options, Mapping) else ""
+    return f"{kinds} ({shown})" if shown else kinds
+
+
+def _size(choices: Sequence[Any]) -> str:
+    count = math.prod(len(c.options) for c in choices)
+    plural = "choice" if len(choices) == 1 else "choices"
+    # Above 10^15 a float is not enough to print a whole number, and above 10^308 there is none.
+    many = f"{count:,}" if count < 10**7 else f"about 10^{len(str(count)) - 1}"
+    return f"{many} candidates of {len(choices)} {plural}"
+
+
+def _time(run: Reported) -> str:
+    workers = len({t.worker for t in run.trials if t.worker})
+    by = f", {workers} worker{'s' * (workers != 1)} seen" if workers else ""
+    seconds = run.info.get("seconds")
+    whole = f"{seconds:.1f} s in all" if isinstance(seconds, int | float) else "duration not recorded"
+    status = run.info.get("status")
+    return f"{whole}{by}" + (f", {status}" if status else "")
+
+
+def _machine(trials: Sequence[Trial]) -> str:
+    found = dict.fromkeys(str(t.detail["device"]) for t in trials if t.detail.get("device"))
+    return ", ".join(found) or "not recorded: no latency was measured"
+
+
+def _protocol(trials: Sequence[Trial]) -> str:
+    measured = [t.detail for t in trials if "latency_ms" in t.scores and "median_ms" in t.detail]
+    if not measured:
+        return ""
+
+    def values(key: str) -> str:
+        found = list(dict.fromkeys(str(d[key]) for d in measured if key in d))
+        return " or ".join(found) if len(found) < 4 else f"{found[0]} to {found[-1]}"
+
+    return (
+        f"median of {values('repeats')} calls, batch {values('batch')}, threads {values('threads')}, runtime "
+        f"{values('runtime')}; calls alternate with those of the unchanged model, and the score is the share of "
+        f"its time; bars show quartiles ({len(measured)} trials measured)"
+    )

@@ -1,0 +1,61 @@
+"""How the hypervolume of a run grew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..objective import Limit, Objective, total_violation
+from ..points import has_scores, points_of, scaled_hypervolume
+from ..trial import Trial
+
+# By number of objectives, how often the volume is computed at most: with more of them it soon takes seconds.
+STEPS = {1: 400, 2: 400, 3: 80}
+FEW = 24
+
+
+def convergence(
+    trials: Sequence[Trial],
+    objectives: Sequence[Objective],
+    limits: Sequence[Limit],
+    reference: Mapping[str, float],
+) -> dict[str, list[Any]]:
+    """Hypervolume of the first n trials, in number order, under one reference for all n.
+
+    Returns:
+        ``{"trials": [n], "seconds": [s], "volume": [v]}``: after ``n`` trials that took ``s`` seconds of
+        evaluation, summed over workers (a ledger keeps no clock times). One entry at the first trial, at the
+        last and where the volume changed; where that is too often, evenly many of them.
+    """
+    base = next((t.scores for t in trials if t.number == 0 and not t.failed), {})
+    points = np.empty((0, len(objectives)))  # [front so far, objectives], minimised
+    fronts: list[tuple[int, float, np.ndarray]] = [(1, float(trials[0].seconds), points)]
+    spent = 0.0
+    for count, trial in enumerate(trials, start=1):
+        spent += trial.seconds
+        if has_scores(trial, objectives) and total_violation(limits, trial.scores, base) == 0:
+            point = points_of([trial], objectives)[0]
+            if not (points <= point).all(axis=1).any():
+                points = np.concatenate((points[(points < point).any(axis=1)], point[None]))
+                fronts.append((count, spent, points))
+    if fronts[1:] and fronts[1][0] == 1:
+        del fronts[0]
+    steps = STEPS.get(len(objectives), FEW)
+    every = max(1, math.ceil(len(fronts) / steps))
+    chosen = fronts[::-every][::-1]  # the last front always
+    if chosen[0][0] != 1:
+        chosen.insert(0, fronts[0])
+    with np.errstate(all="ignore"):  # numbers near the largest float may overflow
+        volumes = [scaled_hypervolume(front, objectives, reference) for _, _, front in chosen]
+    ends = (len(trials), spent, volumes[-1])
+    rows = [(n, s, v) for (n, s, _), v in zip(chosen, volumes, strict=True)]
+    if rows[-1][0] != len(trials):
+        rows.append(ends)
+    return {
+        "trials": [n for n, _, _ in rows],
+        "seconds": [round(s, 4) for _, s, _ in rows],
+        "volume": [v if math.isfinite(v) else None for _, _, v in rows],
+    }

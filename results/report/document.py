@@ -1,0 +1,203 @@
+"""What the page shows, as plain JSON values. Trials are columns, which is compact and quick to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..comparison import common_objectives, common_reference
+from ..front import Front
+from ..objective import METRICS, Limit, Objective
+from ..table import COUNTS, HEADINGS, PERCENT
+from ..trial import Trial
+from .about import about
+from .convergence import convergence
+from .rivals import rivals
+
+TEXT_BUDGET = 400_000  # characters of tracebacks in one report; beyond it their last lines alone
+LONGEST = 6_000  # characters of one traceback: its end, where the reason is
+
+
+class Reported(Protocol):
+    """What a report reads from a run; :class:`netcarve.Run` has it."""
+
+    path: Path
+    settings: dict[str, Any]
+    info: dict[str, Any]
+    trials: list[Trial]
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]: ...
+    @property
+    def limits(self) -> tuple[Limit, ...]: ...
+    @property
+    def front(self) -> Front: ...
+    @property
+    def certificate(self) -> Any: ...
+
+
+def report_document(runs: Sequence[Reported], *, program: str = "netcarve") -> dict[str, Any]:
+    """Everything about the runs that the page shows.
+
+    Args:
+        program: what to type for netcarve in commands.
+
+    Returns:
+        ``{"made", "program", "metrics": [...], "runs": [...], "rivals": {...} | None}``. Every number is
+        finite or None. In a run, ``numbers``, ``seconds``, ``workers`` (index into ``worker_names``), the
+        lists in ``scores`` and ``spread`` and those in ``taken`` (one per choice: indices of options) all
+        have one entry per trial; ``front``, ``baseline`` and ``knee`` are positions in them.
+
+    Raises:
+        ValueError: no run, or one without a trial.
+    """
+    if not runs:
+        raise ValueError("a report needs at least one run")
+    for run in runs:
+        if not run.trials:
+            raise ValueError(f"the run {run.path} has no trials yet; report it when some are scored")
+    names = _names([run.path for run in runs])
+    fronts = {name: run.front for name, run in zip(names, runs, strict=True)}
+    shared: tuple[Objective, ...] = ()
+    if len(runs) > 1:
+        try:
+            shared = common_objectives(fronts)
+        except ValueError:
+            shared = ()
+    compared = {n: Front(r.trials, shared, limits=r.limits) for n, r in zip(names, runs, strict=True) if shared}
+    reference = common_reference(list(compared.values())) if compared else None
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "program": program,
+        "metrics": _metrics(runs),
+        "runs": [
+            _run(name, run, objectives=shared or run.objectives, reference=reference)
+            for name, run in zip(names, runs, strict=True)
+        ],
+        "rivals": rivals(compared, reference) if len(runs) > 1 else None,
+    }
+
+
+def finite(value: Any) -> float | None:
+    """A number for JSON, None for what is not a finite one."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _run(
+    name: str, run: Reported, *, objectives: Sequence[Objective], reference: Mapping[str, float] | None
+) -> dict[str, Any]:
+    trials, front = run.trials, run.front
+    place = {t.number: i for i, t in enumerate(trials)}
+    metrics = list(dict.fromkeys(m for t in trials for m in t.scores))
+    workers = list(dict.fromkeys(t.worker for t in trials))
+    kept = run.settings.get("kept") or {}
+    choices = trials[0].candidate.choices
+    return {
+        "name": name,
+        "path": str(run.path),
+        "task": run.settings.get("task"),
+        "found": bool(run.settings.get("spec")),  # the command line can find the task again
+        "searcher": str(run.settings.get("searcher", "")),
+        "seed": str(run.settings.get("seed", "")),
+        "status": str(run.info.get("status", "")),
+        "wall": finite(run.info.get("seconds")),
+        "objectives": [o.name for o in run.objectives],
+        "choices": [
+            {"name": c.name, "options": [str(o) for o in c.options], "kept": kept.get(c.name)} for c in choices
+        ],
+        "taken": [[t.candidate.indices[c] for t in trials] for c in range(len(choices))],
+        "numbers": [t.number for t in trials],
+        "scores": {m: [finite(t.scores.get(m)) for t in trials] for m in metrics},
+        "spread": _spread(trials),
+        "seconds": [round(finite(t.seconds) or 0.0, 4) for t in trials],
+        "worker_names": workers,
+        "workers": [workers.index(t.worker) for t in trials],
+        "front": [place[t.number] for t in front],
+        "baseline": place[front.baseline.number] if front.baseline else None,
+        "knee": place[front.knee.number] if len(front) > 2 else None,
+        "hypervolume": finite(front.hypervolume()),
+        "convergence": convergence(trials, objectives, run.limits, reference or front.reference),
+        **_failures(trials),
+        "about": about(run),
+    }
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Folder names, or whole paths where they would be taken for each other."""
+    short = [path.resolve().name for path in paths]
+    names = short if len(set(short)) == len(short) else [str(path) for path in paths]
+    return names if len(set(names)) == len(names) else [f"{name} ({i})" for i, name in enumerate(names, 1)]
+
+
+def _metrics(runs: Sequence[Reported]) -> list[dict[str, str]]:
+    """Every metric of any run, the objectives first."""
+    asked = {o.name: o for run in runs for o in run.objectives}
+    seen = [m for run in runs for t in run.trials for m in t.scores]
+    described = []
+    for name in dict.fromkeys([*asked, *seen]):
+        goal, unit = METRICS.get(name, ("", ""))
+        objective = asked.get(name)
+        described.append(
+            {
+                "name": name,
+                "label": HEADINGS.get(name, name),
+                "goal": objective.goal if objective else goal,
+                "unit": "" if name in COUNTS or name == "loss" else objective.unit if objective else unit,
+                "kind": "percent" if name in PERCENT else "count" if name in COUNTS else "number",
+                "digits": "3" if name in METRICS else "4",
+            }
+        )
+    return described
+
+
+def _spread(trials: Sequence[Trial]) -> dict[str, list[list[float | None]]]:
+    """Per measured metric the lower and the upper quartile of every trial, in the metric's own units.
+
+    A latency's score is a share of one time of the unchanged model (``evaluators.lane.steadied``); its
+    quartiles came off the clock and are scaled alike.
+    """
+    lows: list[float | None] = []
+    highs: list[float | None] = []
+    for trial in trials:
+        score, median, q25, q75 = (
+            finite(v)
+            for v in (
+                trial.scores.get("latency_ms"),
+                *(trial.detail.get(k) for k in ("median_ms", "q25_ms", "q75_ms")),
+            )
+        )
+        if score is None or q25 is None or q75 is None or not median or median < 0:
+            lows.append(None)
+            highs.append(None)
+        else:
+            lows.append(finite(score * q25 / median))
+            highs.append(finite(score * q75 / median))
+    return {"latency_ms": [lows, highs]} if any(v is not None for v in lows) else {}
+
+
+def _failures(trials: Sequence[Trial]) -> dict[str, Any]:
+    """``errors``: number of a failed trial -> index into ``error_texts``, equal ones kept once; and
+    ``failures``: ``[reason, [numbers]]``, the most frequent first."""
+    texts: dict[str, int] = {}
+    errors: dict[str, int] = {}
+    reasons: dict[str, list[int]] = {}
+    room = TEXT_BUDGET
+    for trial in trials:
+        if not trial.failed:
+            continue
+        reason = trial.reason[-500:] or "failed without a reason"
+        reasons.setdefault(reason, []).append(trial.number)
+        text = (trial.error or "").strip()[-LONGEST:]
+        if text not in texts:
+            text = text if len(text) <= room else reason
+            room -= len(text)
+        errors[str(trial.number)] = texts.setdefault(text, len(texts))
+    ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))
+    return {"errors": errors, "error_texts": list(texts), "failures": [list(item) for item in ordered]}

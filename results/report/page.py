@@ -1,0 +1,60 @@
+"""The page: templates, data and plotly.js in one HTML file.
+
+Everything that comes from a run travels as compressed base64, so that no name, however hostile, is ever seen by
+the HTML parser; the script inserts it as text. The policy in the page's head lets the browser run two scripts
+alone, which it knows by their hashes, and forbids every connection.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+SCRIPTS = ("core.js", "front.js", "choices.js", "table.js", "trial.js", "runs.js", "main.js")  # in this order
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """The page for a document of :func:`report_document`."""
+    script = "(() => {\n" + "\n".join(map(_template, SCRIPTS)) + "})();\n"
+    plotly = _plotly()
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'; "
+        f"script-src {_hash(script)} {_hash(plotly)}"
+    )
+    page = _template("report.html")
+    parts = {
+        "policy": policy,
+        "style": _template("report.css"),
+        "data": _packed(json.dumps(document, allow_nan=False, separators=(",", ":"))),
+        "plotly": _packed(plotly),
+        "script": script,
+    }
+    for name, text in parts.items():
+        page = page.replace(f"{{{{{name}}}}}", text)
+    return page
+
+
+def _template(name: str) -> str:
+    return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
+
+
+@cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def _packed(text: str) -> str:
+    """Gzip in base64. No time stamp: the same run gives the same bytes."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode("ascii")
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode('ascii')}'"

@@ -1,0 +1,98 @@
+"""What a candidate means for a model: widths for its costs, labels that stay for its surgery, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .blocks import Block
+from .choice import Candidate, Choice
+from .cost_bounds import falling_costs
+from .costs import Costs
+from .coupling import Coupling
+from .drop import Drop
+from .masks.choice import Mask, zeros
+from .masks.program import Sparsify
+from .prune import Prune
+from .surgery import Alive
+
+
+class Decoder:
+    """Reads candidates of the spaces of one captured model.
+
+    Attributes:
+        orders: importance criterion -> group -> units, best first.
+    """
+
+    def __init__(self, coupling: Coupling, blocks: Sequence[Block], costs: Costs) -> None:
+        self.coupling, self.costs = coupling, costs
+        self.orders: dict[str, dict[str, np.ndarray]] = {}
+        self._group_at = {g.name: i for i, g in enumerate(coupling.groups)}
+        self._block_at = {b.name: k for k, b in enumerate(blocks)}
+
+    def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Analytic costs of candidates given as option indices [n, choices] (see :meth:`Costs.evaluate`).
+
+        Where weights are masked also ``nonzeros``: parameters that no mask sets to zero.
+        """
+        sizes = np.array([g.size for g in self.coupling.groups], dtype=np.int64)
+        widths = np.tile(sizes, (len(indices), 1))
+        dropped = np.zeros((len(indices), len(self._block_at)), dtype=bool)
+        for column, choice in enumerate(choices):
+            if isinstance(choice.edit, Prune):
+                kept = np.asarray(choice.edit.kept)
+                widths[:, self._group_at[choice.edit.group]] = kept[indices[:, column]]
+            elif isinstance(choice.edit, Drop):
+                dropped[:, self._block_at[choice.edit.block]] = indices[:, column] > 0
+        costs = self.costs.evaluate(widths, dropped)
+        masked = [(column, c) for column, c in enumerate(choices) if isinstance(c.edit, Mask)]
+        if masked:
+            costs["nonzeros"] = costs["params"].copy()
+        for column, choice in masked:
+            lengths = self.costs.lengths(choice.edit.parameter, widths, dropped)
+            for index, share in enumerate(choice.options):
+                rows = indices[:, column] == index
+                costs["nonzeros"][rows] -= zeros(choice.edit, float(share), lengths[rows])
+        return costs
+
+    def cost_bounds(
+        self, choices: tuple[Choice, ...], low: np.ndarray, high: np.ndarray
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Certain bounds over boxes ``low <= indices <= high`` [n, choices]: cost -> (least, most) [n].
+
+        Only of costs that :func:`falling_costs` names: the corners of a box bound them.
+        """
+        names = falling_costs(choices, positive=self.costs.positive)
+        least, most = (self.cost_arrays(choices, x) if names else {} for x in (high, low))
+        return {name: (least[name], most[name]) for name in names}
+
+    def kept(self, candidate: Candidate) -> dict[str, np.ndarray]:
+        """Units kept in each pruned group, ascending, by group name."""
+        kept: dict[str, np.ndarray] = {}
+        for choice, index in zip(candidate.choices, candidate.indices, strict=True):
+            if isinstance(choice.edit, Prune):
+                ranked = self.orders[choice.edit.order][choice.edit.group]
+                kept[choice.edit.group] = np.sort(ranked[: choice.edit.kept[index]])
+        return kept
+
+    def alive(self, candidate: Candidate) -> Alive:
+        """Which unit labels stay, then which blocks: [units + 1 + blocks] bool (see :data:`Alive`)."""
+        alive = np.ones(self.coupling.units + 1 + len(self._block_at), dtype=bool)
+        for choice, index in zip(candidate.choices, candidate.indices, strict=True):
+            if isinstance(choice.edit, Drop) and index:
+                alive[self.coupling.units + 1 + self._block_at[choice.edit.block]] = False
+        for name, units in self.kept(candidate).items():
+            labels = self.coupling.groups[self._group_at[name]].labels
+            alive[labels] = False
+            alive[labels[units]] = True
+        return alive
+
+    @staticmethod
+    def masks(candidate: Candidate) -> Mapping[str, Sparsify]:
+        """What is set to zero, by canonical name of the weight."""
+        return {
+            choice.edit.parameter: choice.edit.step(float(choice.options[index]))
+            for choice, index in zip(candidate.choices, candidate.indices, strict=True)
+            if isinstance(choice.edit, Mask) and index
+        }

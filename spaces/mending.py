@@ -1,0 +1,91 @@
+"""What is done to the sliced weights of a smaller network: repair by calibration data, merging, masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+from .capture import Captured
+from .choice import Candidate
+from .coupling import Coupling
+from .decoding import Decoder
+from .masks.choice import mask_weights
+from .repair import Calibration, Sequential, fold, gather, sequential
+from .repair.gram import Inputs
+from .repair.merging import Merging
+from .rung import rung_of
+from .surgery import Alive, Mend, Surgeon
+
+Repair = bool | Literal["once", "merge"]
+
+
+class Mending:
+    """How the networks of one blueprint are mended.
+
+    Attributes:
+        repair: of all candidates that are on no rung with a repair of its own.
+        calibration: moments of what the layers read, once there were data.
+        count: of calibrations so far; orders of units depend on them.
+        batches: of the last calibration; they do not travel.
+        merging: for ``repair="merge"``.
+    """
+
+    def __init__(self) -> None:
+        self.repair: Repair = False
+        self.calibration: Calibration | None = None
+        self.count = 0
+        self.batches: Sequence[Inputs] = ()
+        self.sequential: Sequential | None = None
+        self.merging: Merging | None = None
+
+    def calibrate(
+        self,
+        captured: Captured,
+        coupling: Coupling,
+        batches: Sequence[Inputs],
+        *,
+        repair: bool | Literal["once"],
+        ridge: float,
+    ) -> Calibration:
+        """Measure, and repair in this way from now on; see :meth:`Blueprint.calibrate`."""
+        self.calibration = replace(gather(captured, coupling, batches), ridge=ridge)
+        self.repair = repair
+        self.sequential = sequential(captured, coupling, batches) if repair is True else None
+        self.count += 1
+        self.batches = batches
+        return self.calibration
+
+    def of(self, candidate: Candidate, surgeon: Surgeon) -> Mend | None:
+        """For one candidate: repair, as its rung tells, then masks."""
+        rung = rung_of(candidate)
+        wanted = self.repair if rung is None or rung.repair is None else rung.repair
+        steps: list[Mend] = []
+        if wanted == "merge" and self.merging is not None:
+            steps.append(partial(self._merge, surgeon))
+        elif wanted and self.calibration is not None:
+            steps.append(partial(self._repair, surgeon, run=wanted is True))
+        if masks := Decoder.masks(candidate):
+            steps.append(partial(mask_weights, masks))
+        if len(steps) < 2:
+            return steps[0] if steps else None
+        return partial(_each, steps)
+
+    def _repair(self, surgeon: Surgeon, alive: Alive, made: dict[str, Any], *, run: bool) -> None:
+        assert self.calibration is not None
+        fold(self.calibration, alive, surgeon.tensors, surgeon.coupling.parameters, made)
+        if run and self.sequential is not None:
+            self.sequential.mend(surgeon, alive, made)
+
+    def _merge(self, surgeon: Surgeon, alive: Alive, made: dict[str, Any]) -> None:
+        assert self.merging is not None
+        self.merging.mend(alive, surgeon.tensors, surgeon.coupling.parameters, made)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"batches": ()}
+
+
+def _each(steps: Sequence[Mend], alive: Alive, made: dict[str, Any]) -> None:
+    for step in steps:
+        step(alive, made)
