@@ -1,0 +1,124 @@
+// One subnetwork: what was cut where, its scores against the unchanged model, its log, how to export it.
+
+function drawTrial() {
+  const row = state.chosen;
+  if (row === null) {
+    replace($("trial"), h("p", { class: "note" }, "Choose a trial in the picture or in the table."));
+    return;
+  }
+  const about = rowNotes(row);
+  replace($("trial-heading"), label(row), h("small", null, [runs.length > 1 ? run(row).name : "", about].filter(Boolean).join(" · ")));
+  replace($("trial"), trialScores(row), trialWidths(row), trialChoices(row), trialLog(row), trialExport(row));
+  const along = frontOrder();
+  const at = along.indexOf(row);
+  $("previous").disabled = along.length < 2 || at === 0;
+  $("next").disabled = along.length < 2 || at === along.length - 1;
+}
+
+// The front of the open trial's run, in the order of its first objective.
+function frontOrder() {
+  const of = runs[state.chosen === null ? 0 : runOf[state.chosen]];
+  return of.front.map((place) => of.first + place);
+}
+
+function step(by) {
+  const along = frontOrder(), at = along.indexOf(state.chosen);
+  const next = at < 0 ? along[by > 0 ? 0 : along.length - 1] : along[at + by];
+  if (next !== undefined) choose(next);
+}
+
+function trialScores(row) {
+  const names = metrics.map((metric) => metric.name).filter((name) => score(row, name) !== null);
+  if (!names.length) return null;
+  const r = runOf[row], base = baseRow(r) !== null && baseRow(r) !== row;
+  const goals = new Set(run(row).objectives);
+  return h("table", { class: "figures scores" },
+    h("thead", null, h("tr", null, h("th", { class: "words", scope: "col" }, "Metric"), h("th", { scope: "col" }, "This"),
+      base ? [h("th", { scope: "col" }, "Unchanged"), h("th", { scope: "col" }, "Ratio")] : null)),
+    h("tbody", null, names.map((name) => h("tr", { class: goals.has(name) ? "goal" : null, "data-metric": name },
+      h("td", { class: "words", title: name }, capital(metricOf.get(name).label)),
+      h("td", null, metricText(name, score(row, name)), spreadText(row, name)),
+      base ? [h("td", null, metricText(name, baseScore(r, name))), h("td", null, ratioText(score(row, name), baseScore(r, name)))] : null))));
+}
+
+function spreadText(row, name) {
+  const spread = run(row).spread[name], place = placeOf[row];
+  if (!spread || spread[0][place] === null) return null;
+  return h("small", { title: "quartiles of the measurement" }, `${plain(spread[0][place], 3)} to ${plain(spread[1][place], 3)}`);
+}
+
+// Kept units against the original, one bar a choice, in network order; the original's length is its share of
+// the widest, so that the bars show the shape of the network.
+function trialWidths(row) {
+  const of = run(row);
+  const groups = of.choices.flatMap((choice, c) => (choice.kept ? [[choice, choice.kept[of.taken[c][placeOf[row]]]]] : []));
+  if (!groups.length) return null;
+  const widest = Math.max(...groups.map(([choice]) => choice.kept[0]));
+  return h("div", null, h("h3", null, "Units kept, in network order"),
+    h("div", { class: "widths", role: "table", "aria-label": "units kept" }, groups.map(([choice, now]) =>
+      h("div", { class: "width", role: "row", "data-choice": choice.name, title: choice.name },
+        h("span", { class: "layer", role: "cell" }, tail(choice.name.replace(/^prune:/, ""), 26)),
+        h("span", { class: "track", role: "presentation" },
+          h("span", { class: "whole", style: { width: `${(100 * choice.kept[0]) / widest}%` } }),
+          h("span", { class: "part", style: { width: `${(100 * now) / widest}%` } })),
+        h("span", { class: "units", role: "cell" }, h("b", null, now), ` of ${choice.kept[0]}`)))));
+}
+
+// Everything else that was decided: dropped blocks, operators, cuts, devices, bits.
+function trialChoices(row) {
+  const of = run(row);
+  const others = of.choices.flatMap((choice, c) => (choice.kept ? [] : [[choice, of.taken[c][placeOf[row]]]]));
+  if (!others.length) return null;
+  const changed = others.filter(([, index]) => index > 0);
+  const same = others.length - changed.length;
+  return h("div", null, h("h3", null, "Other choices"),
+    changed.length ? h("table", { class: "figures choices" }, h("tbody", null, changed.map(([choice, index]) =>
+      h("tr", { "data-choice": choice.name }, h("td", { class: "words", title: choice.name }, tail(choice.name, 34)),
+        h("td", null, choice.options[index]), h("td", { class: "was" }, `was ${choice.options[0]}`))))) : null,
+    same ? h("p", { class: "note" }, `${changed.length ? `${same} more` : `All ${same}`} as in the unchanged model.`) : null);
+}
+
+function trialLog(row) {
+  const of = run(row), place = placeOf[row];
+  const worker = of.worker_names[of.workers[place]];
+  const error = of.errors[String(number(row))];
+  return h("div", null, h("h3", null, "Log"),
+    h("p", { class: "log" }, `${plain(of.seconds[place], 3)} s`, worker ? ` on ${worker}` : ""),
+    error === undefined ? null : h("pre", { class: "error" }, of.error_texts[error]));
+}
+
+// What a POSIX shell reads as this one word.
+const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\"'\"'")}'`);
+
+function exportCommand(row) {
+  const of = run(row);
+  if (of.task === null || failed(row)) return null;
+  const at = of.path.startsWith("-") ? `./${of.path}` : of.path;
+  if (of.found) return `${doc.program} export ${quoted(at)} ${number(row)} --format pt2,onnx,state`;
+  return `netcarve.load(${JSON.stringify(of.path)}, task=task).export(${number(row)}, ${JSON.stringify(`export-${number(row)}`)})`;
+}
+
+function trialExport(row) {
+  const command = exportCommand(row);
+  if (command === null) return run(row).task === null ? h("p", { class: "note" }, "The run has no model, so there is nothing to export.") : null;
+  const button = h("button", { type: "button", class: "copy", onclick: () => copy(command, button) }, "Copy");
+  return h("div", null, h("h3", null, run(row).found ? "Export" : "Export, in Python, with the task at hand"),
+    h("div", { class: "command" }, h("code", { id: "command" }, command), button));
+}
+
+async function copy(text, button) {
+  let done = false;
+  try {
+    await navigator.clipboard.writeText(text);
+    done = true;
+  } catch { // not allowed here: the way of older browsers
+    const area = h("textarea", { readonly: true, style: { position: "fixed", opacity: "0" } });
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    done = document.execCommand("copy");
+    area.remove();
+  }
+  button.textContent = done ? "Copied" : "Select it and copy";
+  setTimeout(() => { button.textContent = "Copy"; }, 1600);
+}
