@@ -6,25 +6,19 @@ progress and errors to stderr; ``__main__`` turns errors into exit codes.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ._arguments import about, cores, front_of, kinds_of, names_in, rungs_of, traced
+from ._reporting import report
 from ._terminal import busy, printer, program
 from ._views import print_comparison, print_inspection, print_json, print_receipt
 
 if TYPE_CHECKING:
-    from .evaluators import Task
-    from .results import Front
-    from .search import Run
-    from .spaces import Blueprint
-    from .spaces.rung import Rung
+    pass
 
-KINDS = ("prune", "drop", "mask")  # what this version can decide about a model
-LATER_KINDS = ("operators", "splits", "bits")
 PICTURES = (".png", ".svg", ".pdf")
 TRIALS = 500  # by default
 
@@ -73,6 +67,10 @@ def sweep(
     searcher: Annotated[
         str, typer.Option(metavar="NAME", help="nsga2, greedy, random, or an installed one")
     ] = "nsga2",
+    importance: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="which units go first: l1, taylor, ... [default: reconstruction]"),
+    ] = None,
     rungs: Annotated[
         str | None,
         typer.Option(metavar="NAMES", help="of a progressive search: quick,full,tuned [default: quick,full]"),
@@ -121,8 +119,8 @@ def sweep(
     from .spaces.rung import with_rungs
 
     # What can be wrong without a model is said before the task loads, which may take a while.
-    kinds = _kinds(space)
-    levels = _rungs(rungs, searcher)
+    kinds = kinds_of(space)
+    levels = rungs_of(rungs, searcher)
     for text in objective or ():
         Objective.parse(text)
     for text in limit or ():
@@ -134,14 +132,14 @@ def sweep(
     if resume and seed_from:
         raise typer.BadParameter("--seed-from is for a new run; one that is resumed has begun already")
     begin = [read_source(path) for path in seed_from or ()]
-    workers = _cores() if workers is None else workers
+    workers = cores() if workers is None else workers
     check_numbers(trials=trials, minutes=minutes, trial_timeout=trial_timeout, workers=workers)
     if out is not None and not resume:
         check_free(out)
 
     with busy() as say:
-        made, blueprint = _traced(task, say)
-        candidates = blueprint.space(*kinds, calibration=made.calibration_batches)
+        made, blueprint = traced(task, say)
+        candidates = blueprint.space(*kinds, importance=importance, calibration=made.calibration_batches)
         if levels:
             candidates = with_rungs(candidates, levels)
     try:
@@ -174,7 +172,7 @@ def sweep(
         print_json(
             sweep_document(
                 front,
-                **_about(run),
+                **about(run),
                 out=str(run.path),
                 evaluated=len(run.trials),
                 failed=failed,
@@ -209,7 +207,7 @@ def inspect(task: TaskName, as_json: AsJson = False) -> None:
     with busy() as say:
         from .evaluators.inspection import inspection
 
-        found = inspection(*_traced(task, say))
+        found = inspection(*traced(task, say))
     if as_json:
         print_json(found)
     else:
@@ -234,7 +232,7 @@ def front(
     if plot is not None and plot.suffix.lower() not in PICTURES:
         raise typer.BadParameter(f"--plot writes {', '.join(PICTURES)}, got {str(plot)!r}")
     loaded = load(run)
-    best = _front(loaded, objective)
+    best = front_of(loaded, objective)
     if csv is not None:
         csv.write_text(best.table.to_csv(), encoding="utf-8")
         typer.echo(f"wrote {csv}", err=True)
@@ -244,7 +242,7 @@ def front(
         plot_front(best, loaded.trials, plot)
         typer.echo(f"wrote {plot}", err=True)
     if as_json:
-        print_json(front_document(best, **_about(loaded)))
+        print_json(front_document(best, **about(loaded)))
     elif len(best):
         printer().print(render_front(best, loaded.baseline))
         if loaded.certificate is not None:
@@ -295,7 +293,7 @@ def export(
     from .results.export import FORMATS
     from .search import load
 
-    names = _names(formats)
+    names = names_in(formats)
     if not names or not set(names) <= set(FORMATS):
         raise typer.BadParameter(f"--format {formats!r}: known are {', '.join(FORMATS)}")
     loaded = load(run)
@@ -306,6 +304,9 @@ def export(
         print_json({"out": str(folder), **receipt.to_json()})
     else:
         print_receipt(receipt)
+
+
+app.command()(report)
 
 
 @app.command()
@@ -319,77 +320,10 @@ def compare(
     from .search import load
 
     loaded = {str(path): load(path) for path in runs}
-    shared = common_objectives({name: _front(r, objective) for name, r in loaded.items()})
-    fronts = {name: _front(r, shared) for name, r in loaded.items()}
+    shared = common_objectives({name: front_of(r, objective) for name, r in loaded.items()})
+    fronts = {name: front_of(r, shared) for name, r in loaded.items()}
     figures = compare_fronts(fronts)
     if as_json:
         print_json(figures)
     else:
         print_comparison(figures, fronts, loaded)
-
-
-def _traced(text: str, say: Callable[[str], None]) -> tuple[Task, Blueprint]:
-    say(f"reading the task {text}")  # and importing torch, a second or two
-    from .evaluators.resolve import resolve_task
-    from .spaces import trace
-
-    task = _one_thread_after(resolve_task(text))
-    say("tracing the model")
-    return task, trace(task.model, task.example)
-
-
-def _one_thread_after(task: Task) -> Task:
-    """The task, with one thread from now on; the user's own code that made it had them all."""
-    from .spaces.threads import one_thread_from_now_on
-
-    one_thread_from_now_on()
-    return task
-
-
-def _kinds(text: str) -> list[str]:
-    kinds = _names(text)
-    for kind in kinds or [""]:
-        if kind not in KINDS:
-            why = "this version does not know it yet" if kind in LATER_KINDS else "unknown"
-            raise typer.BadParameter(f"--space {kind!r}: {why}; known: {', '.join(KINDS)}")
-    return kinds
-
-
-def _rungs(text: str | None, searcher: str) -> tuple[Rung, ...]:
-    if text is None:
-        return ()
-    if searcher != "progressive":
-        raise typer.BadParameter(f"--rungs is for --searcher progressive, got {searcher}")
-    from .spaces.rung import parse_rungs
-
-    rungs = parse_rungs(_names(text))
-    if len(rungs) < 2:
-        raise typer.BadParameter("--rungs needs at least two, such as quick,full")
-    return rungs
-
-
-def _names(text: str) -> list[str]:
-    """``"pt2, onnx"`` as a list, without repeats."""
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-
-
-def _front(run: Run, objectives: Iterable[Any] | None) -> Front:
-    from .results import Front
-
-    if not objectives:
-        return run.front
-    front = Front(run.trials, list(objectives), limits=run.limits)
-    known = dict.fromkeys(name for trial in run.trials for name in trial.scores)
-    if missing := [o.name for o in front.objectives if o.name not in known]:
-        raise ValueError(f"no trial of {run.path} has {missing[0]!r}; known are {', '.join(known) or 'none'}")
-    return front
-
-
-def _about(run: Run) -> dict[str, Any]:
-    return {key: run.settings[key] for key in ("task", "searcher", "seed")}
-
-
-def _cores() -> int:
-    """Workers by default: the cores this process may use, at most 4, since each worker holds the model."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, 4)

@@ -252,6 +252,17 @@ class Run:
                 progress=say,
             )
 
+    def report(self, path: str | Path = "report.html") -> Path:
+        """Write one interactive HTML page about the run; see :func:`results.report.write_report`.
+
+        Raises:
+            ValueError: the run has no trials yet.
+            OSError: the file cannot be written.
+        """
+        from ..results.report import write_report
+
+        return write_report([self], path)
+
     def _description(self, trial: Trial) -> dict[str, Any]:
         settings = self.settings
         about = {

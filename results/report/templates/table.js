@@ -1,6 +1,6 @@
 // The trials that pass the filter, as a table that sorts by any column.
 
-const PAGE = 100; // rows shown at first, and more at each press
+const PAGE = 25; // rows shown at first, and more at each press
 const sorting = { by: "", ascending: true, count: PAGE }; // by "": the front first, best first objective first
 
 function tableColumns() {

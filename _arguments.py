@@ -1,0 +1,86 @@
+"""What arguments of the command line mean: lists of names, tasks, fronts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from .evaluators import Task
+    from .results import Front
+    from .search import Run
+    from .spaces import Blueprint
+    from .spaces.rung import Rung
+
+KINDS = ("prune", "drop", "mask")  # what this version can decide about a model
+LATER_KINDS = ("operators", "splits", "bits")
+
+
+def traced(text: str, say: Callable[[str], None]) -> tuple[Task, Blueprint]:
+    say(f"reading the task {text}")  # and importing torch, a second or two
+    from .evaluators.resolve import resolve_task
+    from .spaces import trace
+
+    task = _one_thread_after(resolve_task(text))
+    say("tracing the model")
+    return task, trace(task.model, task.example)
+
+
+def _one_thread_after(task: Task) -> Task:
+    """The task, with one thread from now on; the user's own code that made it had them all."""
+    from .spaces.threads import one_thread_from_now_on
+
+    one_thread_from_now_on()
+    return task
+
+
+def kinds_of(text: str) -> list[str]:
+    kinds = names_in(text)
+    for kind in kinds or [""]:
+        if kind not in KINDS:
+            why = "this version does not know it yet" if kind in LATER_KINDS else "unknown"
+            raise typer.BadParameter(f"--space {kind!r}: {why}; known: {', '.join(KINDS)}")
+    return kinds
+
+
+def rungs_of(text: str | None, searcher: str) -> tuple[Rung, ...]:
+    if text is None:
+        return ()
+    if searcher != "progressive":
+        raise typer.BadParameter(f"--rungs is for --searcher progressive, got {searcher}")
+    from .spaces.rung import parse_rungs
+
+    rungs = parse_rungs(names_in(text))
+    if len(rungs) < 2:
+        raise typer.BadParameter("--rungs needs at least two, such as quick,full")
+    return rungs
+
+
+def names_in(text: str) -> list[str]:
+    """``"pt2, onnx"`` as a list, without repeats."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def front_of(run: Run, objectives: Iterable[Any] | None) -> Front:
+    from .results import Front
+
+    if not objectives:
+        return run.front
+    front = Front(run.trials, list(objectives), limits=run.limits)
+    known = dict.fromkeys(name for trial in run.trials for name in trial.scores)
+    if missing := [o.name for o in front.objectives if o.name not in known]:
+        raise ValueError(f"no trial of {run.path} has {missing[0]!r}; known are {', '.join(known) or 'none'}")
+    return front
+
+
+def about(run: Run) -> dict[str, Any]:
+    return {key: run.settings[key] for key in ("task", "searcher", "seed")}
+
+
+def cores() -> int:
+    """Workers by default: the cores this process may use, at most 4, since each worker holds the model."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, 4)
