@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._arguments import about, cores, front_of, kinds_of, names_in, rungs_of, traced
-from ._reporting import report
 from ._terminal import busy, printer, program
 from ._views import print_comparison, print_inspection, print_json, print_receipt
 
@@ -306,7 +305,20 @@ def export(
         print_receipt(receipt)
 
 
-app.command()(report)
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="F.html", help="the page; an earlier one is replaced")
+    ] = Path("report.html"),
+) -> None:
+    """Write one interactive page about one or several runs; it needs no network and no other file."""
+    from .results.report import check_output, write_report
+    from .search import load
+
+    check_output(out)  # before anything that takes a while
+    path = write_report([load(run) for run in runs], out, program=program())
+    print(f"The report is in {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser")
 
 
 @app.command()

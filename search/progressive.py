@@ -27,8 +27,8 @@ SIGNIFICANCE = 0.05  # of the paired test that stops a candidate
 class Progressive(Searcher):
     """Asynchronous successive halving for several objectives (Li et al. 2020, arXiv 1810.05934, alg. 2).
 
-    The inner searcher's candidates are scored on the lowest rung of the space. Whenever ``reduction`` times
-    as many have been scored on a rung as have left it upwards, the best that is still there goes on: best by
+    The inner searcher's candidates are scored on the lowest rung of the space. One of every ``reduction``
+    that are scored on a rung leaves it upwards, the first at once: the best that is still there, best by
     non-dominated rank, then by crowding, among all that were scored on this rung. The inner searcher hears
     of every result, the latest of a candidate being the most thorough.
 
@@ -117,8 +117,7 @@ class Progressive(Searcher):
         """Who goes up next, with the rung that it leaves; highest rungs first."""
         for rung in range(1, len(self.rungs)):
             scored, left = len(self._results[rung]), self._left[rung]
-            # At the end, when nothing more comes to a rung, its share is rounded up.
-            share = -(-scored // self.reduction) if self.inner.finished else scored // self.reduction
+            share = -(-scored // self.reduction)  # rounded up: a short search has results on top as well
             if len(left) < share and (network := self._best(rung)) is not None:
                 return rung, network
         return None

@@ -56,7 +56,7 @@ def test_one_of_so_many_goes_up_and_only_by_steps() -> None:
     on = [[t.candidate.indices[:-1] for t in trials if t.candidate.indices[-1] == r] for r in range(3)]
     assert set(on[0]) < set(on[1]) < set(on[2])
     for above, below in itertools.pairwise(on):
-        assert len(below) // 3 - 1 <= len(above) <= len(below) // 3
+        assert len(below) // 3 - 1 <= len(above) <= -(-len(below) // 3)
     assert len({t.candidate for t in trials}) == 120
 
 

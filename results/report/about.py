@@ -50,7 +50,7 @@ def _size(choices: Sequence[Any]) -> str:
     count = math.prod(len(c.options) for c in choices)
     plural = "choice" if len(choices) == 1 else "choices"
     # Above 10^15 a float is not enough to print a whole number, and above 10^308 there is none.
-    many = f"{count:,}" if count < 10**7 else f"about 10^{len(str(count)) - 1}"
+    many = f"{count:,}" if count < 10**12 else f"about 10^{len(str(count)) - 1}"
     return f"{many} candidates of {len(choices)} {plural}"
 
 

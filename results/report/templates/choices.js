@@ -33,7 +33,7 @@ function makeAxes() {
     if (!(low <= high)) continue;
     const size = high - low || 1;
     axes.push({
-      key: `metric ${name}`, name: metricOf.get(name).label, kind: "metric", last: 0,
+      key: `metric ${name}`, name: capital(metricOf.get(name).label), kind: "metric", last: 0,
       at: (row) => (plottable(score(row, name)) ? (high - score(row, name)) / size : null),
       ticks: [{ at: 0, text: metricText(name, high) }, { at: 1, text: metricText(name, low) }],
       read: (top, bottom) => `${metricText(name, high - bottom * size)} to ${metricText(name, high - top * size)}`,
@@ -63,7 +63,7 @@ function layChoices() {
     axis.left = EDGE + gap * i;
     const [kind, rest] = axis.kind === "choice" && /^[a-z]+:/.test(axis.name)
       ? [axis.name.slice(0, axis.name.indexOf(":")), axis.name.slice(axis.name.indexOf(":") + 1)] : ["", axis.name];
-    const fits = Math.max(6, Math.floor(gap / 6.6));
+    const fits = Math.max(6, Math.floor(gap / 7.4));
     return h("div", { class: `axis ${axis.kind}`, "data-axis": axis.key, title: axis.name, style: { left: `${axis.left - 16}px` } },
       h("span", { class: "name" }, h("small", null, kind), tail(rest, fits)), h("span", { class: "range", hidden: true }));
   }));
@@ -126,7 +126,7 @@ function drawChoices() {
   const others = rows.filter((row) => !onFront[row]);
   pen.lineWidth = 1;
   pen.strokeStyle = palette.grey;
-  pen.globalAlpha = Math.max(0.06, Math.min(0.5, 40 / Math.max(1, others.length)));
+  pen.globalAlpha = Math.max(0.025, Math.min(0.5, 40 / Math.max(1, others.length)));
   // One path a line: overlapping lines then add up, and dense places look dense.
   for (const row of others) strokeRows(pen, [row]);
   pen.globalAlpha = 0.75;

@@ -57,7 +57,7 @@ const FADED = { marker: { opacity: 0.1 } };
 
 function pointTrace(rows, palette, r, front) {
   const marker = {
-    symbol: SYMBOLS[r % SYMBOLS.length], size: front ? 9 : 5, opacity: front ? 1 : 0.45,
+    symbol: SYMBOLS[r % SYMBOLS.length], size: front ? 9 : 5, opacity: front ? 1 : 0.6,
     color: front ? runColour(r, palette) : palette.grey, line: { width: front ? 1 : 0, color: palette.paper },
   };
   if (state.colour) {
