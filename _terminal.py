@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+SECONDS = 2.0  # between two words on a long proof
 WIDE = 160  # columns where nobody says how wide: a file, a pipe
 
 
@@ -65,6 +67,19 @@ def busy(*, spinner: bool = True) -> Iterator[Callable[[str], None]]:
         finally:
             logger.setLevel(level)
             logger.removeHandler(handler)
+
+
+def proving(say: Callable[[str], None]) -> Callable[[int, int], None]:
+    """Tells of a proof that takes longer than a moment, now and then."""
+    told = time.perf_counter()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if time.perf_counter() - told >= SECONDS:
+            told = time.perf_counter()
+            say(f"proving by execution what may be changed: {done} of {total}")
+
+    return progress
 
 
 class _Handler(logging.Handler):

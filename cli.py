@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._arguments import about, cores, front_of, kinds_of, names_in, rungs_of, traced
-from ._terminal import busy, printer, program
+from ._terminal import busy, printer, program, proving
 from ._views import print_comparison, print_inspection, print_json, print_receipt
 
 if TYPE_CHECKING:
@@ -138,7 +138,9 @@ def sweep(
 
     with busy() as say:
         made, blueprint = traced(task, say)
-        candidates = blueprint.space(*kinds, importance=importance, calibration=made.calibration_batches)
+        candidates = blueprint.space(
+            *kinds, importance=importance, calibration=made.calibration_batches, progress=proving(say)
+        )
         if levels:
             candidates = with_rungs(candidates, levels)
     try:
@@ -206,7 +208,7 @@ def inspect(task: TaskName, as_json: AsJson = False) -> None:
     with busy() as say:
         from .evaluators.inspection import inspection
 
-        found = inspection(*traced(task, say))
+        found = inspection(*traced(task, say), progress=proving(say))
     if as_json:
         print_json(found)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +26,9 @@ class LayerCost:
     params: int
 
 
-def inspection(task: Task, blueprint: Blueprint) -> dict[str, Any]:
+def inspection(
+    task: Task, blueprint: Blueprint, *, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
     """The model's proven groups and blocks, what stays as it is and why, and its cost by layer: plain JSON.
 
     Returns:
@@ -33,7 +36,8 @@ def inspection(task: Task, blueprint: Blueprint) -> dict[str, Any]:
         "blocks": [{"name", "macs", "params"}], "left_out": {name: reason},
         "layers": [{"name", "kind", "macs", "params"}]}``; a block's costs are those of dropping it alone.
     """
-    blueprint.prove_blocks()
+    blueprint.prove(progress=progress)
+    blueprint.prove_blocks(progress=progress)
     layers = layer_costs(task.model, task.example)
     return {
         "task": task.name,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .front import Front
 
 PERCENT = ("accuracy", "robust_accuracy")  # fractions, shown as percent
-COUNTS = ("macs", "flops", "params")  # large integers, shown with k, M, G
+COUNTS = ("macs", "flops", "params", "nonzeros")  # large integers, shown with k, M, G
 HEADINGS = {
     "macs": "MACs",
     "flops": "FLOPs",

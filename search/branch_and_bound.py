@@ -217,8 +217,12 @@ class BranchAndBound(Searcher):
     def _ask_scored(self, n: int) -> list[Candidate]:
         assert self._search is not None
         out: list[Candidate] = []
-        while len(out) < n and (candidate := self._search.next(self.step)) is not None:
-            out += self._propose([candidate.indices])
+        stop = self._search.nodes + self.prove
+        while len(out) < n:
+            if (candidate := self._search.next(self.step)) is not None:
+                out += self._propose([candidate.indices])
+            elif self._search.done or self._under_way or self._search.nodes >= stop:
+                break
         return out
 
     def _propose(self, rows: list[tuple[int, ...]]) -> list[Candidate]:

@@ -35,6 +35,7 @@ class Certificate:
     origin: dict[str, str]  # metric -> interval, assumed, exact, none: see Bounds; "monotone": by trials
     assumed: dict[str, str]  # metric -> "falls" or "rises" with compression, by the user's word
     order: list[int]  # of the choices in the tree
+    # The search's own account of its work, which no check can verify.
     nodes: int  # boxes and candidates visited
     leaves: int  # of them candidates
     cuts: dict[str, int]  # boxes closed by: limit, dominance, monotone (with the help of an assumption)
@@ -180,6 +181,18 @@ class _Checker:
             baseline = {m: float(v[0]) for m, v in costs.items()} | dict(first.scores if first else {})
         self.baseline = baseline
         self.known = [m for m in self.limits if not m.relative or m.metric in baseline]
+        units = [abs(baseline.get(o.name, 1.0)) or 1.0 for o in objectives]
+        if len(certificate.scale) != len(units) or not np.allclose(
+            certificate.scale, units, rtol=CLOSE, atol=0
+        ):
+            raise CertificateError(
+                f"the scale is {certificate.scale}, the unchanged model's values are {units}"
+            )
+        if certificate.gap is not None and len(self.known) < len(self.limits):
+            raise CertificateError("a limit refers to what is not known of the unchanged model")
+        for metric, origin in certificate.origin.items():
+            if origin == "assumed" and certificate.assumed.get(metric) != "falls":
+                raise CertificateError(f"the bounds on {metric} assume what the certificate does not state")
         self.failed = {self._indices(values) for values in certificate.failed}
         for row in self.failed:
             if row not in self.trials or not self.trials[row].failed:
@@ -202,6 +215,8 @@ class _Checker:
             scores = self._scores(row)
             if scores is None:
                 raise CertificateError(f"candidate {row} of the front has no trial that succeeded")
+            if missing := [o.name for o in self.objectives if o.name not in entry["scores"]]:
+                raise CertificateError(f"candidate {row} of the front comes without its {missing}")
             for name, value in entry["scores"].items():
                 if name not in scores or abs(scores[name] - value) > CLOSE * max(1.0, abs(scores[name])):
                     raise CertificateError(

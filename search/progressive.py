@@ -29,8 +29,9 @@ class Progressive(Searcher):
 
     The inner searcher's candidates are scored on the lowest rung of the space. One of every ``reduction``
     that are scored on a rung leaves it upwards, the first at once: the best that is still there, best by
-    non-dominated rank, then by crowding, among all that were scored on this rung. The inner searcher hears
-    of every result, the latest of a candidate being the most thorough.
+    non-dominated rank, then by crowding, among all that were scored on this rung; those that break a limit
+    on a measured metric rank behind, by how much, since a higher rung may lift them. The inner searcher
+    hears of every result, the latest of a candidate being the most thorough.
 
     A candidate is stopped, and never goes on, when another on its rung costs no more and was right
     significantly more often on the samples that both have seen: McNemar's exact test (1947) on the samples
@@ -69,6 +70,10 @@ class Progressive(Searcher):
         self._inner: Searcher | None = None
         self._results: list[dict[Candidate, Trial]] = [{} for _ in self.rungs]  # by network, names as on top
         self._left: list[set[Candidate]] = [set() for _ in self.rungs]  # asked for on the next rung up
+        self._stopped: list[set[Candidate]] = [set() for _ in self.rungs]  # by the paired test, for good
+        self._up: tuple[int, Candidate] | None = None  # who goes up next, where that is
+        self._decided = False
+        self._under_way: set[Candidate] = set()
         self._analytic = [o for o in self.objectives if o.name in self.baseline]
 
     def ask(self, n: int) -> list[Candidate]:
@@ -78,10 +83,13 @@ class Progressive(Searcher):
         while len(asked) < n and (up := self._promoted()) is not None:
             rung, network = up
             self._left[rung].add(network)
+            self._decided = False
             asked.append(self._on(network, rung - 1))
         last = len(self.rungs) - 1
         if len(asked) < n:
             asked += [self._on(c, last) for c in self.inner.ask(n - len(asked))]
+            self._decided = False  # the inner searcher may have finished
+        self._under_way.update(asked)
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -89,7 +97,9 @@ class Progressive(Searcher):
         if not self.rungs:
             self.inner.tell(trials)
             return
+        self._decided = False
         for trial in trials:
+            self._under_way.discard(trial.candidate)
             rung = trial.candidate.indices[self._place]
             network = self._network(trial.candidate)
             plain = replace(trial, candidate=network, scores=_plain(trial.scores, self.rungs[rung].name))
@@ -98,7 +108,7 @@ class Progressive(Searcher):
 
     @property
     def finished(self) -> bool:
-        return self.inner.finished and self._promoted() is None
+        return self.inner.finished and not self._under_way and self._promoted() is None
 
     @property
     def inner(self) -> Searcher:
@@ -115,6 +125,11 @@ class Progressive(Searcher):
 
     def _promoted(self) -> tuple[int, Candidate] | None:
         """Who goes up next, with the rung that it leaves; highest rungs first."""
+        if not self._decided:
+            self._up, self._decided = self._choose(), True
+        return self._up
+
+    def _choose(self) -> tuple[int, Candidate] | None:
         for rung in range(1, len(self.rungs)):
             scored, left = len(self._results[rung]), self._left[rung]
             share = -(-scored // self.reduction)  # rounded up: a short search has results on top as well
@@ -124,20 +139,20 @@ class Progressive(Searcher):
 
     def _best(self, rung: int) -> Candidate | None:
         """The best network on a rung that has not left it and was not stopped."""
-        trials = [t for t in self._results[rung].values() if self._complete(t) and self.violation(t) == 0.0]
-        if not trials:
+        trials = [t for t in self._results[rung].values() if np.isfinite(self.loss(t)).all()]
+        gone = self._left[rung] | self._results[rung - 1].keys() | self._stopped[rung]
+        if all(t.candidate in gone for t in trials):
             return None
-        gone = self._left[rung] | self._results[rung - 1].keys()
-        order = best_first(np.array([self.loss(t) for t in trials]), np.zeros(len(trials)))
-        ranked = (trials[i] for i in order)
-        return next(
-            (t.candidate for t in ranked if t.candidate not in gone and not self._stopped(t, trials)), None
-        )
+        losses = np.array([self.loss(t) for t in trials])
+        for i in best_first(losses, np.array([self.violation(t) for t in trials])):
+            if trials[i].candidate in gone:
+                continue
+            if not self._is_beaten(trials[i], trials):
+                return trials[i].candidate
+            self._stopped[rung].add(trials[i].candidate)
+        return None
 
-    def _complete(self, trial: Trial) -> bool:
-        return bool(np.isfinite(self.loss(trial)).all())
-
-    def _stopped(self, trial: Trial, others: Sequence[Trial]) -> bool:
+    def _is_beaten(self, trial: Trial, others: Sequence[Trial]) -> bool:
         """Is there one that costs no more and was right significantly more often?"""
         mine = trial.detail.get("right")
         lead, *costs = self.objectives
@@ -147,9 +162,10 @@ class Progressive(Searcher):
             theirs = other.detail.get("right")
             if theirs is None or theirs[0] != mine[0]:
                 continue
-            if all(o.sign * other.scores[o.name] <= o.sign * trial.scores[o.name] for o in costs) and (
-                mcnemar(*disagreements(theirs, mine)) < self.significance
-            ):
+            if any(o.sign * other.scores[o.name] > o.sign * trial.scores[o.name] for o in costs):
+                continue
+            wins, losses = disagreements(theirs, mine)
+            if wins > losses and mcnemar(wins, losses) < self.significance:
                 return True
         return False
 

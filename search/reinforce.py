@@ -112,8 +112,8 @@ class Reinforce(Searcher):
         log_p = np.zeros((BATCH, episodes.steps))
         rows = np.arange(BATCH)
         for step in range(episodes.steps):
-            x, allowed = episodes.state(step, taken, preferences)
             at = np.full(BATCH, step)
+            x, allowed = episodes.states(at, taken, preferences)
             logs = policy.log_probabilities(policy.hidden(x), at, allowed)
             tempered = np.exp(logs / self._temperature)
             cumulated = (tempered / tempered.sum(axis=1, keepdims=True)).cumsum(axis=1)
@@ -211,10 +211,9 @@ class Reinforce(Searcher):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """States, allowed options, steps and options taken, of all steps one after the other."""
         episodes, _ = self._parts()
-        seen = [episodes.state(step, taken, preferences) for step in range(episodes.steps)]
-        x = np.concatenate([s for s, _ in seen])
-        allowed = np.concatenate([a for _, a in seen])
         steps = np.repeat(np.arange(episodes.steps), len(taken))
         actions = taken.T.reshape(-1)
+        walks = np.tile(np.arange(len(taken)), episodes.steps)
+        x, allowed = episodes.states(steps, taken[walks], preferences[walks])
         allowed[np.arange(len(actions)), actions] = True  # a trial of somebody else's may break the limits
         return x, allowed, steps, actions

@@ -76,7 +76,8 @@ class Tree:
         self.cuts = {"limit": 0, "dominance": 0}
         root = np.zeros((1, len(self.counts)), dtype=np.int64)
         lower, possible = bounds.over(root, root + self.counts - 1)
-        self.scale = np.maximum(np.abs(bounds.at(root)[0][0]), 1e-300)  # the unchanged model's objectives
+        unchanged = np.abs(bounds.at(root)[0][0])
+        self.scale = np.where(unchanged > 0.0, unchanged, 1.0)  # [objectives]: what one unit of each is
         # Boxes with as many decided choices as `depth`, the most promising last: (depth, low corners, bounds)
         self.open: list[tuple[int, np.ndarray, np.ndarray]] = [(0, root, lower)] if possible[0] else []
         self.cuts["limit"] += int(not possible[0])

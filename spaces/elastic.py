@@ -100,10 +100,12 @@ class Elastic:
         mend = self._mending(candidate)
         with torch.inference_mode(False), torch.no_grad():
             if copies or mend is not None or self._storage is None:
-                self._copy(self._alive(candidate), mend)
+                alive = self._alive(candidate)
+                self._copy(alive, mend)
             else:
+                alive = self._widths.leading(kept)
                 self._storage.cut(kept)
-        self._count(kept)
+        self._count(kept, alive)
         return self._resident.module
 
     @contextmanager
@@ -133,14 +135,14 @@ class Elastic:
 
     def _copy(self, alive: Alive, mend: Mend | None = None) -> None:
         made = self._surgeon.parameters(alive, mend)
+        if (storage := self.__dict__.get("_storage")) is not None:
+            storage.forget()
         for name, holder in self._resident.holders.items():
             new = made[name] if name in made else self._originals[name].clone()
             holder.data = new.detach()
-        if self.__dict__.get("_storage") is not None:
-            self._storage.forget()  # type: ignore[union-attr]
 
-    def _count(self, kept: np.ndarray) -> None:
-        lengths = self._widths.lengths(kept)
+    def _count(self, kept: np.ndarray, alive: Alive) -> None:
+        lengths = self._widths.lengths(kept, alive)
         self._resident.restate(lambda v: lengths[self._widths.index(v)])  # type: ignore[index]
 
     @cached_property
@@ -155,18 +157,33 @@ class Elastic:
             )
         except TypeError:
             return None
-        self._count(self._sizes)
-        self._copy(np.ones(self._surgeon.coupling.units + 1, dtype=bool))
-        expected = self._outputs()
-        storage.cut(self._sizes)
-        off, allowed = relative_difference(self._outputs(), expected)
-        return storage if off <= allowed else None
+        for kept in (self._sizes, np.maximum(self._sizes // 2, 1)):
+            alive = self._best(kept)
+            self._copy(alive)
+            self._count(kept, alive)
+            expected = self._outputs()
+            storage.cut(kept)
+            self._count(kept, self._widths.leading(kept))
+            off, allowed = relative_difference(self._outputs(), expected)
+            if not off <= allowed:
+                return None
+        return storage
+
+    def _best(self, kept: np.ndarray) -> Alive:
+        """The labels that stay where each group keeps its best units: [units + 1] bool."""
+        alive = np.ones(self._surgeon.coupling.units + 1, dtype=bool)
+        for group, units in zip(self._groups, kept.tolist(), strict=True):
+            alive[group.labels[self._orders[group.name][units:]]] = False
+        return alive
 
     def _outputs(self) -> list[Any]:
+        """On the example, forgetting what the modules keep of it (a table computed at the first call)."""
         assert self._example is not None
         args, kwargs = fresh(self._example)
         with torch.no_grad():
-            return pytree.tree_leaves(self._resident.module(*args, **kwargs))
+            outputs = pytree.tree_leaves(self._resident.module(*args, **kwargs))
+        self._resident.reset()
+        return outputs
 
 
 def _keeps_the_network(choice: Choice) -> bool:

@@ -48,14 +48,24 @@ class Widths:
         sizes = np.array([*(g.size for g in groups), 1])
         self._positions /= sizes
         self._uses = self._positions[:, :-1] > 0
+        # The bounds of a slice may count some units of a group and not others.
+        self._uneven = [i for i, v in enumerate(self.vectors) if not self._is_even(v)]
 
     def index(self, v: Vector | None) -> int | None:
         """Place of ``v`` among :attr:`vectors`."""
         return None if v is None else self._at[id(v)]
 
-    def lengths(self, kept: np.ndarray) -> list[int]:
-        """Positions that stay, per vector, where ``kept`` [groups] units do."""
-        return (self._positions @ np.append(kept, 1)).astype(np.int64).tolist()
+    def lengths(self, kept: np.ndarray, alive: np.ndarray) -> list[int]:
+        """Positions that stay, per vector.
+
+        Args:
+            kept: [groups], how many units stay.
+            alive: [units + 1] bool, or longer: where they stand.
+        """
+        lengths: list[int] = np.rint(self._positions @ np.append(kept, 1)).astype(np.int64).tolist()
+        for i in self._uneven:
+            lengths[i] = int(np.count_nonzero(alive[self.vectors[i]]))
+        return lengths
 
     def touched(self, kept: np.ndarray, before: np.ndarray | None) -> list[bool]:
         """Per vector: does it keep other positions than it did ``before``?"""
@@ -67,6 +77,14 @@ class Widths:
         """Which labels stay when the first units of each group do: [units + 1] bool."""
         alive: np.ndarray = self.unit_of < np.append(kept, 1)[self.group_of]
         return alive
+
+    def _is_even(self, v: Vector) -> bool:
+        """Has every unit of a group as many positions on the axis as the others?"""
+        counts = np.bincount(v, minlength=len(self.group_of))
+        last = np.zeros(self._uses.shape[1] + 1, dtype=np.int64)
+        last[self.group_of] = counts
+        free = self.group_of < self._uses.shape[1]
+        return bool((counts == last[self.group_of])[free].all())
 
     def is_prefix(self, v: Vector) -> bool:
         """Are the first units of a group always the leading positions?"""
@@ -176,12 +194,13 @@ class Storage:
         for group in groups:
             content[group.labels] = group.labels[orders[group.name]]
         self._tensors, self._widths = tensors, widths
-        self._sources = [_source(v, content) for v in widths.vectors]
         self._axes: dict[str, list[tuple[int, int]]] = {  # (axis, vector) of the followed ones
             name: [(a, i) for a, v in enumerate(labels.get(name, ())) if (i := widths.index(v)) is not None]
             for name in tensors
         }
-        prefix = [widths.is_prefix(v) for v in widths.vectors]
+        used = {i for axes in self._axes.values() for _, i in axes}
+        self._sources = {i: _source(widths.vectors[i], content) for i in used}
+        prefix = {i: widths.is_prefix(widths.vectors[i]) for i in used}
         self._slices: dict[str, _Slice] = {}
         # By type, shape of row and last part of the name: means and variances of all normalisations are then
         # two pools with the same positions to gather.
@@ -218,8 +237,8 @@ class Storage:
 
     def cut(self, kept: np.ndarray) -> None:
         """Set the holders' data to the first ``kept`` [groups] units of each group."""
-        lengths, touched = self._widths.lengths(kept), self._widths.touched(kept, self._kept)
         alive = self._widths.leading(kept)
+        lengths, touched = self._widths.lengths(kept, alive), self._widths.touched(kept, self._kept)
         first, self._kept = self._kept is None, None  # until all is done
         for s in self._slices.values():
             for _, vector in s.axes:
@@ -277,7 +296,7 @@ def _rows(
     tensor: torch.Tensor,
     holder: torch.Tensor,
     axes: list[tuple[int, int]],
-    prefix: list[bool],
+    prefix: Mapping[int, bool],
     front: int,
 ) -> _Rows:
     others = [(a + (a < front), i) for a, i in axes if a != front]  # where they are with front at 0

@@ -118,6 +118,11 @@ def corrupted(certificate, space):
     yield "another order", {"order": certificate.order[:-1]}
     yield "negative gap", {"gap": -0.5}
     yield "other limits", {"limits": ["macs<=1"]}
+    first = certificate.front[:1]
+    yield "a gap in units of its own", {"front": first, "gap": 0.01, "scale": [1e9, 1e9]}
+    yield "a scale for one objective", {"scale": certificate.scale[:1]}
+    yield "a front without scores", {"front": [{**entry, "scores": {}} for entry in certificate.front]}
+    yield "assumed in silence", {"origin": dict.fromkeys(certificate.origin, "assumed"), "assumed": {}}
     worse = space.baseline if certificate.front[0]["candidate"] != space.baseline.values else None
     if worse is not None:
         scores = {m: float(v[0]) for m, v in space.cost_arrays([worse]).items() if m in ("macs", "params")}
@@ -147,7 +152,7 @@ def test_corrupted_certificates_are_refused(seed, exhaustive):
         with pytest.raises(CertificateError) as refused:
             check_certificate(space, objectives, limits, bad, exhaustive=exhaustive)
         assert str(refused.value), what
-    assert kinds >= 9
+    assert kinds >= 13
     with pytest.raises(CertificateError, match="is for the objectives"):
         check_certificate(space, objectives[:1], limits, good)
 

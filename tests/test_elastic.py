@@ -193,6 +193,60 @@ def test_the_resident_network_stays_at_home():
     assert torch.equal(elastic_of(there).switch(c)(pictures()), elastic_of(space).switch(c)(pictures()))
 
 
+class Middle(nn.Module):
+    """Writes on a slice in the middle, whose bounds count some units of a group and not others."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(2, 12, 3), nn.BatchNorm2d(12), nn.Conv2d(12, 3, 1)
+        _spread(self)
+
+    def forward(self, x):
+        x = self.stem(x).clone()
+        x[:, 2:5].mul_(0.5)
+        a, b = x.chunk(2, 1)
+        return self.head(self.norm(torch.cat([a * b, a], 1)))
+
+
+class Remembering(nn.Module):
+    """Computes a table at the first call in eval mode, and keeps it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.scale, self.head = nn.Linear(5, 8), nn.Parameter(torch.rand(8)), nn.Linear(8, 3)
+        self.kept = {}
+
+    def forward(self, x):
+        if torch.compiler.is_exporting():
+            return self.head(torch.relu(self.stem(x)) * self.scale.exp())
+        if "table" not in self.kept:
+            self.kept["table"] = self.scale.exp()
+        return self.head(torch.relu(self.stem(x)) * self.kept["table"])
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_bounds_of_a_slice_follow_the_units_that_stay(copies):
+    x = pictures()
+    space = space_of(Middle(), x)
+    elastic = elastic_of(space)
+    assert len(space) == 2
+    for c in space.sample(np.random.default_rng(0), 30):
+        with elastic.lend(c, copies=copies) as switched:
+            torch.testing.assert_close(switched(x), space.build(c)(x))
+    assert copies or elastic._storage is not None
+
+
+def test_what_a_module_remembers_is_not_handed_to_the_next_candidate():
+    torch.manual_seed(0)
+    x = torch.randn(4, 5)
+    space = space_of(Remembering(), x)
+    elastic = elastic_of(space)
+    for c in space.sample(np.random.default_rng(0), 5):
+        with elastic.lend(c) as switched:
+            torch.testing.assert_close(switched(x), space.build(c)(x))
+    assert elastic._storage is not None
+
+
 class Unsound(Storage):
     """Sorts the units of one layer alone."""
 
@@ -222,7 +276,7 @@ def test_widths_count_what_is_kept():
         kept = np.array([rng.integers(1, g.size + 1) for g in coupling.groups])
         alive = widths.leading(kept)
         counts = [int(alive[v].sum()) for v in widths.vectors]
-        assert widths.lengths(kept) == counts
+        assert widths.lengths(kept, alive) == counts
         for i, v in enumerate(widths.vectors):
             assert not widths.is_prefix(v) or alive[v][: counts[i]].all()
         if before is not None:

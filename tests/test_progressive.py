@@ -125,7 +125,7 @@ def test_a_candidate_that_is_certainly_dominated_is_stopped(hits: int, goes: boo
     assert 2 in on_top
     assert goes or 1 not in on_top
     low = list(searcher._results[1].values())
-    assert [t.candidate.indices for t in low if searcher._stopped(t, low)] == ([] if goes else [(1,)])
+    assert [t.candidate.indices for t in low if searcher._is_beaten(t, low)] == ([] if goes else [(1,)])
 
 
 # On a model.

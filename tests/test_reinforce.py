@@ -83,30 +83,70 @@ def test_gradients_are_those_of_the_log_probability_and_the_entropy() -> None:
     np.testing.assert_allclose(summed, expected[0], atol=1e-6)
 
 
-def test_only_options_from_which_the_limits_can_still_be_kept_are_allowed() -> None:
-    space = _space(3, 4)
-    limits = (Limit("macs<=0.45x"), Limit("params<=25"))
-    episodes = Episodes(space, OBJECTIVES, limits, {"macs": 1000.0, "params": 30.0})
+class _Cuts(_Costs):
+    """Traffic rises along the options."""
+
+    def cost_arrays(self, choices: Any, indices: np.ndarray) -> dict[str, np.ndarray]:
+        return super().cost_arrays(choices, indices) | {"traffic_kb": indices @ np.array([3.0, 1.0, 2.0])}
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("macs<=0.45x", "params<=25"),
+        ("macs>=0.6x",),
+        ("params>=24", "params<=27"),
+        ("traffic_kb<=4",),
+        ("traffic_kb<=9", "macs<=0.8x"),
+    ],
+)
+def test_only_options_from_which_the_limits_can_still_be_kept_are_allowed(texts: tuple[str, ...]) -> None:
+    """By each limit alone, as brute force says; in every way that a walk can begin."""
+    space = Space(toy_space(3, 4).choices, model=_Cuts())  # type: ignore[arg-type]
+    limits = tuple(map(Limit, texts))
+    whole = {"macs": 1000.0, "params": 30.0}
+    episodes = Episodes(space, OBJECTIVES, limits, whole)
     every = np.array(list(np.ndindex(4, 4, 4)))
-    costs = _Costs().cost_arrays(None, every)
-    keeps = {tuple(row) for row in every[(costs["macs"] <= 450.0) & (costs["params"] <= 25.0)].tolist()}
+    costs = _Cuts().cost_arrays(None, every)
+    kept = [
+        [tuple(r) for r, v in zip(every.tolist(), costs[m.metric], strict=True)
+         if m.violation({m.metric: v}, whole) == 0]
+        for m in limits
+    ]  # fmt: skip
     preferences = np.full((1, 2), 0.5)
-    for prefix in [(), (0,), (3,), (0, 3), (3, 3), (1, 2)]:
-        if not any(k[: len(prefix)] == prefix for k in keeps):
-            continue
+    some = 0
+    for prefix in [p for n in range(3) for p in np.ndindex(*[4] * n)]:
         taken = np.array([[*prefix, *[0] * (3 - len(prefix))]])
-        _, allowed = episodes.state(len(prefix), taken, preferences)
-        expected = [any(k[: len(prefix) + 1] == (*prefix, a) for k in keeps) for a in range(4)]
-        assert allowed[0].tolist() == expected
+        _, allowed = episodes.states(np.array([len(prefix)]), taken, preferences)
+        n = len(prefix) + 1
+        expected = [all((*prefix, a) in {k[:n] for k in keeps} for keeps in kept) for a in range(4)]
+        assert allowed[0].any()
+        if any(expected):
+            some += not all(expected)
+            assert allowed[0].tolist() == expected
+    assert some > 3
+
+
+def test_all_decisions_at_once_are_seen_as_one_by_one() -> None:
+    space = _space(4, 3)
+    episodes = Episodes(space, [Objective("macs")], (Limit("macs<=0.5x"),), {"macs": 1e4})
+    rng = np.random.default_rng(0)
+    taken, preferences = rng.integers(0, 3, (12, 4)), rng.random((12, 1))
+    steps = rng.integers(0, 4, 12)
+    together = episodes.states(steps, taken, preferences)
+    for k in range(12):
+        alone = episodes.states(steps[k : k + 1], taken[k : k + 1], preferences[k : k + 1])
+        for a, b in zip(together, alone, strict=True):
+            assert np.array_equal(a[k], b[0])
 
 
 def test_a_state_tells_what_is_left_and_nothing_of_the_future() -> None:
     space = _space(4, 3)
     episodes = Episodes(space, [Objective("quality", "max"), Objective("macs")], (), {})
     preferences = np.array([[0.2, 0.8]])
-    past = episodes.state(2, np.array([[1, 2, 0, 0]]), preferences)[0]
-    same = episodes.state(2, np.array([[1, 2, 2, 1]]), preferences)[0]
-    other = episodes.state(2, np.array([[2, 2, 0, 0]]), preferences)[0]
+    past = episodes.states(np.array([2]), np.array([[1, 2, 0, 0]]), preferences)[0]
+    same = episodes.states(np.array([2]), np.array([[1, 2, 2, 1]]), preferences)[0]
+    other = episodes.states(np.array([2]), np.array([[2, 2, 0, 0]]), preferences)[0]
     assert past.shape == (1, episodes.features)
     assert np.array_equal(past, same)
     assert not np.array_equal(past, other)

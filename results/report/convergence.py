@@ -48,8 +48,7 @@ def convergence(
     chosen = fronts[::-every][::-1]  # the last front always
     if chosen[0][0] != 1:
         chosen.insert(0, fronts[0])
-    with np.errstate(all="ignore"):  # numbers near the largest float may overflow
-        volumes = [scaled_hypervolume(front, objectives, reference) for _, _, front in chosen]
+    volumes = [volume(front, objectives, reference) for _, _, front in chosen]
     ends = (len(trials), spent, volumes[-1])
     rows = [(n, s, v) for (n, s, _), v in zip(chosen, volumes, strict=True)]
     if rows[-1][0] != len(trials):
@@ -57,5 +56,17 @@ def convergence(
     return {
         "trials": [n for n, _, _ in rows],
         "seconds": [round(s, 4) for _, s, _ in rows],
-        "volume": [v if math.isfinite(v) else None for _, _, v in rows],
+        "volume": [v for _, _, v in rows],
     }
+
+
+def volume(
+    points: np.ndarray, objectives: Sequence[Objective], reference: Mapping[str, float]
+) -> float | None:
+    """:func:`scaled_hypervolume`, or None where numbers near the largest float overflow."""
+    try:
+        with np.errstate(all="ignore"):
+            found = scaled_hypervolume(points, objectives, reference)
+    except ValueError:
+        return None
+    return found if math.isfinite(found) else None

@@ -8,13 +8,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
+from ...spaces import Choice
 from ..comparison import common_objectives, common_reference
 from ..front import Front
 from ..objective import METRICS, Limit, Objective
 from ..table import COUNTS, HEADINGS, PERCENT
 from ..trial import Trial
 from .about import about
-from .convergence import convergence
+from .convergence import convergence, volume
 from .rivals import rivals
 
 TEXT_BUDGET = 400_000  # characters of tracebacks in one report; beyond it their last lines alone
@@ -97,7 +100,6 @@ def _run(
     place = {t.number: i for i, t in enumerate(trials)}
     metrics = list(dict.fromkeys(m for t in trials for m in t.scores))
     workers = list(dict.fromkeys(t.worker for t in trials))
-    kept = run.settings.get("kept") or {}
     choices = trials[0].candidate.choices
     return {
         "name": name,
@@ -110,7 +112,8 @@ def _run(
         "wall": finite(run.info.get("seconds")),
         "objectives": [o.name for o in run.objectives],
         "choices": [
-            {"name": c.name, "options": [str(o) for o in c.options], "kept": kept.get(c.name)} for c in choices
+            {"name": c.name, "options": [str(o) for o in c.options], "kept": _kept(run.settings, c)}
+            for c in choices
         ],
         "taken": [[t.candidate.indices[c] for t in trials] for c in range(len(choices))],
         "numbers": [t.number for t in trials],
@@ -121,12 +124,30 @@ def _run(
         "workers": [workers.index(t.worker) for t in trials],
         "front": [place[t.number] for t in front],
         "baseline": place[front.baseline.number] if front.baseline else None,
-        "knee": place[front.knee.number] if len(front) > 2 else None,
-        "hypervolume": finite(front.hypervolume()),
+        "knee": _knee(front, place),
+        "hypervolume": volume(front.points, front.objectives, front.reference),
         "convergence": convergence(trials, objectives, run.limits, reference or front.reference),
         **_failures(trials),
         "about": about(run),
     }
+
+
+def _knee(front: Front, place: Mapping[int, int]) -> int | None:
+    """Of one or two points neither is a compromise."""
+    if len(front) < 3:
+        return None
+    with np.errstate(all="ignore"):
+        spread = np.ptp(front.points, axis=0)
+    return place[front.knee.number] if np.isfinite(spread).all() else None
+
+
+def _kept(settings: Mapping[str, Any], choice: Choice) -> list[int] | None:
+    """How many units each option keeps; None for a choice that cuts none, or a record that makes no sense."""
+    known = settings.get("kept")
+    counts = known.get(choice.name) if isinstance(known, Mapping) else None
+    if not isinstance(counts, list) or len(counts) != len(choice.options):
+        return None
+    return counts if all(type(n) is int and 0 <= n < 2**53 for n in counts) and counts[0] else None
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -33,7 +33,8 @@ def dominating(ours: Front, theirs: Front) -> list[tuple[int, list[int]]]:
 
 
 def rivals(fronts: Mapping[str, Front], reference: Mapping[str, float] | None) -> dict[str, Any]:
-    """The comparison as plain JSON values; empty where the runs share no objective.
+    """The comparison as plain JSON values; empty where the runs share no objective, or
+    where its numbers are too large for a hypervolume.
 
     Returns:
         ``{"objectives": [name], "reference": {metric: value}, "table": [{"run", "size", "hypervolume",
@@ -42,8 +43,11 @@ def rivals(fronts: Mapping[str, Front], reference: Mapping[str, float] | None) -
     """
     if not fronts or reference is None:
         return {}
-    with np.errstate(all="ignore"):
-        figures = compare_fronts(fronts)
+    try:
+        with np.errstate(all="ignore"):
+            figures = compare_fronts(fronts)
+    except ValueError:  # numbers near the largest float overflow
+        return {}
     for row in figures["runs"]:
         row["hypervolume"] = row["hypervolume"] if math.isfinite(row["hypervolume"]) else None
     metric, cost, rows = budget_rows(fronts)

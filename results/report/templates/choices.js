@@ -10,10 +10,11 @@ function makeAxes() {
   const axes = [];
   for (const name of new Set(runs.flatMap((of) => of.choices.map((choice) => choice.name)))) {
     const owner = runs.find((of) => of.byName.has(name));
-    const { options, kept } = owner.choices[owner.byName.get(name)];
+    const choice = owner.choices[owner.byName.get(name)];
     // By what is taken, so that runs whose options differ in number stand on one scale.
-    const last = Math.max(1, ...runs.map((of) => (of.byName.has(name) ? of.choices[of.byName.get(name)].options.length : 1)) , 2) - 1;
-    const texts = options.map((option, i) => String(kept ? kept[i] : option));
+    const counts = runs.map((of) => (of.byName.has(name) ? of.choices[of.byName.get(name)].options.length : 0));
+    const last = Math.max(2, ...counts) - 1;
+    const texts = choice.options.map((_, i) => optionText(choice, i));
     axes.push({
       key: `choice ${name}`, name, kind: "choice", last,
       at: (row) => {
@@ -61,8 +62,7 @@ function layChoices() {
   Object.assign($("choices").style, { width: `${width}px`, height: `${HEIGHT}px` });
   replace($("choices"), canvas, axes.map((axis, i) => {
     axis.left = EDGE + gap * i;
-    const [kind, rest] = axis.kind === "choice" && /^[a-z]+:/.test(axis.name)
-      ? [axis.name.slice(0, axis.name.indexOf(":")), axis.name.slice(axis.name.indexOf(":") + 1)] : ["", axis.name];
+    const [kind, rest] = axis.kind === "choice" ? namePair(axis.name) : ["", axis.name];
     const fits = Math.max(6, Math.floor(gap / 7.4));
     return h("div", { class: `axis ${axis.kind}`, "data-axis": axis.key, title: axis.name, style: { left: `${axis.left - 16}px` } },
       h("span", { class: "name" }, h("small", null, kind), tail(rest, fits)), h("span", { class: "range", hidden: true }));

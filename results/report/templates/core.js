@@ -28,25 +28,43 @@ async function unpack(id) {
 
 // Numbers as the command line writes them (results/table.py).
 
+// Halves to the even digit as Python does; toFixed rounds them up, and ratios such as 0.125 are common here.
+function fixed(value, decimals) {
+  const up = value.toFixed(decimals);
+  if (Math.abs(value) >= 1e15 || decimals > 50) return up;
+  const [whole, rest] = value.toFixed(decimals + 45).split("."); // exact, by the standard
+  if (!/^50*$/.test(rest.slice(decimals))) return up;
+  const cut = decimals ? `${whole}.${rest.slice(0, decimals)}` : whole;
+  return Number(cut.at(-1)) % 2 ? up : cut;
+}
+
+const exponentOf = (value) => Number(value.toExponential().split("e")[1]);
+
+// The value at so many significant digits.
+function rounded(value, digits) {
+  const decimals = digits - 1 - exponentOf(value);
+  return decimals >= 0 && decimals <= 50 ? Number(fixed(value, decimals)) : Number(value.toPrecision(digits));
+}
+
 function plain(value, digits) {
   if (value === 0) return "0";
-  const rounded = Number(value.toPrecision(digits));
-  const exponent = Math.floor(Math.log10(Math.abs(rounded)));
-  if (exponent < -5 || exponent >= 9) return value.toExponential(digits - 1).replace(/\.?0+e/, "e");
-  return rounded.toFixed(Math.min(100, Math.max(0, digits - 1 - exponent)));
+  const near = rounded(value, digits), exponent = exponentOf(near);
+  if (exponent >= -5 && exponent < 9) return near.toFixed(Math.max(0, digits - 1 - exponent));
+  const [mantissa, power] = near.toExponential().split("e");
+  return `${mantissa}e${power[0]}${power.slice(1).padStart(2, "0")}`;
 }
 
 function si(value) {
   if (Math.abs(value) < 1000 && Number.isInteger(value)) return String(value);
   let power = 0;
-  while (power < 5 && Math.abs(Number((value / 1000 ** power).toPrecision(3))) >= 1000) power += 1;
+  while (power < 5 && Math.abs(rounded(value / 1000 ** power, 3)) >= 1000) power += 1;
   return `${plain(value / 1000 ** power, 3)} ${["", "k", "M", "G", "T", "P"][power]}`.trim();
 }
 
 function metricText(name, value) {
   if (value === null || value === undefined) return "";
   const metric = metricOf.get(name);
-  if (metric.kind === "percent") return `${(100 * value).toFixed(2)} %`;
+  if (metric.kind === "percent") return `${fixed(100 * value, 2)} %`;
   if (metric.kind === "count") return si(value);
   return `${plain(value, Number(metric.digits))} ${metric.unit}`.trim();
 }
@@ -54,7 +72,7 @@ function metricText(name, value) {
 function ratioText(value, base) {
   const ratio = value / base;
   if (value === null || value === undefined || !base || !Number.isFinite(ratio)) return "";
-  if (ratio === 0 || (Math.abs(ratio) >= 0.095 && Math.abs(ratio) < 9.995)) return `${ratio.toFixed(2)}x`;
+  if (ratio === 0 || (Math.abs(ratio) >= 0.095 && Math.abs(ratio) < 9.995)) return `${fixed(ratio, 2)}x`;
   return `${plain(ratio, Math.abs(ratio) < 1 ? 2 : 3)}x`;
 }
 
@@ -85,6 +103,7 @@ function readDocument(text) {
   runs.forEach((run, r) => {
     run.first = row;
     run.columns = new Map(Object.entries(run.scores));
+    run.spread = new Map(Object.entries(run.spread)); // a metric may be called "constructor"
     run.byName = new Map(run.choices.map((choice, c) => [choice.name, c]));
     run.numbers.forEach((_, place) => { runOf[row] = r; placeOf[row] = place; row += 1; });
     for (const place of run.front) onFront[run.first + place] = 1;
@@ -103,6 +122,16 @@ const baseRow = (r) => (runs[r].baseline === null ? null : runs[r].first + runs[
 const kneeRow = (r) => (runs[r].knee === null ? null : runs[r].first + runs[r].knee);
 const baseScore = (r, name) => (baseRow(r) === null ? null : score(baseRow(r), name));
 const better = (name) => (metricOf.get(name).goal === "max" ? -1 : 1);
+// What a choice stands for: "prune:stage1.conv" is the kind "prune" and the place "stage1.conv".
+function namePair(name) {
+  const found = /^([a-z]+):(.+)$/s.exec(name);
+  return found ? [found[1], found[2]] : ["", name];
+}
+function optionText(choice, index) {
+  if (choice.kept) return String(choice.kept[index]);
+  const dropping = namePair(choice.name)[0] === "drop";
+  return { True: dropping ? "dropped" : "yes", False: dropping ? "kept" : "no" }[choice.options[index]] || choice.options[index];
+}
 const label = (row) => `Trial ${number(row)}`;
 const rowOf = (r, wanted) => runs[r].first + runs[r].numbers.indexOf(wanted);
 

@@ -36,7 +36,7 @@ function staircase(rows) {
 }
 
 function errorBars(row, name) {
-  const spread = run(row).spread[name];
+  const spread = run(row).spread.get(name);
   const low = spread && spread[0][placeOf[row]], high = spread && spread[1][placeOf[row]];
   const value = score(row, name);
   return low === null || low === undefined ? [0, 0] : [Math.max(0, high - value), Math.max(0, value - low)];
@@ -193,7 +193,7 @@ function drawLegend(palette) {
   const drawnRows = Array.from({ length: rowCount }, (_, row) => row).filter(inPicture).length;
   const away = rowCount - drawnRows;
   const touch = media("(pointer: coarse)").matches;
-  const measured = [state.x, state.y].some((name) => runs.some((of) => of.spread[name]));
+  const measured = [state.x, state.y].some((name) => runs.some((of) => of.spread.get(name)));
   replace($("front-note"), [
     touch ? "Tap a point to open its trial." : "Click a point to open its trial; drag a box to filter everything on this page.",
     measured ? " Bars are quartiles of the measurement." : "",

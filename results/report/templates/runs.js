@@ -57,7 +57,7 @@ function drawRivals() {
   $("rivals-section").hidden = false;
   const found = doc.rivals;
   if (!found || !found.table) {
-    replace($("rivals"), h("p", { class: "note" }, "These runs share no objective, so their hypervolumes cannot be compared."));
+    replace($("rivals"), h("p", { class: "note" }, "Hypervolumes of these runs cannot be compared: they share no objective, or its values are too large."));
     return;
   }
   const place = (name) => runs.findIndex((of) => of.name === name);
@@ -70,7 +70,7 @@ function drawRivals() {
       const r = place(line.run);
       return h("tr", null, h("td", { class: "words" }, swatch(r), line.run), words(runs[r].searcher), words(runs[r].seed),
         h("td", null, runs[r].numbers.length), h("td", null, line.size),
-        found.objectives.map((name) => h("td", null, metricText(name, line.best[name]) || "–")),
+        found.objectives.map((name) => h("td", null, (Object.hasOwn(line.best, name) && metricText(name, line.best[name])) || "–")),
         h("td", null, line.hypervolume === null ? "–" : line.hypervolume.toFixed(4)));
     })));
   const budget = found.budget.rows.length ? [h("h3", null, `Best ${metricOf.get(found.budget.metric).label} within a budget of ${metricOf.get(found.budget.cost).label}`),

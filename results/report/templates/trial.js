@@ -7,7 +7,7 @@ function drawTrial() {
     return;
   }
   const about = rowNotes(row);
-  replace($("trial-heading"), label(row), h("small", null, [runs.length > 1 ? run(row).name : "", about].filter(Boolean).join(" · ")));
+  replace($("trial-heading"), label(row), " ", h("small", null, [runs.length > 1 ? run(row).name : "", about].filter(Boolean).join(" · ")));
   replace($("trial"), trialScores(row), trialWidths(row), trialChoices(row), trialLog(row), trialExport(row));
   const along = frontOrder();
   const at = along.indexOf(row);
@@ -42,7 +42,7 @@ function trialScores(row) {
 }
 
 function spreadText(row, name) {
-  const spread = run(row).spread[name], place = placeOf[row];
+  const spread = run(row).spread.get(name), place = placeOf[row];
   if (!spread || spread[0][place] === null) return null;
   return h("small", { title: "quartiles of the measurement" }, `${plain(spread[0][place], 3)} to ${plain(spread[1][place], 3)}`);
 }
@@ -53,15 +53,21 @@ function trialWidths(row) {
   const of = run(row);
   const groups = of.choices.flatMap((choice, c) => (choice.kept ? [[choice, choice.kept[of.taken[c][placeOf[row]]]]] : []));
   if (!groups.length) return null;
+  // A dropped block takes the units inside it along, whatever was chosen for them.
+  const dropped = of.choices.flatMap((choice, c) => {
+    const [kind, place] = namePair(choice.name);
+    return kind === "drop" && of.taken[c][placeOf[row]] > 0 ? [`${place}.`] : [];
+  });
+  const gone = (choice) => dropped.some((block) => namePair(choice.name)[1].startsWith(block));
   const widest = Math.max(...groups.map(([choice]) => choice.kept[0]));
   return h("div", null, h("h3", null, "Units kept, in network order"),
     h("div", { class: "widths", role: "table", "aria-label": "units kept" }, groups.map(([choice, now]) =>
       h("div", { class: "width", role: "row", "data-choice": choice.name, title: choice.name },
-        h("span", { class: "layer", role: "cell" }, tail(choice.name.replace(/^prune:/, ""), 26)),
+        h("span", { class: "layer", role: "cell" }, tail(namePair(choice.name)[1], 26)),
         h("span", { class: "track", role: "presentation" },
           h("span", { class: "whole", style: { width: `${(100 * choice.kept[0]) / widest}%` } }),
-          h("span", { class: "part", style: { width: `${(100 * now) / widest}%` } })),
-        h("span", { class: "units", role: "cell" }, h("b", null, now), ` of ${choice.kept[0]}`)))));
+          h("span", { class: "part", style: { width: gone(choice) ? "0" : `${(100 * now) / widest}%` }, hidden: gone(choice) })),
+        h("span", { class: "units", role: "cell" }, gone(choice) ? "dropped" : [h("b", null, now), ` of ${choice.kept[0]}`])))));
 }
 
 // Everything else that was decided: dropped blocks, operators, cuts, devices, bits.
@@ -74,7 +80,7 @@ function trialChoices(row) {
   return h("div", null, h("h3", null, "Other choices"),
     changed.length ? h("table", { class: "figures choices" }, h("tbody", null, changed.map(([choice, index]) =>
       h("tr", { "data-choice": choice.name }, h("td", { class: "words", title: choice.name }, tail(choice.name, 34)),
-        h("td", null, choice.options[index]), h("td", { class: "was" }, `was ${choice.options[0]}`))))) : null,
+        h("td", null, optionText(choice, index)), h("td", { class: "was" }, `was ${optionText(choice, 0)}`))))) : null,
     same ? h("p", { class: "note" }, `${changed.length ? `${same} more` : `All ${same}`} as in the unchanged model.`) : null);
 }
 
