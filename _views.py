@@ -44,10 +44,11 @@ def print_inspection(found: Mapping[str, Any]) -> None:
 
     sizes = f"{si(found['macs'])} MACs a sample, {si(found['params'])} parameters"
     print(f"{found['task']}: {found['model']}, {sizes}\n")
+    print(_artifact(found["graph"]), end="\n\n")
     print_table(
         "Coupled groups: channels that can only be removed together",
-        ("group", "units", "made and read by"),
-        [(g["name"], str(g["units"]), ", ".join(g["modules"])) for g in found["groups"]],
+        ("group", "kind", "units", "made and read by"),
+        [(g["name"], g["kind"], str(g["units"]), ", ".join(g["modules"])) for g in found["groups"]],
     )
     if found["blocks"]:
         print_table(
@@ -61,6 +62,17 @@ def print_inspection(found: Mapping[str, Any]) -> None:
         "Layers",
         ("layer", "kind", "MACs", "share", "parameters", "share"),
         [(y["name"], y["kind"], *cost(y, "macs"), *cost(y, "params")) for y in found["layers"]],
+    )
+
+
+def _artifact(graph: Mapping[str, str]) -> str:
+    """Which module a built network is."""
+    if not graph:
+        return "Built networks are of your own class"
+    if "prune" in graph:
+        return f"Built networks are the captured graph, an ordinary module: {graph['prune']}"
+    return (
+        f"Built networks are of your own class; the captured graph where blocks are dropped: {graph['drop']}"
     )
 
 

@@ -70,7 +70,7 @@ def _fewer_evaluations(found: list[Result]) -> tuple[str, bool | None]:
     best = min(peers, key=lambda r: (r.needed(), -r.curves[:, -1].mean()))
     # A peer that never gets there would need more than it was given.
     most = min(best.needed(), best.curves.shape[1] + 1)
-    text = f"{goal}: {_count(own.needed())} against {_count(best.needed())} ({best.name})"
+    text = f"{goal}: {_count(own.needed())} against {_count(best.needed())} ({best.name}{_without(found)})"
     return text, own.needed() <= most / 2
 
 
@@ -82,7 +82,8 @@ def _ahead_at_half(found: list[Result]) -> tuple[str, bool | None]:
     best = max(peers, key=lambda r: r.at(200).mean())
     mine, theirs = own.at(100), best.at(200)
     met = mine.mean() - theirs.mean() > mine.std() + theirs.std()
-    return f"{goal}: {_plus_minus(mine)} against {_plus_minus(theirs)} ({best.name})", bool(met)
+    text = f"{goal}: {_plus_minus(mine)} against {_plus_minus(theirs)} ({best.name}{_without(found)})"
+    return text, bool(met)
 
 
 def _never_far(results: Results) -> tuple[str, bool | None]:
@@ -108,6 +109,15 @@ def _split(found: list[Result]) -> tuple[Result | None, list[Result]]:
     """The chosen searcher, if it ran, and the peers that did."""
     own = next((r for r in found if r.name == CHOSEN and len(r.curves)), None)
     return own, [r for r in found if r.peer and len(r.curves)]
+
+
+def _without(found: list[Result]) -> str:
+    """The peers that a goal says nothing about, or not as much as about the chosen searcher."""
+    seeds = max(len(r.curves) for r in found)
+    missing = [r.name for r in found if r.peer and not len(r.curves)]
+    fewer = [f"{r.name} of {len(r.curves)} seeds" for r in found if r.peer and 0 < len(r.curves) < seeds]
+    without = [f"without {', '.join(missing)}"] if missing else []
+    return "".join(f"; {part}" for part in without + fewer)
 
 
 def _count(evaluations: float) -> str:

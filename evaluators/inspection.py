@@ -32,8 +32,10 @@ def inspection(
     """The model's proven groups and blocks, what stays as it is and why, and its cost by layer: plain JSON.
 
     Returns:
-        ``{"task", "metric", "model", "macs", "params", "groups": [{"name", "units", "modules": [path]}],
+        ``{"task", "metric", "model", "macs", "params",
+        "groups": [{"name", "kind", "units", "modules": [path]}],
         "blocks": [{"name", "macs", "params"}], "left_out": {name: reason},
+        "graph": {"prune" or "drop": why built networks are the captured graph, not the user's class},
         "layers": [{"name", "kind", "macs", "params"}]}``; a block's costs are those of dropping it alone.
     """
     blueprint.prove(progress=progress)
@@ -48,6 +50,7 @@ def inspection(
         "groups": [
             {
                 "name": group.name,
+                "kind": group.kind,
                 "units": group.size,
                 # "stem.0.weight" is of "stem.0"; a parameter of the model itself stands for itself
                 "modules": list(
@@ -58,6 +61,7 @@ def inspection(
         ],
         "blocks": [{"name": b.name, "macs": b.macs, "params": b.params} for b in blueprint.blocks],
         "left_out": blueprint.left_out,
+        "graph": blueprint.artifact_reasons,
         "layers": [asdict(layer) for layer in layers],
     }
 

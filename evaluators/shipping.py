@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import io
 import os
 import sys
@@ -90,6 +91,9 @@ class _Pickler(cloudpickle.Pickler):
         ):
             cloudpickle.register_pickle_by_value(module)
             self.registered.append(module)
+        if "parametrizations" in getattr(obj, "__dict__", {}).get("_modules", ()):
+            # torch refuses to pickle a parametrised module, whose class it makes at run time.
+            return copyreg.__newobj__, (type(obj),), obj.__dict__  # type: ignore[attr-defined]
         return super().reducer_override(obj)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import comb
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 INNER = "nsga2"
 REDUCTION = 3  # one of so many goes on to the next rung (eta)
 SIGNIFICANCE = 0.05  # of the paired test that stops a candidate
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A network on a rung."""
+
+    trial: Trial  # candidate without its rung, scores named as on top
+    loss: np.ndarray  # [objectives], minimised; inf where failed
+    violation: float  # of the limits
 
 
 class Progressive(Searcher):
@@ -68,7 +77,7 @@ class Progressive(Searcher):
         self.rungs = rungs_of(space)
         self._name = inner
         self._inner: Searcher | None = None
-        self._results: list[dict[Candidate, Trial]] = [{} for _ in self.rungs]  # by network, names as on top
+        self._results: list[dict[Candidate, Scored]] = [{} for _ in self.rungs]  # by network
         self._left: list[set[Candidate]] = [set() for _ in self.rungs]  # asked for on the next rung up
         self._stopped: list[set[Candidate]] = [set() for _ in self.rungs]  # by the paired test, for good
         self._up: tuple[int, Candidate] | None = None  # who goes up next, where that is
@@ -103,7 +112,7 @@ class Progressive(Searcher):
             rung = trial.candidate.indices[self._place]
             network = self._network(trial.candidate)
             plain = replace(trial, candidate=network, scores=_plain(trial.scores, self.rungs[rung].name))
-            self._results[rung][network] = plain
+            self._results[rung][network] = Scored(plain, self.loss(plain), self.violation(plain))
             self.inner.tell([plain])
 
     @property
@@ -139,12 +148,12 @@ class Progressive(Searcher):
 
     def _best(self, rung: int) -> Candidate | None:
         """The best network on a rung that has not left it and was not stopped."""
-        trials = [t for t in self._results[rung].values() if np.isfinite(self.loss(t)).all()]
+        scored = [s for s in self._results[rung].values() if np.isfinite(s.loss).all()]
         gone = self._left[rung] | self._results[rung - 1].keys() | self._stopped[rung]
+        trials = [s.trial for s in scored]
         if all(t.candidate in gone for t in trials):
             return None
-        losses = np.array([self.loss(t) for t in trials])
-        for i in best_first(losses, np.array([self.violation(t) for t in trials])):
+        for i in best_first(np.array([s.loss for s in scored]), np.array([s.violation for s in scored])):
             if trials[i].candidate in gone:
                 continue
             if not self._is_beaten(trials[i], trials):
@@ -162,10 +171,11 @@ class Progressive(Searcher):
             theirs = other.detail.get("right")
             if theirs is None or theirs[0] != mine[0]:
                 continue
-            if any(o.sign * other.scores[o.name] > o.sign * trial.scores[o.name] for o in costs):
-                continue
-            wins, losses = disagreements(theirs, mine)
-            if wins > losses and mcnemar(wins, losses) < self.significance:
+            if other.scores[lead.name] <= trial.scores[lead.name]:
+                continue  # right no more often, let alone significantly
+            if all(o.sign * other.scores[o.name] <= o.sign * trial.scores[o.name] for o in costs) and (
+                mcnemar(*disagreements(theirs, mine)) < self.significance
+            ):
                 return True
         return False
 

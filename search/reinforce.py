@@ -20,6 +20,7 @@ from .ranking import chebyshev, ideal_and_span, simplex
 BATCH = 8  # episodes sampled, and learned from, at a time
 PREFERENCES = 12  # lattice points, at most; one policy serves them all
 RECENT = 64  # trials that the baseline averages over
+WARM = 32  # updates, at most, from trials that were told before the first ask
 HOTTER = 1.5  # temperature goes up so when a whole batch is known already
 WORST = 2.0  # loss of a candidate that failed or breaks a limit, in spans beyond the worst
 
@@ -43,7 +44,8 @@ class Reinforce(Searcher):
 
     Beside its own episodes it learns from the best known trial under each preference, whoever proposed it:
     self-imitation (Oh et al. 2018, arXiv 1806.05635, equation 2). That is how the first population (as of
-    :class:`Evolution`), earlier runs and repaired candidates teach it.
+    :class:`Evolution`), earlier runs and repaired candidates teach it. Where earlier runs make a whole
+    population, nothing is spent on another.
 
     Options from which limits on analytic costs cannot be kept any more are masked.
 
@@ -72,6 +74,8 @@ class Reinforce(Searcher):
                 f"got {rate}, {entropy} and {imitation}"
             )
         self.rate, self.entropy, self.imitation = rate, entropy, imitation
+        self.population = population
+        self._begun = False
         self._queue = deque(first_population(space, self.rng, population))
         self._lattice = simplex(PREFERENCES, len(self.objectives))
         self._made: tuple[Episodes, Policy] | None = None
@@ -81,6 +85,12 @@ class Reinforce(Searcher):
         self._temperature = 1.0
 
     def ask(self, n: int) -> list[Candidate]:
+        if not self._begun:
+            self._begun = True
+            if len(self._losses) >= self.population:  # earlier runs are as good as a first population
+                self._queue.clear()
+                for _ in range(min(len(self._losses) // BATCH, WARM)):
+                    self._learn()
         asked: list[Candidate] = []
         idle = 0
         while len(asked) < n and idle < 8:
@@ -115,6 +125,7 @@ class Reinforce(Searcher):
             at = np.full(BATCH, step)
             x, allowed = episodes.states(at, taken, preferences)
             logs = policy.log_probabilities(policy.hidden(x), at, allowed)
+            # Hotter only to leave what is known; learned from as if it were the policy's own.
             tempered = np.exp(logs / self._temperature)
             cumulated = (tempered / tempered.sum(axis=1, keepdims=True)).cumsum(axis=1)
             drawn = (self.rng.random((BATCH, 1)) < cumulated).argmax(axis=1)
@@ -155,31 +166,27 @@ class Reinforce(Searcher):
         known = np.array([self._losses[c] for c in good])  # [trials, objectives]
         ideal, span = ideal_and_span(known)
         scaled = (known - ideal) / span
-        worst = scaled.max(axis=0) + WORST
-        own = [e for e, _ in self._done]
-        own_scaled = np.array(
-            [
-                np.where(np.isfinite(self._losses[c]), (self._losses[c] - ideal) / span, worst)
-                for _, c in self._done
-            ]
-        )
-        preferences = np.array([e.preference for e in own])
-        returns = -chebyshev(own_scaled, preferences)
-        mean, spread = self._baseline(scaled, preferences)
-        advantages = (returns - mean) / spread
-        taken = np.array([e.taken for e in own])
-        old = np.array([e.log_p for e in own])
+        parts = []
+        if self._done:
+            worst = scaled.max(axis=0) + WORST
+            losses = np.array([self._losses[c] for _, c in self._done])
+            losses = np.where(np.isfinite(losses), (losses - ideal) / span, worst)
+            preferences = np.array([e.preference for e, _ in self._done])
+            mean, spread = self._baseline(scaled, preferences)
+            advantages = (-chebyshev(losses, preferences) - mean) / spread
+            taken, old = (np.array([getattr(e, name) for e, _ in self._done]) for name in ("taken", "log_p"))
+            parts.append((taken, preferences, advantages, old))
         if self.imitation:
-            wanted = self._draw(len(own))
-            value = -chebyshev(scaled[:, None], wanted[None])  # [trials, preferences]
+            preferences = self._draw(len(self._done) or BATCH)
+            value = -chebyshev(scaled[:, None], preferences[None])  # [trials, preferences]
             best = value.argmax(axis=0)
-            mean, spread = self._baseline(scaled, wanted)
-            gain = np.maximum(0.0, value[best, np.arange(len(wanted))] - mean) / spread
-            taken = np.concatenate([taken, [good[i].indices for i in best]])
-            preferences = np.concatenate([preferences, wanted])
-            advantages = np.concatenate([advantages, self.imitation * gain])
-            old = np.concatenate([old, np.full((len(wanted), taken.shape[1]), np.nan)])
-        self._update(taken, preferences, np.clip(advantages, -3.0, 3.0), old)
+            mean, spread = self._baseline(scaled, preferences)
+            gain = np.maximum(0.0, value[best, np.arange(len(best))] - mean) / spread
+            taken = np.array([good[i].indices for i in best])
+            parts.append((taken, preferences, self.imitation * gain, np.full(taken.shape, np.nan)))
+        if parts:
+            taken, preferences, advantages, old = map(np.concatenate, zip(*parts, strict=True))
+            self._update(taken, preferences, np.clip(advantages, -3.0, 3.0), old)
 
     @staticmethod
     def _baseline(scaled: np.ndarray, preferences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

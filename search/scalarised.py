@@ -87,6 +87,8 @@ class Scalarised(Searcher):
         """One number [...] of normalised losses [..., objectives]."""
 
     def ask(self, n: int) -> list[Candidate]:
+        if not self._under_way and len(self._trials) >= self.population:
+            self._first.clear()  # earlier runs are as good as a first population
         asked: list[Candidate] = []
         while len(asked) < n:
             candidate = self._first.popleft() if self._first else self._next()

@@ -11,21 +11,26 @@ Runs under pytest, without torch and in seconds.
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ..evaluators.pool import Job, Outcome, Pool
 from ..results.hypervolume import nondominated
+from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective, total_violation
 from ..results.trial import Trial
 from ..spaces import Candidate, Choice, Space
 from .base import Searcher
+from .budget import Budget
 from .certificate import Certificate
+from .progress import Silent
 from .registry import guard
 from .run import Run
-from .sweep import sweep
+from .sweep import Driver, sweep
 
 OBJECTIVES = (Objective("quality", "max"), Objective("cost", "min"))
 
@@ -131,6 +136,31 @@ def toy_sweep(
     )
 
 
+class AnyOrder(Pool):
+    """A pool of several workers that finish in random order and in bunches."""
+
+    def __init__(self, job: Job, workers: int, seed: int = 0) -> None:
+        self.job, self.workers = job, workers
+        self.rng = np.random.default_rng(seed)
+        self.queue: list[tuple[int, Candidate]] = []
+
+    def room(self) -> int:
+        return max(0, self.workers - len(self.queue))
+
+    def submit(self, jobs: Sequence[tuple[int, Candidate]]) -> None:
+        self.queue += jobs
+
+    def finished(self, timeout: float | None = None) -> list[Outcome]:
+        order = self.rng.permutation(len(self.queue)).tolist()
+        n = int(self.rng.integers(1, len(order) + 1)) if order else 0
+        done = [self.queue[i] for i in order[:n]]
+        self.queue = [self.queue[i] for i in order[n:]]
+        return [self.job.evaluate(*one) for one in done]
+
+    def close(self) -> None:
+        self.queue = []
+
+
 def facts(trials: Sequence[Trial]) -> list[tuple[int, tuple[int, ...], dict[str, float], str]]:
     """All of a trial but times and workers: number, indices, scores, reason of failure."""
     return [(t.number, t.candidate.indices, dict(t.scores), t.reason) for t in trials]
@@ -152,6 +182,7 @@ class SearcherConformance:
 
     searcher: ClassVar[Callable[..., Searcher]]
     random: ClassVar[bool] = True  # False: the same whatever the seed
+    learns: ClassVar[bool] = True  # False: goes its way whatever earlier runs found
 
     def make(self, space: Space, objectives: Sequence[Objective] = OBJECTIVES, seed: int = 0) -> Searcher:
         return type(self).searcher(space, objectives, seed=seed)
@@ -185,7 +216,10 @@ class SearcherConformance:
         np.random.seed(1)
         first = self.proposals(toy_space())
         np.random.seed(2)
+        random.seed(2)
+        state = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
         assert self.proposals(toy_space()) == first
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == state  # type: ignore[index]
 
     def test_order_within_a_batch_does_not_matter(self) -> None:
         in_order = self.proposals(toy_space(6), batch=6)
@@ -195,7 +229,7 @@ class SearcherConformance:
         proposals = self.proposals(toy_space(), fail=lambda c: sum(c.indices) % 2 == 1)
         assert proposals
         searcher = guard(self.make(toy_space()))
-        drive(searcher, 40, fail=lambda _: True)
+        assert len(drive(searcher, 40, fail=lambda _: True)) == 40 or searcher.finished
 
     def test_survives_trials_without_an_objective(self) -> None:
         drive(self.make(toy_space()), 40, scores=lambda c: {"quality": 1.0})
@@ -207,6 +241,39 @@ class SearcherConformance:
         searcher.tell([Trial(i, c, toy_scores(c)) for i, c in enumerate([space.baseline, *strangers])])
         searcher.tell([Trial(-1, space.candidate([3, 3, 3, 3]), error="refused")])
         assert drive(searcher, 20)
+
+    def test_earlier_trials_are_used_and_not_spent_again(self) -> None:
+        space = toy_space(5)
+        earlier = [space.baseline, *space.sample(np.random.default_rng(0), 36)]
+        proposals = []
+        for sign in (1.0, -1.0):  # the same candidates, with the best and the worst exchanged
+            searcher = guard(self.make(space))
+            for i, c in enumerate(earlier):
+                scores = toy_scores(c)
+                searcher.tell([Trial(i, c, {**scores, "quality": sign * scores["quality"]})])
+            proposals.append([t.candidate for t in drive(searcher, 24)])
+            assert proposals[-1]
+            assert not set(proposals[-1]) & set(earlier)
+        if self.learns:
+            assert proposals[0] != proposals[1]
+
+    def test_neither_workers_nor_interruptions_matter(self, tmp_path: Path) -> None:
+        """A run of one worker, and one of seven that finish in any order, stopped half-way and resumed."""
+        space = Space(toy_space(5).choices, model=_Cost())
+        job = Job(None, Space(space.choices), [ToyScorer(fail=lambda c: c.indices[0] == 2)])
+
+        def run(name: str, workers: int, trials: int) -> list[Trial]:
+            searcher = guard(self.make(space, seed=1), ["cost<=0.9x", "quality>=0.2x"])
+            with Ledger(tmp_path / name, write=True) as ledger:
+                pool = AnyOrder(job, workers, seed=trials)
+                Driver(searcher, pool, ledger, budget=Budget(trials), progress=Silent(), window=8).run()
+                return ledger.trials(space)
+
+        alone = run("alone", 1, 24)
+        half = run("resumed", 7, 12)
+        assert len(alone) > 4
+        assert facts(half) == facts(alone[:12])
+        assert facts(run("resumed", 7, 24)) == facts(alone)
 
     def test_late_trials(self) -> None:
         """With a window of candidates under way, told one by one, it neither stops nor repeats itself."""
@@ -242,6 +309,18 @@ class SearcherConformance:
         objectives = (*OBJECTIVES, Objective("third", "max"))
         searcher = guard(self.make(toy_space(), objectives=objectives))
         assert drive(searcher, 30, scores=lambda c: {**toy_scores(c), "third": float(c.indices[0])})
+
+    def test_limits_on_what_is_measured(self) -> None:
+        searcher = guard(self.make(toy_space()), ["quality>=0.7x", "third<=2"])
+        searcher.tell([Trial(0, toy_space().baseline, {**toy_scores(toy_space().baseline), "third": 0.0})])
+        trials = drive(searcher, 40, scores=lambda c: {**toy_scores(c), "third": float(c.indices[0])})
+        assert any(t.scores["quality"] >= 0.7 and t.scores["third"] <= 2 for t in trials)
+
+    def test_keeps_limits_from_below(self) -> None:
+        space = Space(toy_space(6).choices, model=_Cost())
+        trials = drive(guard(self.make(space), ["cost>=0.5x", "cost<=0.8x"]), 30)
+        assert trials
+        assert all(0.5 - 1e-9 <= t.scores["cost"] <= 0.8 + 1e-9 for t in trials)
 
     def test_keeps_limits_that_nearly_everything_breaks(self) -> None:
         space = Space(toy_space(6).choices, model=_Cost())

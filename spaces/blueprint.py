@@ -104,6 +104,12 @@ class Blueprint:
     def artifact(self) -> str:
         return "module" if all(p is None or p.own for p in (self._proof, self._drops)) else "graph"
 
+    @property
+    def artifact_reasons(self) -> dict[str, str]:
+        """Why built networks are the captured graph, by proven kind of space (``"prune"``, ``"drop"``)."""
+        proofs = {"prune": self._proof, "drop": self._drops}
+        return {kind: p.own_reason for kind, p in proofs.items() if p is not None and not p.own}
+
     @one_thread()
     def prove(self, *, progress: Callable[[int, int], None] | None = None) -> Proof:
         """Execute every group pruned (see :func:`netcarve.spaces.proof.prove`); done once.
@@ -209,7 +215,7 @@ class Blueprint:
         if unknown:
             raise ValueError(f"unknown kind of space {unknown[0]!r}; this version knows {', '.join(KINDS)}")
         kinds = kinds or KINDS[:1]
-        self.prove(progress=progress)
+        least = self.prove(progress=progress).least
         groups = self.groups if "prune" in kinds else ()
         if "drop" in kinds:
             self.prove_blocks(progress=progress)
@@ -221,10 +227,13 @@ class Blueprint:
             raise ValueError(f"nothing in this model may be {what}" + (f" ({reasons})" if reasons else ""))
         if calibration is not None:
             self.calibrate(calibration, repair=False if repair == "merge" else repair)
+        if repair != "merge":
+            self.mending.stop_merging()
         if importance is None:
             importance = "l1" if self.mending.calibration is None else "reconstruction"
         key = self._order(importance, groups, merge=repair == "merge")
-        choices = [pruning_choice(g, ratios=ratios, round_to=round_to, order=key) for g in groups]
+        widths: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "order": key}
+        choices = [pruning_choice(g, least=least.get(g.name, 1), **widths) for g in groups]
         choices += [dropping_choice(b) for b in blocks]
         masks: dict[str, Any] = {"sparsities": sparsities, "granularity": granularity, "norm": norm}
         choices += [masking_choice(w, **masks) for w in weights]
@@ -262,10 +271,7 @@ class Blueprint:
         if isinstance(by, Cluster) and merge and self._captured is not None:
             clusters = {g.name: by.clusters(g, self._surgeon.tensors) for g in groups}
             graph = self._captured.graph_module.graph
-            self.mending.merging = Merging(
-                graph, self.coupling, orders=orders.get(key, {}), clusters=clusters
-            )
-            self.mending.repair = "merge"
+            self.mending.merge(Merging(graph, self.coupling, orders=orders.get(key, {}), clusters=clusters))
         return key
 
     def _evidence(self) -> Evidence | None:

@@ -18,6 +18,7 @@ from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
 from .masks import plain_copy
+from .module_state import ModuleState
 from .refusal import advice, culprit, refusal
 
 aten = torch.ops.aten
@@ -108,6 +109,7 @@ def capture(model: nn.Module, example: Any) -> Captured:
             f"{type(model).__name__} cannot be copied: {_first_line(error)}; "
             "copy.deepcopy(model) must work, so keep no computed tensors as attributes"
         ) from error
+    held = [ModuleState(m) for m in source.modules()]  # a forward may keep what it computed for this example
     try:
         with torch.no_grad(), state_kept(source):
             output = source(*fresh(args), **fresh(kwargs))
@@ -151,6 +153,8 @@ def capture(model: nn.Module, example: Any) -> Captured:
         except Exception as error:
             failure = failure or error
             continue
+        for state in held:
+            state.reset()
         return Captured(program, module, source, a, k, batch_length(a, k) or 1, dynamic, unreturned)
     assert failure is not None
     raise CaptureError(

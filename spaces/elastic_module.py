@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import fx
 
 from .captured_module import CapturedModule
 from .coupling.units import Vector
+from .module_state import ModuleState
 from .surgery import Sizing, Surgeon, groups_of, rewrite
-
-_CONTAINERS = (dict, OrderedDict, list, set)
 
 
 class Resident:
@@ -48,7 +46,7 @@ class Resident:
                 self.holders[f"{name} (unread)"] = tensor
         layers = [labels for *_, labels, _ in self._sized if labels is not None]
         self.counted: list[Vector] = [*self._widths.values(), *layers]
-        self._state = [_State(m) for m in self.module.modules()]
+        self._state = [ModuleState(m) for m in self.module.modules()]
         self._trained = [(t, t.requires_grad) for t in self.holders.values()]
 
     def originals(self) -> dict[str, torch.Tensor]:
@@ -74,27 +72,6 @@ class Resident:
                 tensor.requires_grad_(trained)
             if tensor._backward_hooks:
                 tensor._backward_hooks = None
-
-
-class _State:
-    """The attributes of one module, and what its containers (parameters, children, hooks) hold."""
-
-    __slots__ = ("_attributes", "_class", "_containers", "_module")
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._class = module, type(module)
-        self._attributes = dict(module.__dict__)
-        self._containers = [(v, v.copy()) for v in self._attributes.values() if type(v) in _CONTAINERS]
-
-    def reset(self) -> None:
-        if type(self._module) is not self._class:  # as parametrisation does
-            self._module.__class__ = self._class
-        self._module.__dict__.clear()
-        self._module.__dict__.update(self._attributes)
-        for container, held in self._containers:
-            if container or held:
-                container.clear()
-                container.extend(held) if type(container) is list else container.update(held)
 
 
 def _tensors(made: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -39,6 +39,7 @@ class Mending:
         self.batches: Sequence[Inputs] = ()
         self.sequential: Sequential | None = None
         self.merging: Merging | None = None
+        self._calibrated: bool | Literal["once"] = False  # the repair that calibration asked for
 
     def calibrate(
         self,
@@ -51,11 +52,19 @@ class Mending:
     ) -> Calibration:
         """Measure, and repair in this way from now on; see :meth:`Blueprint.calibrate`."""
         self.calibration = replace(gather(captured, coupling, batches), ridge=ridge)
-        self.repair = repair
+        self.repair = self._calibrated = repair
         self.sequential = sequential(captured, coupling, batches) if repair is True else None
         self.count += 1
         self.batches = batches
         return self.calibration
+
+    def merge(self, merging: Merging) -> None:
+        """Merge from now on, instead of repairing by calibration data."""
+        self.merging, self.repair = merging, "merge"
+
+    def stop_merging(self) -> None:
+        """Repair as the last calibration asked for."""
+        self.merging, self.repair = None, self._calibrated
 
     def of(self, candidate: Candidate, surgeon: Surgeon) -> Mend | None:
         """For one candidate: repair, as its rung tells, then masks."""

@@ -2,10 +2,11 @@
 
 Two routes, both run on the example with constant parameters randomised:
 
-1. *Each operator*: with every group cut by one unit, by half and at random, each operator is run on the kept
-   positions of its true inputs. It must give the kept positions of its true output, or, where it sums over
-   a pruned axis, of its output on masked inputs. By induction over the graph the pruned network is exact;
-   an operator that fails names the groups that it breaks.
+1. *Each operator*: with every group cut by one unit, by half, at random and to one unit, each operator is
+   run on the kept positions of its true inputs. It must give the kept positions of its true output, or,
+   where it sums over a pruned axis, of its output on masked inputs. By induction over the graph the pruned
+   network is exact; an operator that fails names the groups that it breaks. Where only a single unit is too
+   few (a squeeze takes the axis away, an unbiased deviation divides by nothing), the group keeps two.
 2. *End to end*: the built artifacts against the masked network, cut by half and at random; the user's own
    module also on meta tensors, cut so that every two groups differ at least once (a forward may rely on two
    widths being equal), and in train mode (it may take other paths there). A forward may branch on a width:
@@ -14,10 +15,9 @@ Two routes, both run on the example with constant parameters randomised:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,13 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from .capture import Captured, flat_inputs, fresh, state_kept, tensors_of
+from .comparison import relative_difference
 from .coupling import Coupling
 from .coupling.groups import Lengths
 from .coupling.walk import bind, get_attribute, operator_name, schema
 from .statistics import over_kept
 from .surgery import Alive, Surgeon, rewrite
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # largest difference / largest output
-LOOSE = 1e-2  # half precision
 STEP = 10.0  # one operator may round that much worse than the whole network, relative to its own result
 
 
@@ -45,6 +44,7 @@ class Proof:
     own: bool  # the user's own module, sliced, agrees with the captured graph
     own_reason: str  # why not
     largest_difference: float  # end to end, over all accepted groups, relative
+    least: dict[str, int] = field(default_factory=dict)  # group -> fewest units that may stay, if not 1
 
 
 def prove(
@@ -73,7 +73,7 @@ def prove(
         for part in separating(len(coupling.groups)):
             bench.check_shapes(alive_without(coupling, {g: operators.cuts["one"][g] for g in part}, left_out))
         bench.check_training(alive_without(coupling, operators.cuts["one"], left_out))
-    return Proof(left_out, not bench.own_reason, bench.own_reason, bench.worst)
+    return Proof(left_out, not bench.own_reason, bench.own_reason, bench.worst, operators.least)
 
 
 def own_differs(
@@ -162,8 +162,12 @@ class _Operators(fx.Interpreter):
         self.cuts = {
             "one": [rng.permutation(g.labels)[:1] for g in coupling.groups],
             "half": [rng.permutation(g.labels)[: max(1, g.size // 2)] for g in coupling.groups],
-            "random": [rng.permutation(g.labels)[: rng.integers(1, g.size)] for g in coupling.groups],
+            "random": [
+                rng.permutation(g.labels)[: rng.integers(1, max(g.size - 1, 2))] for g in coupling.groups
+            ],
+            "last": [rng.permutation(g.labels)[1:] for g in coupling.groups],
         }
+        self.least: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         self._done += 1
@@ -176,7 +180,7 @@ class _Operators(fx.Interpreter):
         if operator_name(n.target)[1]:  # the operator overwrites its first input
             args = (args[0].clone(), *args[1:])
         out = super().run_node(n)
-        for cut in self.cuts.values():
+        for kind, cut in self.cuts.items():
             alive = alive_without(self._coupling, cut, self._left_out)
             if not (reason := self._check(n, args, kwargs, out, alive)):
                 continue
@@ -185,8 +189,11 @@ class _Operators(fx.Interpreter):
                 for g in touched
                 if self._check(n, args, kwargs, out, alive_without(self._coupling, {g: cut[g]}))
             ]
-            for g in blamed or touched:
-                self._left_out.setdefault(self._coupling.groups[g].name, reason)
+            for group in (self._coupling.groups[g] for g in blamed or touched):
+                if kind == "last" and group.size > 2:
+                    self.least[group.name] = 2
+                else:
+                    self._left_out.setdefault(group.name, reason)
         return out
 
     def _touching(self, n: fx.Node) -> list[int]:
@@ -350,23 +357,6 @@ def _kept(t: torch.Tensor, axes: tuple[np.ndarray | None, ...], alive: Alive) ->
         if v is not None and not alive[v].all():
             t = t.index_select(axis, torch.from_numpy(np.flatnonzero(alive[v])))
     return t
-
-
-def relative_difference(got: list[Any], expected: list[Any]) -> tuple[float, float]:
-    """Largest absolute difference over the largest absolute output, and what its type allows."""
-    worst, allowed = 0.0, 0.0
-    pairs = [(g, e) for g, e in zip(got, expected, strict=True) if isinstance(e, torch.Tensor)]
-    for g, e in pairs:
-        if g.shape != e.shape:
-            return float("inf"), 0.0
-        if not e.is_floating_point():
-            worst = max(worst, 0.0 if torch.equal(g, e) else float("inf"))
-        elif e.numel():
-            scale = float(e.abs().max()) or 1.0
-            difference = float((g - e).abs().max()) / scale
-            worst = max(worst, difference) if math.isfinite(difference) else math.inf
-            allowed = max(allowed, TOLERANCE.get(e.dtype, LOOSE))
-    return worst, allowed
 
 
 @contextmanager

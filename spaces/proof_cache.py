@@ -1,8 +1,9 @@
 """What was proven before need not be proven again: small JSON files in the user's cache folder.
 
 A proof holds for one graph, its weights and example, and the code that made and checks it. All of that is in
-the fingerprint; of the user's code every imported module that is not an installed package, since their own
-forward is part of what is proven. Set ``NETCARVE_PROOF_CACHE=0`` to prove anew each time.
+the fingerprint: of the user's modules also the attributes that are no tensors, and of the user's code every
+imported module that is not an installed package, since their own forward is part of what is proven. Set
+``NETCARVE_PROOF_CACHE=0`` to prove anew each time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import sys
 import sysconfig
 import tempfile
@@ -80,6 +82,8 @@ def fingerprint(captured: Captured) -> str:
     """SHA-256 (hex) of all that a proof rests on."""
     digest = hashlib.sha256(f"{torch.__version__}|{sys.version_info[:2]}|{_code(captured.source)}|".encode())
     digest.update(f"{type(captured.source).__qualname__}|{captured.source!r}|".encode())
+    for module in captured.source.modules():
+        digest.update(_settings(module))
     for node in captured.graph_module.graph.nodes:
         digest.update(f"{node.format_node()}|{node.args}|{node.kwargs}|".encode())
     tensors = {**captured.program.state_dict, **captured.program.constants}
@@ -97,6 +101,28 @@ def _add(digest: Any, name: str, value: Any) -> None:
         digest.update(raw.view(torch.uint8).numpy().data if raw.numel() else b"")
     else:
         digest.update(f"{name}|{value!r}|".encode())
+
+
+def _settings(module: nn.Module) -> bytes:
+    """Attributes of a module but its tensors and children: forward may branch on any of them.
+
+    One that cannot be pickled is told by its ``repr``, which mostly differs from process to process: such a
+    model is then proven anew.
+    """
+    held = {k: sorted(map(repr, v)) if isinstance(v, set) else v for k, v in module.__dict__.items()}
+    for tensors in ("_parameters", "_buffers", "_modules"):
+        held[tensors] = list(held.get(tensors, ()))
+    try:
+        return pickle.dumps(held)
+    except Exception:
+        return b"".join(_setting(name, value) for name, value in held.items())
+
+
+def _setting(name: str, value: Any) -> bytes:
+    try:
+        return name.encode() + pickle.dumps(value)
+    except Exception:
+        return f"{name} {value!r}".encode()
 
 
 def _code(model: nn.Module) -> str:

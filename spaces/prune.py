@@ -18,13 +18,16 @@ class Prune:
     order: str  # which of the blueprint's importance orders applies
 
 
-def pruning_choice(group: Group, *, ratios: int | Sequence[float], round_to: int, order: str) -> Choice:
+def pruning_choice(
+    group: Group, *, ratios: int | Sequence[float], round_to: int, order: str, least: int = 1
+) -> Choice:
     """Choice ``prune:<group>`` whose options are pruning ratios, 0.0 first.
 
     Args:
         ratios: how many equally spaced ratios from 0 (8 gives 0, 1/8, ..., 7/8), or the ratios themselves
             in [0, 1), starting with 0.
         round_to: kept units are rounded to a multiple of this; at least one multiple stays.
+        least: fewest units that may stay.
 
     Raises:
         ValueError: ratios out of range or not starting with 0.
@@ -37,7 +40,7 @@ def pruning_choice(group: Group, *, ratios: int | Sequence[float], round_to: int
     options: dict[int, float] = {group.size: 0.0}
     for ratio in sorted(wanted[1:]):
         kept = round(group.size * (1 - ratio) / round_to) * round_to
-        options.setdefault(min(group.size, max(round_to, kept, 1)), ratio)
+        options.setdefault(min(group.size, max(round_to, kept, least)), ratio)
     return Choice(
         f"prune:{group.name}", tuple(options.values()), edit=Prune(group.name, tuple(options), order)
     )

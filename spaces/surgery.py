@@ -135,9 +135,10 @@ class Surgeon:
     def _drop(self, graph: fx.Graph, made: dict[fx.Node, fx.Node], dropped: np.ndarray) -> None:
         """Let x take the place of every dropped block in ``graph``, a copy of the captured one."""
         new = {old.name: node for old, node in made.items()}
-        gone = self._liveness.dead(dropped)
+        dead = self._liveness.dead(dropped)
+        gone = set(dead)
         for block, is_dropped in zip(self.blocks, dropped, strict=True):
-            if is_dropped:
+            if is_dropped and block.out not in dead:
                 x: Any = new[block.add].args[1 - block.branch]
                 out = new[block.out]
                 if block.copies:

@@ -188,6 +188,47 @@ def test_inputs_that_the_model_overwrites_stay_as_they_are():
     torch.testing.assert_close(same, net.eval()(before.clone()))
 
 
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda net, x: (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 0.1),
+        lambda net, x: x * torch.sigmoid(net.d(x.mean((2, 3), keepdim=True).squeeze()))[..., None, None],
+    ],
+    ids=["unbiased deviation", "squeeze"],
+)
+def test_two_units_stay_where_one_is_too_few(between):
+    torch.manual_seed(0)
+    blueprint = trace(Net(between, d=nn.Linear(WIDTH, WIDTH)), torch.randn(2, 3, 6, 6))
+    space = blueprint.space(ratios=WIDTH)
+    kept = {choice.edit.group: min(choice.edit.kept) for choice in space.choices}
+    assert kept["a"] == 2
+    assert kept["b"] == 1
+    assert space.build(space.candidate(space.counts - 1))(torch.randn(3, 3, 6, 6)).isfinite().all()
+
+
+class Remembering(nn.Module):
+    """Keeps what the first call computed, unless it is being exported."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.scale, self.b = nn.Linear(5, WIDTH), nn.Parameter(torch.rand(WIDTH)), nn.Linear(WIDTH, 3)
+        self.kept = {}
+
+    def forward(self, x):
+        if torch.compiler.is_exporting():
+            return self.b(self.a(x) * self.scale.exp())
+        if "table" not in self.kept:
+            self.kept["table"] = self.scale.exp()
+        return self.b(self.a(x) * self.kept["table"])
+
+
+def test_what_a_model_remembers_of_the_example_is_not_handed_to_what_is_built():
+    blueprint = trace(Remembering(), torch.randn(2, 5))
+    space = blueprint.space()
+    assert blueprint.artifact == "module"
+    assert space.build(space.candidate(space.counts - 1)).kept == {}
+
+
 def test_frozen_parameters_stay_frozen():
     net = made("broadcast buffer")
     net.b.requires_grad_(False)

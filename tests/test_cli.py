@@ -259,12 +259,14 @@ def test_inspect(call) -> None:
     found = json.loads(call("inspect", "mine.py:task", "--json").out)
     assert [group["units"] for group in found["groups"]] == [8, 8]
     assert found["groups"][0]["modules"] == ["0", "1", "3"]
+    assert {group["kind"] for group in found["groups"]} == {"channels"}
     conv = 8 * 8 * 9 * (3 * 8 + 8 * 8)
     assert found["macs"] == sum(layer["macs"] for layer in found["layers"]) == conv + 8 * 4
     assert found["params"] == sum(layer["params"] for layer in found["layers"])
     table = call("inspect", "mine.py:task").out
     assert "Conv2d" in table
     assert "made and read by" in table
+    assert "channels" in table.split()
 
 
 def test_compare(call) -> None:

@@ -270,6 +270,33 @@ def test_what_is_read_later_is_not_overwritten():
             assert relative_difference([space.build(candidate)(x)], [expected])[0] < 1e-5
 
 
+class Around(nn.Module):
+    """A block with a block in its branch, which ends in a sum that is overwritten."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.inner, self.last = conv(3, 8), Pre(8), conv(8, 8)
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.inner(x) * 1.0
+        y += x
+        return (x + self.last(y)).mean((2, 3))
+
+
+def test_a_copy_within_a_dropped_block_goes_with_it():
+    net = Around().eval()
+    blueprint = trace(net, images())
+    space = blueprint.space("drop")
+    assert any(b.copies for b in blueprint.blocks)
+    everything = space.candidate(space.counts - 1)
+    with torch.no_grad():
+        assert (
+            relative_difference([space.build(everything)(images())], [net.first(images()).mean((2, 3))])[0]
+            < 1e-6
+        )
+
+
 def test_the_callers_input_is_not_overwritten():
     class First(nn.Module):
         def __init__(self):

@@ -156,3 +156,13 @@ def test_merging_without_clusters_is_refused(net: Net) -> None:
 def test_nonsense_is_refused(net: Net, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         netcarve.trace(net, X).space("mask", **options)
+
+
+def test_a_space_that_does_not_merge_ends_merging() -> None:
+    net = _doubled()
+    x = torch.randn(3, 2, 6, 6, dtype=torch.float64)
+    blueprint = netcarve.trace(net, x)
+    blueprint.space(ratios=[0.0, 0.5], importance=Cluster(size=2), repair="merge")
+    built = [b.space(ratios=[0.0, 0.5], importance="l1") for b in (blueprint, netcarve.trace(net, x))]
+    after, plain = (space.build(space.candidate([1] * len(space)))(x) for space in built)
+    assert torch.equal(after, plain)

@@ -16,7 +16,8 @@ from netcarve.results.objective import Objective
 from netcarve.results.trial import Trial
 from netcarve.search import Interrupted
 from netcarve.search.progressive import Progressive, disagreements, mcnemar
-from netcarve.search.testing import OBJECTIVES, SearcherConformance, toy_scores, toy_space
+from netcarve.search.registry import guard
+from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
 from netcarve.spaces import Candidate, Space
 from netcarve.spaces.rung import Rung, parse_rungs, rung_of, tunes, with_rungs
 from scipy.stats import binomtest
@@ -86,6 +87,36 @@ def test_a_tiny_space_ends_with_its_best_on_top() -> None:
     assert [sum(t.candidate.indices[-1] == r for t in trials) for r in (2, 1, 0)] == [9, 5, 3]
 
 
+def test_a_limit_that_only_the_top_keeps_stops_nobody() -> None:
+    """Lower rungs see half of the quality: all break the limit there, and the best go up all the same."""
+    space = with_rungs(toy_space(5), THREE[::2])
+    searcher = guard(Progressive(space, OBJECTIVES, inner="random"), ["quality>=0.8"])
+
+    def score(candidate: Candidate) -> dict[str, float]:
+        scores = _scores(candidate)
+        return {name: v / 2 if name == "quality@quick" else v for name, v in scores.items()}
+
+    trials = drive(searcher, 120, scores=score)
+    top = [t.scores["quality"] for t in trials if "quality" in t.scores]
+    low = [2 * t.scores["quality@quick"] for t in trials if "quality" not in t.scores]
+    assert len(top) >= len(low) // 3 - 1
+    assert np.mean(np.array(top) >= 0.8) > 2 * np.mean(np.array(low) >= 0.8)
+
+
+def test_it_has_not_finished_while_somebody_may_still_go_up() -> None:
+    space = with_rungs(toy_space(1, 4), THREE[::2])
+    searcher = Progressive(space, OBJECTIVES, reduction=2, inner="grid")
+    waiting, done = searcher.ask(8), 0
+    while waiting:
+        assert not searcher.finished
+        candidate = waiting.pop(0)
+        searcher.tell([Trial(done, candidate, _scores(candidate))])
+        waiting += searcher.ask(8)
+        done += 1
+    assert searcher.finished
+    assert done == 6
+
+
 def test_the_paired_test_is_the_exact_binomial_one() -> None:
     rng = np.random.default_rng(0)
     for n in (1, 7, 200):
@@ -124,7 +155,7 @@ def test_a_candidate_that_is_certainly_dominated_is_stopped(hits: int, goes: boo
     on_top = {c.indices[0] for c in asked if c.indices[1] == 0}
     assert 2 in on_top
     assert goes or 1 not in on_top
-    low = list(searcher._results[1].values())
+    low = [s.trial for s in searcher._results[1].values()]
     assert [t.candidate.indices for t in low if searcher._is_beaten(t, low)] == ([] if goes else [(1,)])
 
 

@@ -89,6 +89,31 @@ def test_whatever_a_proof_rests_on_changes_the_fingerprint(tmp_path: Path) -> No
     assert print_of(_net(tmp_path)) == prints[0]
 
 
+class Limited(nn.Module):
+    """Branches on an attribute that neither the capture nor ``repr`` shows."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.limit, self.names = limit, {"some", "other", "third"}
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).relu()
+        return self.head((x * 2 if x.shape[1] < self.limit else x).mean((2, 3)))
+
+
+def test_an_attribute_that_forward_may_branch_on_is_part_of_the_fingerprint() -> None:
+    free, bound = _traced(Limited(0)), _traced(Limited(7))
+    free.space()
+    bound.space()
+    assert (free.artifact, bound.artifact) == ("module", "graph")
+    captured, again = free._captured, _traced(Limited(0))._captured
+    assert captured is not None
+    assert again is not None
+    assert fingerprint(captured) == fingerprint(again)
+
+
 def test_damaged_and_unwritable_caches_only_cost_time(tmp_path: Path) -> None:
     net = _net(tmp_path)
     _traced(net).space()

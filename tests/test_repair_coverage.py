@@ -233,3 +233,18 @@ def test_cross_entropy_as_the_score_tells_apart_what_accuracy_cannot(tmp_path):
     assert len({s["loss"] for s in scores}) > len({s["accuracy"] for s in scores})
     front = sorted((t.scores["macs"], t.scores["loss"]) for t in run.front.trials)
     assert [loss for _, loss in front] == sorted((loss for _, loss in front), reverse=True)
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_grouped_transposed_convolutions_are_cut_but_not_fitted(groups):
+    torch.manual_seed(0)
+    conv = nn.ConvTranspose2d(8, 8, 3, groups=groups)
+    net = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), conv, nn.ReLU(), nn.Conv2d(8, 6, 1), nn.Flatten())
+    x = torch.randn(40, 2, 6, 6)
+    assert consumers(net, x) == {"4.weight"}
+    cut, repaired = (trace(net, x).space(importance="l1", **o) for o in ({}, {"calibration": [((x,), {})]}))
+    small, mended = (space.build(space.candidate(space.counts - 1)) for space in (cut, repaired))
+    assert small[2].weight.numel() < conv.weight.numel()
+    assert torch.equal(small[2].weight, mended[2].weight)
+    assert not torch.equal(small[4].weight, mended[4].weight)
+    assert (mended(x) - net(x)).square().mean() < (small(x) - net(x)).square().mean()

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from netcarve import Limit, Objective
+from netcarve.__main__ import run as main
 from netcarve.results import Front, Ledger, Trial
 from netcarve.results.report import report_document, write_report
 from netcarve.results.report.convergence import convergence
@@ -200,7 +201,9 @@ def test_hostile_names_and_numbers_never_reach_the_markup(tmp_path):
 
 
 def test_the_page_is_whole_and_closed(tmp_path):
-    page = write_report([make_run(tmp_path / "run", scored(9))], tmp_path / "r.html").read_text(encoding="utf-8")
+    page = write_report([make_run(tmp_path / "run", scored(9))], tmp_path / "r.html").read_text(
+        encoding="utf-8"
+    )
     assert not re.search(r"{{\w+}}", page)
     assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)[1]
@@ -236,6 +239,39 @@ def test_the_same_run_gives_the_same_page_but_for_the_date(tmp_path, monkeypatch
     assert one.pop("made")
     assert two.pop("made")
     assert one == two
+
+
+# the command
+
+
+def call(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    return code, *capsys.readouterr()
+
+
+def test_the_command_writes_one_page_for_all_runs(tmp_path, capsys):
+    paths = [make_run(tmp_path / name, scored(9, seed=seed)).path for name, seed in (("a", 1), ("b", 2))]
+    code, out, err = call(capsys, "report", *paths, "-o", tmp_path / "both.html")
+    assert (code, err) == (0, "")
+    assert f"The report is in {tmp_path / 'both.html'}" in out
+    document = json.loads(unpacked((tmp_path / "both.html").read_text(encoding="utf-8")))
+    assert [r["name"] for r in document["runs"]] == ["a", "b"]
+    assert document["program"]
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    run = make_run(tmp_path / "run", scored(3)).path
+    bad = [
+        ((tmp_path / "none",), "there is no run in", 2),
+        ((run, "-o", tmp_path / "no" / "r.html"), "there is no folder", 1),
+        ((tmp_path / "none", "-o", tmp_path), "it is a folder", 1),  # said before any run is read
+        ((), "Missing argument", 2),
+    ]
+    for arguments, text, expected in bad:
+        code, out, err = call(capsys, "report", *arguments)
+        assert (code, out) == (expected, "")
+        assert text in err
+        assert err.count("\n") == 1
 
 
 # what is refused, and what is not

@@ -11,15 +11,18 @@ from netcarve.spaces import Choice, Space
 
 class TestGrid(SearcherConformance):
     searcher = Grid
+    learns = False
     random = False
 
 
 class TestLatinHypercube(SearcherConformance):
     searcher = LatinHypercube
+    learns = False
 
 
 class TestLadder(SearcherConformance):
     searcher = Ladder
+    learns = False
     random = False
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import sys
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,8 @@ import pytest
 import torch
 from netcarve import Candidate, Choice, Objective, Space, sweep, trace
 from netcarve.evaluators.tasks.digits import DigitsNet
+from netcarve.search.registry import known_searchers
+from rich.console import Console
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 cache, costs, problems, peers, runs, results, tables = (
@@ -286,6 +290,34 @@ def test_goal_of_half_the_evaluations() -> None:
     assert verdicts(truth={"auto": curves(101), "peer a": curves(500)})[0] is False
     assert verdicts(truth={"auto": curves(500), "peer a": curves(500)})[0] is False
     assert verdicts(truth={"random": curves(50), "peer a": curves(100)})[0] is None
+
+
+def test_a_goal_names_the_peers_that_it_says_nothing_about() -> None:
+    made = [
+        results.Result("auto", False, flat(0.6, 0.6)),
+        results.Result("a", True, flat(0.5, 0.5)),
+        results.Result("b", True, flat(0.4)),
+        results.Result("c", True, np.empty((0, 200)), "not run yet"),
+    ]
+    for text, _ in list(results.goals({"truth": made, "large": made}))[:2]:
+        assert text.endswith("(a; without c; b of 1 seeds)")
+
+
+def test_what_takes_hours_is_left_out_unless_it_is_named_and_that_is_said() -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "search.py"
+    spec = spec_from_file_location("search_benchmark", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    usual = benchmark.chosen_searchers(None)
+    assert {*usual, "optuna-gp"} == set(known_searchers())
+    assert "optuna-gp" not in usual
+    assert benchmark.chosen_searchers(["optuna-gp"]) == ["optuna-gp"]
+    for names, said in ((usual, True), (["optuna-gp"], False)):
+        console = Console(file=io.StringIO(), width=120)
+        benchmark.show_left_out(console, names)
+        assert ("optuna-gp: left out" in console.file.getvalue()) == said  # type: ignore[attr-defined]
 
 
 def test_goal_of_being_ahead_by_more_than_the_spread() -> None:

@@ -34,7 +34,7 @@ class TestTPE(SearcherConformance):
 class TestOptunaGP(SearcherConformance):
     @staticmethod
     def searcher(space, objectives, *, seed=0):
-        return QuickGP(space, objectives, seed=seed, population=32)
+        return QuickGP(space, objectives, seed=seed, population=36)
 
 
 def windowed(searcher, n, scores, window=8):

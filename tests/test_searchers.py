@@ -1,6 +1,9 @@
 """Searchers keep the contract, and find what brute force finds."""
 
+import ast
 import itertools
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from netcarve.search.generator import GeneratorSearcher
 from netcarve.search.greedy import Greedy
 from netcarve.search.nsga2 import NSGA2
 from netcarve.search.random import Random
-from netcarve.search.registry import guard, known_searchers, searcher
+from netcarve.search.registry import BUILT_IN, guard, known_searchers, searcher
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
 from netcarve.spaces import Choice, Space
 
@@ -32,6 +35,7 @@ class Climb(GeneratorSearcher):
 
 class TestRandom(SearcherConformance):
     searcher = Random
+    learns = False
 
 
 class TestGreedy(SearcherConformance):
@@ -46,9 +50,12 @@ class TestNSGA2(SearcherConformance):
 class TestGenerator(SearcherConformance):
     searcher = Climb
     random = False
+    learns = False
 
 
 class TestDistinctOfRandom(SearcherConformance):
+    learns = False
+
     @staticmethod
     def searcher(space, objectives, *, seed=0):
         return Distinct(Random(space, objectives, seed=seed), patience=1)
@@ -98,6 +105,27 @@ def test_registry_knows_the_built_in_searchers():
     assert {"random", "greedy", "nsga2"} <= set(known_searchers())
     for name in ("random", "greedy", "nsga2"):
         assert drive(searcher(name, toy_space(), OBJECTIVES), 10)
+
+
+def test_every_registered_searcher_has_a_conformance_suite():
+    """Somewhere in these tests a class inherits the suite and names the searcher, or a subclass of it."""
+    covered, bases = set(), {}
+    for path in Path(__file__).parent.glob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                named = {n.id for n in node.bases if isinstance(n, ast.Name)}
+                bases[node.name] = named
+                if "SearcherConformance" in named:
+                    covered |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+    covered |= {base for name in covered for base in bases.get(name, ())}
+    assert not {kind for _, kind in BUILT_IN.values()} - covered
+
+
+def test_the_package_declares_the_searchers_that_it_knows():
+    root = Path(__file__).parents[1]
+    declared = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    expected = {name: f"netcarve.search{module}:{kind}" for name, (module, kind) in BUILT_IN.items()}
+    assert declared["netcarve.searchers"] == expected
 
 
 def test_unknown_searcher_lists_the_known():

@@ -13,7 +13,7 @@ from netcarve.search.lane_pool import LanePool
 from netcarve.search.progress import Silent
 from netcarve.search.registry import searcher as make_searcher
 from netcarve.search.sweep import Driver
-from netcarve.search.testing import OBJECTIVES, facts, toy_scores, toy_space
+from netcarve.search.testing import OBJECTIVES, AnyOrder, facts, toy_scores, toy_space
 from netcarve.search.testing import ToyScorer as Toy
 from netcarve.search.testing import toy_sweep as run
 from netcarve.spaces import Space
@@ -32,30 +32,6 @@ class Costs:
 
     def eval(self):
         return self
-
-
-class AnyOrder:
-    """A pool of several workers that finish in random order and in bunches."""
-
-    def __init__(self, job, workers, seed=0):
-        self.job, self.workers = job, workers
-        self.rng = np.random.default_rng(seed)
-        self.queue = []
-
-    def room(self):
-        return max(0, self.workers - len(self.queue))
-
-    def submit(self, jobs):
-        self.queue += jobs
-
-    def finished(self, timeout=None):
-        self.rng.shuffle(self.queue)
-        n = int(self.rng.integers(1, len(self.queue) + 1)) if self.queue else 0
-        done, self.queue = self.queue[:n], self.queue[n:]
-        return [self.job.evaluate(*one) for one in done]
-
-    def close(self):
-        self.queue = []
 
 
 # what it does

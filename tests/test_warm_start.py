@@ -52,6 +52,25 @@ def test_the_searcher_hears_of_all_before_it_is_asked(tmp_path: Path) -> None:
     assert heard[:21] == [*range(len(first)), -1]
 
 
+def test_of_several_runs_every_success_is_taken_over_once(tmp_path: Path) -> None:
+    """With failures, overlaps, a run that was seeded itself, and a limit that none of them had."""
+    first = _sweep(tmp_path / "first", ToyScorer(fail=lambda c: c.indices[0] == 1), trials=20)
+    second = _sweep(tmp_path / "second", seed_from=first, seed=3)
+    failed = {t.candidate for t in first.trials if t.failed}
+    known = {t.candidate for run in (first, second) for t in run.trials if not t.failed}
+    assert len(failed) > 2
+    assert len(second) > 12  # its own and those taken over
+    scorer = ToyScorer()
+    third = _sweep(
+        tmp_path / "third", scorer, searcher="nsga2", seed_from=[second, first], limits=["quality>=0.8x"]
+    )
+    assert third.settings["imported"] == len(known)
+    assert {t.candidate for t in third.trials[: len(known)]} == known
+    assert not known & set(scorer.calls)
+    assert len(third) == len({t.candidate for t in third.trials}) == len(known) + 12
+    assert all(t.scores["quality"] >= 0.8 for t in third.front)
+
+
 def test_candidates_come_first_in_their_order(tmp_path: Path) -> None:
     space = toy_space()
     mine = [space.candidate([3, 0, 1, 2]), space.baseline, space.candidate([1, 1, 1, 1])]

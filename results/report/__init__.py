@@ -55,5 +55,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"cannot write the report to {target}: there is no folder {target.parent}")
     if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
-        raise PermissionError(f"cannot write the report to {target}: not allowed; choose another place with -o")
+        raise PermissionError(
+            f"cannot write the report to {target}: not allowed; choose another place with -o"
+        )
     return target

@@ -42,7 +42,9 @@ def _space(recipe: Any) -> str:
         return "made by hand"
     kinds = ", ".join(map(str, recipe.get("kinds") or ())) or "made by hand"
     options = recipe.get("options") or {}
-    shown = ", ".join(f"{key} {value}" for key, value in options.items()) if isinstance(options, Mapping) else ""
+    shown = (
+        ", ".join(f"{key} {value}" for key, value in options.items()) if isinstance(options, Mapping) else ""
+    )
     return f"{kinds} ({shown})" if shown else kinds
 
 
@@ -79,6 +81,6 @@ def _protocol(trials: Sequence[Trial]) -> str:
 
     return (
         f"median of {values('repeats')} calls, batch {values('batch')}, threads {values('threads')}, runtime "
-        f"{values('runtime')}; calls alternate with those of the unchanged model, and the score is the share of "
-        f"its time; bars show quartiles ({len(measured)} trials measured)"
+        f"{values('runtime')}; calls alternate with those of the unchanged model, and the score is the share "
+        f"of its time; bars show quartiles ({len(measured)} trials measured)"
     )

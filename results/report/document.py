@@ -70,7 +70,9 @@ def report_document(runs: Sequence[Reported], *, program: str = "netcarve") -> d
             shared = common_objectives(fronts)
         except ValueError:
             shared = ()
-    compared = {n: Front(r.trials, shared, limits=r.limits) for n, r in zip(names, runs, strict=True) if shared}
+    compared = {
+        n: Front(r.trials, shared, limits=r.limits) for n, r in zip(names, runs, strict=True) if shared
+    }
     reference = common_reference(list(compared.values())) if compared else None
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),

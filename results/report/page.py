@@ -1,8 +1,8 @@
 """The page: templates, data and plotly.js in one HTML file.
 
-Everything that comes from a run travels as compressed base64, so that no name, however hostile, is ever seen by
-the HTML parser; the script inserts it as text. The policy in the page's head lets the browser run two scripts
-alone, which it knows by their hashes, and forbids every connection.
+Everything that comes from a run travels as compressed base64, so that no name, however hostile, is ever seen
+by the HTML parser; the script inserts it as text. The policy in the page's head lets the browser run two
+scripts alone, which it knows by their hashes, and forbids every connection.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ SCRIPTS = ("core.js", "front.js", "choices.js", "table.js", "trial.js", "runs.js
 def render(document: Mapping[str, Any]) -> str:
     """The page for a document of :func:`report_document`."""
     script = "(() => {\n" + "\n".join(map(_template, SCRIPTS)) + "})();\n"
-    plotly = _plotly()
+    plotly, plotly_hash = _plotly()
     policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'; "
-        f"script-src {_hash(script)} {_hash(plotly)}"
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
+        f"script-src {_hash(script)} {plotly_hash}"
     )
     page = _template("report.html")
     parts = {
         "policy": policy,
         "style": _template("report.css"),
         "data": _packed(json.dumps(document, allow_nan=False, separators=(",", ":"))),
-        "plotly": _packed(plotly),
+        "plotly": plotly,
         "script": script,
     }
     for name, text in parts.items():
@@ -45,10 +45,12 @@ def _template(name: str) -> str:
 
 
 @cache
-def _plotly() -> str:
+def _plotly() -> tuple[str, str]:
+    """plotly.js, packed, and its hash."""
     from plotly.offline import get_plotlyjs
 
-    return str(get_plotlyjs())
+    text = str(get_plotlyjs())
+    return _packed(text), _hash(text)
 
 
 def _packed(text: str) -> str:

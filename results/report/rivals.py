@@ -24,7 +24,7 @@ def dominating(ours: Front, theirs: Front) -> list[tuple[int, list[int]]]:
         dominates any: nowhere worse and somewhere better.
     """
     a, b = ours.points[:, None], theirs.points[None]  # [ours, 1, objectives], [1, theirs, objectives]
-    beats = (a <= b).all(axis=2) & (a < b).any(axis=2)
+    beats = np.logical_and((a <= b).all(axis=2), (a < b).any(axis=2))  # [ours, theirs]
     return [
         (trial.number, [theirs.trials[j].number for j in np.flatnonzero(row)])
         for trial, row in zip(ours, beats, strict=True)

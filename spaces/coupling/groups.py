@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..capture import Captured
+from .kinds import kinds
 from .units import Vector
 from .walk import OUT, Constant, Term, Walk, get_attribute
 
@@ -34,6 +35,7 @@ class Group:
     name: str  # module that first makes the units
     labels: np.ndarray  # [units] int64, in the order of the first member's positions
     members: tuple[Member, ...]
+    kind: str = "channels"  # see :mod:`.kinds`
 
     @property
     def size(self) -> int:
@@ -86,7 +88,10 @@ def find_coupling(captured: Captured) -> Coupling:
                 break
             if walks >= MOST_WALKS:
                 break
-    return _collect(best, captured)
+    coupling = _collect(best, captured)
+    told = kinds(captured.graph_module.graph, coupling)
+    groups = (replace(g, kind=kind) for g, kind in zip(coupling.groups, told, strict=True))
+    return replace(coupling, groups=tuple(groups))
 
 
 def _turns(walk: Walk, captured: Captured) -> Iterator[dict[str, int]]:

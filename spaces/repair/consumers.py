@@ -52,7 +52,7 @@ def find_consumers(
     """Every weight that can take over what its removed inputs gave, with the tensors to measure.
 
     Left out: weights that are computed, that another operator reads too (a tied embedding), or whose input
-    axis nothing removes.
+    axis nothing removes; grouped transposed convolutions, whose groups share one axis of outputs.
     """
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
@@ -119,6 +119,8 @@ def _weight(node: fx.Node, coupling: Coupling) -> str | None:
     if len(reads) != 1 or not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return None
     if not isinstance(bound[reads[0][0]], fx.Node) or bound[reads[0][0]].name not in coupling.tensors:
+        return None
+    if _layout(node)[1] == 0 and bound.get("groups", 1) > 1:
         return None
     name = coupling.canonical.get(str(weight.target))
     plain = bound.get("alpha", 1) == 1 and bound.get("beta", 1) == 1

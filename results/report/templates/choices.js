@@ -30,11 +30,14 @@ function makeAxes() {
   }
   for (const name of new Set(runs.flatMap((of) => of.objectives))) {
     let low = Infinity, high = -Infinity;
-    runs.forEach((_, r) => (column(r, name) || []).forEach((v) => { if (plottable(v)) { low = Math.min(low, v); high = Math.max(high, v); } }));
+    for (const value of runs.flatMap((_, r) => column(r, name) || []).filter(plottable)) {
+      low = Math.min(low, value);
+      high = Math.max(high, value);
+    }
     if (!(low <= high)) continue;
     const size = high - low || 1;
     axes.push({
-      key: `metric ${name}`, name: capital(metricOf.get(name).label), kind: "metric", last: 0,
+      key: `metric ${name}`, name: capital(labelOf(name)), kind: "metric", last: 0,
       at: (row) => (plottable(score(row, name)) ? (high - score(row, name)) / size : null),
       ticks: [{ at: 0, text: metricText(name, high) }, { at: 1, text: metricText(name, low) }],
       read: (top, bottom) => `${metricText(name, high - bottom * size)} to ${metricText(name, high - top * size)}`,
@@ -49,7 +52,7 @@ const upFrom = (pixel) => (pixel - TOP) / (HEIGHT - TOP - BOTTOM);
 function layChoices() {
   const axes = [...axisOf.values()];
   if (!axes.length) {
-    replace($("choices"), h("p", { class: "note" }, "This run decides nothing."));
+    replace($("choices"), note("This run decides nothing."));
     return;
   }
   const room = $("choices-scroll").clientWidth;
@@ -64,10 +67,12 @@ function layChoices() {
     axis.left = EDGE + gap * i;
     const [kind, rest] = axis.kind === "choice" ? namePair(axis.name) : ["", axis.name];
     const fits = Math.max(6, Math.floor(gap / 7.4));
-    return h("div", { class: `axis ${axis.kind}`, "data-axis": axis.key, title: axis.name, style: { left: `${axis.left - 16}px` } },
+    const place = { left: `${axis.left - 16}px` };
+    return h("div", { class: `axis ${axis.kind}`, "data-axis": axis.key, title: axis.name, style: place },
       h("span", { class: "name" }, h("small", null, kind), tail(rest, fits)), h("span", { class: "range", hidden: true }));
   }));
   document.querySelectorAll("#choices .axis").forEach(listenAxis);
+  lines = new Map();
   drawChoices();
 }
 
@@ -83,8 +88,14 @@ function listenAxis(element) {
     state.axes.set(axis.key, { low, high, text: axis.read(low, high) });
     filter();
   };
-  element.addEventListener("pointerdown", (event) => { from = at(event); element.setPointerCapture(event.pointerId); event.preventDefault(); });
-  element.addEventListener("pointermove", (event) => { if (from !== null && Math.abs(at(event) - from) > 0.02) brush(event); });
+  element.addEventListener("pointerdown", (event) => {
+    from = at(event);
+    element.setPointerCapture(event.pointerId);
+    event.preventDefault();
+  });
+  element.addEventListener("pointermove", (event) => {
+    if (from !== null && Math.abs(at(event) - from) > 0.02) brush(event);
+  });
   element.addEventListener("pointerup", (event) => {
     if (from !== null && Math.abs(at(event) - from) <= 0.02 && state.axes.delete(axis.key)) filter();
     from = null;
@@ -92,12 +103,16 @@ function listenAxis(element) {
   element.addEventListener("pointercancel", () => { from = null; });
 }
 
+let lines = new Map(); // row -> its points on the canvas, one an axis; kept until the axes move
+
 function linePoints(row) {
+  if (lines.has(row)) return lines.get(row);
   const points = [];
   for (const axis of axisOf.values()) {
     const at = axis.at(row);
     points.push(at === null ? null : [axis.left, down(at) + (axis.last ? fan(row) * Math.min(8, 120 / axis.last) : 0)]);
   }
+  lines.set(row, points);
   return points;
 }
 
@@ -126,9 +141,10 @@ function drawChoices() {
   const others = rows.filter((row) => !onFront[row]);
   pen.lineWidth = 1;
   pen.strokeStyle = palette.grey;
-  pen.globalAlpha = Math.max(0.025, Math.min(0.5, 40 / Math.max(1, others.length)));
-  // One path a line: overlapping lines then add up, and dense places look dense.
-  for (const row of others) strokeRows(pen, [row]);
+  pen.globalAlpha = Math.max(0.12, Math.min(0.5, 40 / Math.max(1, others.length)));
+  // Lines of one path do not add up where they cross, those of several do: dense places look dense.
+  const together = Math.ceil(others.length / 250);
+  for (let i = 0; i < others.length; i += together) strokeRows(pen, others.slice(i, i + together));
   pen.globalAlpha = 0.75;
   pen.lineWidth = 1.4;
   for (const row of rows.filter((r) => onFront[r])) {
@@ -162,9 +178,8 @@ function drawAxes(pen, palette) {
       if (i % every && i !== axis.ticks.length - 1) return;
       const short = tail(text, 9);
       const wide = pen.measureText(short).width;
-      const left = axis.kind === "metric" && axis === [...axisOf.values()].at(-1) ? axis.left - wide / 2 : axis.left - wide - 5;
       const y = axis.kind === "metric" ? down(at) + (at ? 8 : -8) : down(at);
-      const x = axis.kind === "metric" ? axis.left - wide / 2 : left;
+      const x = axis.kind === "metric" ? axis.left - wide / 2 : axis.left - wide - 5;
       pen.globalAlpha = 0.82;
       pen.fillStyle = palette.paper;
       pen.fillRect(x - 1.5, y - 6, wide + 3, 12);

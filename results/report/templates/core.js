@@ -17,6 +17,11 @@ function h(tag, attributes, ...children) {
     child instanceof Node ? child : String(child)));
   return element;
 }
+const td = (...content) => h("td", null, ...content);
+const words = (...content) => h("td", { class: "words" }, ...content); // to the left, figures to the right
+const th = (...content) => h("th", { scope: "col" }, ...content);
+const wordsHead = (...content) => h("th", { scope: "col", class: "words" }, ...content);
+const note = (...content) => h("p", { class: "note" }, ...content);
 const replace = (element, ...children) => element.replaceChildren(...children.flat().filter(Boolean));
 
 async function unpack(id) {
@@ -129,9 +134,11 @@ function namePair(name) {
 }
 function optionText(choice, index) {
   if (choice.kept) return String(choice.kept[index]);
-  const dropping = namePair(choice.name)[0] === "drop";
-  return { True: dropping ? "dropped" : "yes", False: dropping ? "kept" : "no" }[choice.options[index]] || choice.options[index];
+  const [yes, no] = namePair(choice.name)[0] === "drop" ? ["dropped", "kept"] : ["yes", "no"];
+  const option = choice.options[index];
+  return option === "True" ? yes : option === "False" ? no : option;
 }
+const labelOf = (name) => metricOf.get(name).label;
 const label = (row) => `Trial ${number(row)}`;
 const rowOf = (r, wanted) => runs[r].first + runs[r].numbers.indexOf(wanted);
 

@@ -53,42 +53,49 @@ const xs = (rows) => rows.map((row) => score(row, state.x));
 const ys = (rows) => rows.map((row) => score(row, state.y));
 const inPicture = (row) => plottable(score(row, state.x)) && plottable(score(row, state.y));
 const selected = (rows) => rows.flatMap((row, i) => (shown[row] ? [i] : []));
-const FADED = { marker: { opacity: 0.1 } };
+const FADED = { marker: { opacity: 0.12 } };
 
-function pointTrace(rows, palette, r, front) {
-  const marker = {
-    symbol: SYMBOLS[r % SYMBOLS.length], size: front ? 9 : 5, opacity: front ? 1 : 0.6,
-    color: front ? runColour(r, palette) : palette.grey, line: { width: front ? 1 : 0, color: palette.paper },
-  };
-  if (state.colour) {
-    Object.assign(marker, { color: rows.map((row) => score(row, state.colour)), coloraxis: "coloraxis",
-      opacity: front ? 1 : 0.5 });
+// Least and greatest drawn value of a metric, with a margin of some share of the width.
+function extent(name, margin) {
+  let low = Infinity, high = -Infinity;
+  for (let row = 0; row < rowCount; row += 1) {
+    if (!inPicture(row)) continue;
+    const value = score(row, name), [up, down] = margin ? errorBars(row, name) : [0, 0];
+    if (plottable(value)) { low = Math.min(low, value - down); high = Math.max(high, value + up); }
   }
+  if (!(low <= high)) return [0, 1];
+  const room = margin * (high - low) || (margin ? Math.abs(low) * 0.05 || 1 : 0);
+  return [low - room, high + room];
+}
+
+function pointTrace(rows, palette, r) {
+  const marker = { symbol: SYMBOLS[r % SYMBOLS.length], size: 9, opacity: 1, color: runColour(r, palette),
+    line: { width: 1, color: palette.paper } };
+  if (state.colour) Object.assign(marker, { color: rows.map((row) => score(row, state.colour)), coloraxis: "coloraxis" });
   return {
-    type: "scatter", mode: "markers", x: xs(rows), y: ys(rows), customdata: rows, hoverinfo: "none", marker,
-    selectedpoints: selected(rows), selected: { marker: { opacity: marker.opacity } }, unselected: FADED,
-    ...(front ? { error_x: bars(rows, state.x, palette.muted), error_y: bars(rows, state.y, palette.muted) } : {}),
+    type: "scatter", mode: "markers", x: xs(rows), y: ys(rows), customdata: rows, hoverinfo: "skip", marker,
+    selectedpoints: selected(rows), selected: { marker: { opacity: 1 } }, unselected: FADED,
+    error_x: bars(rows, state.x, palette.muted), error_y: bars(rows, state.y, palette.muted),
   };
 }
 
 function mark(rows, symbol, size, colour, line, palette) {
   return {
-    type: "scatter", mode: "markers", x: xs(rows), y: ys(rows), customdata: rows, hoverinfo: "none",
+    type: "scatter", mode: "markers", x: xs(rows), y: ys(rows), customdata: rows, hoverinfo: "skip",
     marker: { symbol, size, color: colour, line: { width: line, color: palette.paper }, opacity: 1 },
   };
 }
 
 function frontTraces(palette) {
-  const others = [], fronts = [];
+  const fronts = [];
   runs.forEach((of, r) => {
     const rows = of.numbers.map((_, place) => of.first + place).filter(inPicture);
     const best = rows.filter((row) => onFront[row]);
-    others.push(pointTrace(rows.filter((row) => !onFront[row] && row !== baseRow(r)), palette, r, false));
     const border = metricOf.get(state.x).goal && metricOf.get(state.y).goal ? staircase(best) : [];
     fronts.push({ type: "scatter", mode: "lines", x: border.map((p) => p[0]), y: border.map((p) => p[1]),
       line: { shape: "hv", width: 1.5, color: runColour(r, palette) }, opacity: state.colour ? 0.3 : 0.45,
       hoverinfo: "skip" });
-    fronts.push(pointTrace(best, palette, r, true));
+    fronts.push(pointTrace(best, palette, r));
   });
   const special = (find) => runs.map((_, r) => find(r)).filter((row) => row !== null && inPicture(row));
   const base = special(baseRow), knees = special(kneeRow);
@@ -98,7 +105,7 @@ function frontTraces(palette) {
   const open = state.chosen !== null && inPicture(state.chosen) ? [state.chosen] : [];
   const ring = { ...mark(open, "circle-open", 21, palette.ink, 2, palette) };
   ring.marker.line = { width: 2, color: palette.ink };
-  return [...others, ...fronts, star, diamond, ring];
+  return [...fronts, star, diamond, ring];
 }
 
 function drawFront() {
@@ -106,8 +113,9 @@ function drawFront() {
   const palette = colours();
   const touch = media("(pointer: coarse)").matches;
   const layout = plotLayout(palette, {
-    xaxis: axisLayout(state.x, palette), yaxis: axisLayout(state.y, palette), hovermode: "closest", hoverdistance: 12,
-    dragmode: touch ? false : "select", selectdirection: "any", uirevision: `${state.x}|${state.y}`,
+    xaxis: { ...axisLayout(state.x, palette), range: extent(state.x, 0.05) },
+    yaxis: { ...axisLayout(state.y, palette), range: extent(state.y, 0.06) }, hovermode: false,
+    dragmode: touch ? false : "select", selectdirection: "any", 
     newselection: { line: { color: palette.accent, width: 1, dash: "solid" } },
     activeselection: { fillcolor: palette.accent, opacity: 0.1 },
     selections: state.box && state.box.x === state.x && state.box.y === state.y ? [{
@@ -116,14 +124,16 @@ function drawFront() {
   });
   if (state.colour) {
     const { tickformat } = axisLayout(state.colour, palette);
-    layout.coloraxis = { colorscale: [[0, palette.low], [1, palette.high]], colorbar: { thickness: 8, outlinewidth: 0,
-      len: 0.9, tickformat, nticks: 5, tickfont: { size: 11, color: palette.muted }, xpad: 4,
+    const [cmin, cmax] = extent(state.colour, 0);
+    layout.coloraxis = { cmin, cmax, colorscale: [[0, palette.low], [1, palette.high]], colorbar: {
+      thickness: 8, outlinewidth: 0, len: 0.9, tickformat, nticks: 5, tickfont: { size: 11, color: palette.muted }, xpad: 4,
       title: { text: escaped(capital(tail(metricOf.get(state.colour).label, 24))), side: "right",
         font: { size: 11, color: palette.muted } } } };
   }
   const fresh = !$("front").data;
   window.Plotly.react("front", frontTraces(palette), layout, CONFIG);
   if (fresh) listenFront();
+  drawCloud();
   drawLegend(palette);
 }
 
@@ -135,7 +145,8 @@ function fadeFront() {
     if (trace.unselected && trace.customdata) { which.push(t); points.push(selected(trace.customdata)); }
   });
   window.Plotly.restyle("front", { selectedpoints: points }, which);
-  if (!state.box) window.Plotly.relayout("front", { selections: [] });
+  if (!state.box && $("front").layout.selections.length) window.Plotly.relayout("front", { selections: [] });
+  drawCloud();
 }
 
 function ringFront() {
@@ -144,12 +155,67 @@ function ringFront() {
   window.Plotly.restyle("front", { x: [xs(open)], y: [ys(open)], customdata: [open] }, [$("front").data.length - 1]);
 }
 
+// Where points overlap the front is what is meant, not what lies below it.
+function rowNear({ clientX, clientY }) {
+  const { xaxis, yaxis } = $("front")._fullLayout, box = $("front").getBoundingClientRect();
+  const [x, y] = [clientX - box.left - xaxis._offset, clientY - box.top - yaxis._offset];
+  let best, nearest = 14;
+  for (let row = 0; row < rowCount; row += 1) {
+    if (!inPicture(row)) continue;
+    const away = Math.hypot(xaxis.d2p(score(row, state.x)) - x, yaxis.d2p(score(row, state.y)) - y);
+    const handicap = (onFront[row] ? 0 : 4) + (shown[row] ? 0 : 8);
+    if (away + handicap < nearest) { nearest = away + handicap; best = row; }
+  }
+  return best;
+}
+
+// The dominated, on a canvas below plotly's: as thousands of elements they would make every brush stroke stutter.
+function drawCloud() {
+  const { xaxis, yaxis } = $("front")._fullLayout, palette = colours(), dense = window.devicePixelRatio || 1;
+  const canvas = $("cloud"), pen = canvas.getContext("2d");
+  const [width, height] = [xaxis._length, yaxis._length];
+  Object.assign(canvas, { width: Math.round(width * dense), height: Math.round(height * dense) });
+  Object.assign(canvas.style, { left: `${xaxis._offset}px`, top: `${yaxis._offset}px` });
+  Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
+  pen.scale(dense, dense);
+  const [low, high] = state.colour ? extent(state.colour, 0) : [0, 1];
+  let lit = 0;
+  for (const on of [0, 1]) { // what the filter leaves lies above what it dims
+    pen.globalAlpha = on ? 0.6 : 0.1;
+    for (let row = 0; row < rowCount; row += 1) {
+      if (shown[row] !== on || onFront[row] || row === baseRow(runOf[row]) || !inPicture(row)) continue;
+      lit += on;
+      const value = state.colour ? score(row, state.colour) : null;
+      pen.fillStyle = plottable(value) ? mixed(palette.low, palette.high, (value - low) / (high - low || 1)) : palette.grey;
+      pen.beginPath();
+      pen.arc(xaxis.d2p(score(row, state.x)), yaxis.d2p(score(row, state.y)), 2.6, 0, 2 * Math.PI);
+      pen.fill();
+    }
+  }
+  canvas.setAttribute("aria-label", `${plural(lit, "dominated trial")} within the filter`);
+}
+
+// A colour between two of the style sheet's, written #rrggbb, as plotly mixes them too.
+function mixed(low, high, share) {
+  const part = (text, i) => parseInt(text.slice(1 + 2 * i, 3 + 2 * i), 16);
+  return `rgb(${[0, 1, 2].map((i) => Math.round(part(low, i) + share * (part(high, i) - part(low, i)))).join(",")})`;
+}
+
 function listenFront() {
   const picture = $("front");
-  const rowAt = (event) => event.points && event.points.map((p) => p.customdata).find((row) => row !== undefined);
-  picture.on("plotly_click", (event) => { const row = rowAt(event); if (row !== undefined) choose(row); });
-  picture.on("plotly_hover", (event) => { const row = rowAt(event); if (row !== undefined) tip(row, event.event); });
-  picture.on("plotly_unhover", () => { $("tip").hidden = true; });
+  let pressed = null;
+  picture.addEventListener("pointerdown", (event) => { pressed = [event.clientX, event.clientY]; }, true);
+  picture.addEventListener("click", (event) => {
+    if (!pressed || Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) > 4) return;
+    const row = rowNear(event);
+    if (row !== undefined) choose(row);
+  }, true);
+  picture.addEventListener("pointermove", (event) => {
+    const row = event.pointerType === "mouse" && !event.buttons ? rowNear(event) : undefined;
+    if (row === undefined) $("tip").hidden = true; else tip(row, event);
+  });
+  picture.addEventListener("pointerleave", () => { $("tip").hidden = true; });
+  picture.on("plotly_afterplot", drawCloud);
   picture.on("plotly_selected", (event) => {
     if (!event || !event.range) return;
     const { x, y } = event.range;
@@ -161,7 +227,7 @@ function listenFront() {
 function tip(row, event) {
   const r = runOf[row];
   const names = [...new Set([state.y, state.x, state.colour, ...run(row).objectives])].filter(Boolean);
-  const lines = names.map((name) => h("tr", null, h("td", null, metricOf.get(name).label),
+  const lines = names.map((name) => h("tr", null, h("td", null, labelOf(name)),
     h("td", null, metricText(name, score(row, name))), h("td", null, row === baseRow(r) ? "" :
       ratioText(score(row, name), baseScore(r, name)))));
   replace($("tip"), h("strong", null, label(row), runs.length > 1 ? ` of ${run(row).name}` : "", notes(row)),
@@ -187,7 +253,8 @@ function drawLegend(palette) {
     ? [entry("●", state.colour ? palette.high : palette.accent, "front")]
     : runs.map((of, r) => entry("●■▲◆⬟⬢"[r % 6], state.colour ? palette.muted : runColour(r, palette), of.name));
   entries.push(entry("●", palette.grey, "dominated"), entry("★", palette.ink, "unchanged model"));
-  if (runs.some((of) => of.knee !== null)) entries.push(entry("◆", runs.length === 1 ? palette.accent : palette.muted, "knee"));
+  const knee = runs.length === 1 ? palette.accent : palette.muted;
+  if (runs.some((of) => of.knee !== null)) entries.push(entry("◆", knee, "knee"));
   entries.push(entry("○", palette.ink, "open trial"));
   replace($("legend"), entries);
   const drawnRows = Array.from({ length: rowCount }, (_, row) => row).filter(inPicture).length;
@@ -195,7 +262,8 @@ function drawLegend(palette) {
   const touch = media("(pointer: coarse)").matches;
   const measured = [state.x, state.y].some((name) => runs.some((of) => of.spread.get(name)));
   replace($("front-note"), [
-    touch ? "Tap a point to open its trial." : "Click a point to open its trial; drag a box to filter everything on this page.",
+    touch ? "Tap a point to open its trial."
+      : "Click a point to open its trial; drag a box to filter everything on this page.",
     measured ? " Bars are quartiles of the measurement." : "",
     away ? ` ${plural(away, "trial")} without both metrics ${away === 1 ? "is" : "are"} not drawn.` : "",
   ].join(""));

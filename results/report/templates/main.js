@@ -17,8 +17,9 @@ function drawHead() {
   $("facts").textContent = facts.join(" · ");
   const empty = runs.filter((of) => !of.front.length);
   if (empty.length) {
+    const which = runs.length > 1 ? ` of ${empty.map((of) => of.name).join(", ")}` : "";
     problem(runs.length === 1 && lost === rowCount ? "Every trial failed; the reasons are below."
-      : `The front${runs.length > 1 ? ` of ${empty.map((of) => of.name).join(", ")}` : ""} is empty: no trial has every objective within the limits.`);
+      : `The front${which} is empty: no trial has every objective within the limits.`);
   }
 }
 
@@ -32,7 +33,8 @@ function startAxes() {
   const names = metrics.map((metric) => metric.name).filter((name) => runs.some((_, r) => column(r, name)));
   // A cost across and a quality up, as in results/plot.py.
   const costs = goals.filter((name) => metricOf.get(name).goal === "min" && name !== "loss");
-  state.x = costs[0] || names.find((name) => ["macs", "params", "latency_ms"].includes(name)) || goals[1] || names.find((name) => name !== goals[0]) || names[0] || "";
+  const usual = names.find((name) => ["macs", "params", "latency_ms"].includes(name));
+  state.x = costs[0] || usual || goals[1] || names.find((name) => name !== goals[0]) || names[0] || "";
   state.y = goals.find((name) => name !== state.x) || names.find((name) => name !== state.x) || state.x;
   state.colour = runs.length === 1 ? goals.find((name) => name !== state.x && name !== state.y) || "" : "";
   const fill = (id, options, key) => {
@@ -40,24 +42,26 @@ function startAxes() {
     $(id).value = state[key];
     $(id).addEventListener("change", () => { state[key] = $(id).value; drawFront(); });
   };
-  const options = names.map((name) => [name, capital(metricOf.get(name).label)]);
+  const options = names.map((name) => [name, capital(labelOf(name))]);
   fill("axis-x", options, "x");
   fill("axis-y", options, "y");
   fill("axis-colour", [["", runs.length > 1 ? "Run" : "None"], ...options], "colour");
 }
 
 function drawChips() {
-  const chips = [...state.axes].map(([key, { text }]) => [`${tail(axisOf.get(key).name, 28)}: ${text}`, () => state.axes.delete(key)]);
+  const chips = [...state.axes].map(([key, { text }]) =>
+    [`${tail(axisOf.get(key).name, 28)}: ${text}`, () => state.axes.delete(key)]);
   if (state.box) {
     const { x, y, low, high } = state.box;
-    chips.unshift(...[[y, 1], [x, 0]].map(([name, i]) => [
-      `${capital(metricOf.get(name).label)}: ${metricText(name, low[i])} to ${metricText(name, high[i])}`, () => { state.box = null; }]));
+    const side = (name, i) => `${capital(labelOf(name))}: ${metricText(name, low[i])} to ${metricText(name, high[i])}`;
+    chips.unshift([`${side(y, 1)}, ${side(x, 0)}`, () => { state.box = null; }]);
   }
+  const clear = () => { state.box = null; state.axes.clear(); filter(); };
   replace($("chips"), chips.map(([text, drop]) => h("button", { type: "button", class: "chip", title: "remove this filter",
     onclick: () => { drop(); filter(); } }, text, h("span", { "aria-hidden": "true" }, " ×"))),
-  chips.length > 1 ? h("button", { type: "button", class: "quiet", id: "clear", onclick: () => { state.box = null; state.axes.clear(); filter(); } }, "Clear all") : null);
-  const passing = shown.reduce((sum, on) => sum + on, 0);
-  $("count").textContent = passing === rowCount ? plural(rowCount, "trial") : `${passing.toLocaleString("en")} of ${plural(rowCount, "trial")}`;
+  chips.length > 1 ? h("button", { type: "button", class: "quiet", id: "clear", onclick: clear }, "Clear all") : null);
+  const passing = shown.reduce((sum, on) => sum + on, 0), all = plural(rowCount, "trial");
+  $("count").textContent = passing === rowCount ? all : `${passing.toLocaleString("en")} of ${all}`;
 }
 
 function listen() {
@@ -90,7 +94,8 @@ async function start() {
   readDocument(await unpack("data"));
   makeAxes();
   startAxes();
-  state.chosen = runs.map((_, r) => kneeRow(r)).find((row) => row !== null) ?? (runs[0].front.length ? runs[0].first + runs[0].front[0] : rowCount ? 0 : null);
+  const knee = runs.map((_, r) => kneeRow(r)).find((row) => row !== null);
+  state.chosen = knee ?? (runs[0].front.length ? runs[0].front[0] : 0);
   listen();
   drawHead();
   drawChips();
@@ -106,7 +111,7 @@ async function start() {
   document.head.append(h("script", null, code));
   if (!window.Plotly) throw new Error("its charts are not allowed to run here");
   if (state.x && state.y) drawFront();
-  else replace($("front"), h("p", { class: "note" }, "No trial has scores, so there is nothing to draw."));
+  else replace($("front"), note("No trial has scores, so there is nothing to draw."));
   drawConvergence();
   await painted();
   performance.mark("netcarve ready");

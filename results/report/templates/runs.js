@@ -5,14 +5,16 @@ function drawConvergence() {
   const palette = colours();
   for (const [id, key, title] of [["by-trials", "trials", "Evaluations"], ["by-seconds", "seconds", "Seconds"]]) {
     const traces = runs.map((of, r) => ({
-      type: "scatter", mode: of.convergence.volume.length > 1 ? "lines" : "markers", x: of.convergence[key], y: of.convergence.volume,
+      type: "scatter", mode: of.convergence.volume.length > 1 ? "lines" : "markers",
+      x: of.convergence[key], y: of.convergence.volume, name: escaped(tail(of.name, 24)),
       line: { shape: "hv", width: 2, color: runColour(r, palette) }, marker: { color: runColour(r, palette), size: 7 },
-      name: escaped(tail(of.name, 24)), hovertemplate: `%{y:.4f} after %{x:.4~g}${key === "seconds" ? " s" : ""}<extra></extra>`,
+      hovertemplate: `%{y:.4f} after %{x:.4~g}${key === "seconds" ? " s" : ""}<extra></extra>`,
     }));
     const axis = { gridcolor: palette.faint, linecolor: palette.grey, showline: true, zeroline: false, ticks: "",
       tickfont: { size: 11, color: palette.muted }, automargin: true, nticks: 6 };
     window.Plotly.react(id, traces, plotLayout(palette, {
-      xaxis: { ...axis, rangemode: "tozero", title: { text: title, standoff: 10, font: { size: 12, color: palette.muted } } },
+      xaxis: { ...axis, rangemode: "tozero",
+        title: { text: title, standoff: 10, font: { size: 12, color: palette.muted } } },
       yaxis: { ...axis, tickformat: ".4~g" }, hovermode: "closest", dragmode: false, margin: { l: 48, r: 12, t: 8, b: 40 },
       hoverlabel: { bgcolor: palette.paper, bordercolor: palette.grey, font: { color: palette.ink, size: 12 } },
     }), CONFIG);
@@ -20,8 +22,11 @@ function drawConvergence() {
 }
 
 function openButton(r, wanted) {
-  const row = rowOf(r, wanted);
-  return h("button", { type: "button", class: "link", onclick: () => { choose(row); $("trial-section").scrollIntoView({ block: "nearest" }); } }, wanted);
+  const open = () => {
+    choose(rowOf(r, wanted));
+    $("trial-section").scrollIntoView({ block: "nearest" });
+  };
+  return h("button", { type: "button", class: "link", onclick: open }, wanted);
 }
 
 const MANY = 40; // trials named in one line
@@ -31,15 +36,14 @@ function trialButtons(r, numbers) {
 }
 
 function drawFailures() {
-  const some = runs.some((of) => of.failures.length);
-  $("failures-section").hidden = !some;
-  if (!some) return;
+  const several = runs.length > 1;
+  const lines = runs.flatMap((of, r) => of.failures.map(([reason, numbers]) => h("tr", null, td(numbers.length),
+    several ? words(of.name) : null, h("td", { class: "words reason" }, reason), words(trialButtons(r, numbers)))));
+  $("failures-section").hidden = !lines.length;
   replace($("failures"), h("table", { class: "figures" },
-    h("thead", null, h("tr", null, h("th", { scope: "col" }, "Trials"), runs.length > 1 ? h("th", { class: "words", scope: "col" }, "Run") : null,
-      h("th", { class: "words", scope: "col" }, "Reason"), h("th", { class: "words", scope: "col" }, "Which"))),
-    h("tbody", null, runs.flatMap((of, r) => of.failures.map(([reason, numbers]) => h("tr", null,
-      h("td", null, numbers.length), runs.length > 1 ? h("td", { class: "words" }, of.name) : null,
-      h("td", { class: "words reason" }, reason), h("td", { class: "words" }, trialButtons(r, numbers))))))));
+    h("thead", null, h("tr", null, th("Trials"), several ? wordsHead("Run") : null, wordsHead("Reason"),
+      wordsHead("Which"))),
+    h("tbody", null, lines)));
 }
 
 function drawAbout() {
@@ -52,41 +56,53 @@ function drawAbout() {
 
 const swatch = (r) => h("i", { class: "swatch", style: { background: runColour(r, colours()) } });
 
+const runNamed = (name) => runs.findIndex((of) => of.name === name);
+
 function drawRivals() {
   if (runs.length < 2) return;
   $("rivals-section").hidden = false;
   const found = doc.rivals;
-  if (!found || !found.table) {
-    replace($("rivals"), h("p", { class: "note" }, "Hypervolumes of these runs cannot be compared: they share no objective, or its values are too large."));
+  if (!found.table) {
+    replace($("rivals"), note("Hypervolumes of these runs cannot be compared: they share no objective, or its values ",
+      "are too large."));
     return;
   }
-  const place = (name) => runs.findIndex((of) => of.name === name);
-  const words = (text) => h("td", { class: "words" }, text);
-  const reference = found.objectives.map((name) => `${metricOf.get(name).label} ${metricText(name, found.reference[name])}`).join(", ");
-  const table = h("table", { class: "figures", id: "hypervolumes" },
-    h("thead", null, h("tr", null, ["Run", "Searcher", "Seed"].map((t) => h("th", { class: "words", scope: "col" }, t)),
-      ["Trials", "Front", ...found.objectives.map((name) => `Best ${metricOf.get(name).label}`), "Hypervolume"].map((t) => h("th", { scope: "col" }, t)))),
+  const reference = found.objectives.map((name) => `${labelOf(name)} ${metricText(name, found.reference[name])}`);
+  replace($("rivals"), h("div", { class: "scroll" }, volumeTable(found)),
+    note(`Under one reference: ${reference.join(", ")}.`), budgetTable(found.budget),
+    h("h3", null, "Who dominates whom"), found.pairs.map((pair) => pairDetails(pair, found.table)));
+}
+
+function volumeTable(found) {
+  const best = (line, name) => (Object.hasOwn(line.best, name) ? metricText(name, line.best[name]) : "–");
+  const heads = ["Trials", "Front", ...found.objectives.map((name) => `Best ${labelOf(name)}`), "Hypervolume"];
+  return h("table", { class: "figures", id: "hypervolumes" },
+    h("thead", null, h("tr", null, wordsHead("Run"), wordsHead("Searcher"), wordsHead("Seed"),
+      heads.map((text) => th(text)))),
     h("tbody", null, found.table.map((line) => {
-      const r = place(line.run);
-      return h("tr", null, h("td", { class: "words" }, swatch(r), line.run), words(runs[r].searcher), words(runs[r].seed),
-        h("td", null, runs[r].numbers.length), h("td", null, line.size),
-        found.objectives.map((name) => h("td", null, (Object.hasOwn(line.best, name) && metricText(name, line.best[name])) || "–")),
-        h("td", null, line.hypervolume === null ? "–" : line.hypervolume.toFixed(4)));
+      const r = runNamed(line.run);
+      return h("tr", null, words(swatch(r), line.run), words(runs[r].searcher), words(runs[r].seed),
+        td(runs[r].numbers.length), td(line.size), found.objectives.map((name) => td(best(line, name))),
+        td(line.hypervolume === null ? "–" : line.hypervolume.toFixed(4)));
     })));
-  const budget = found.budget.rows.length ? [h("h3", null, `Best ${metricOf.get(found.budget.metric).label} within a budget of ${metricOf.get(found.budget.cost).label}`),
-    h("table", { class: "figures" }, h("thead", null, h("tr", null, h("th", { class: "words", scope: "col" }, "Budget"),
-      runs.map((of) => h("th", { scope: "col" }, of.name)))), h("tbody", null, found.budget.rows.map(([share, ...cells]) =>
-      h("tr", null, words(share), cells.map((cell) => h("td", null, cell === "-" ? "–" : cell))))))] : [];
-  const pairs = found.pairs.map(({ a, b, dominates }) => {
-    const [p, q] = [place(a), place(b)];
-    const beaten = new Set(dominates.flatMap(([, numbers]) => numbers)).size;
-    const size = found.table.find((line) => line.run === b).size;
-    return h("details", { "data-pair": `${a} ${b}` },
-      h("summary", null, swatch(p), h("b", null, a), ` dominates ${beaten} of the ${plural(size, "point")} of `, swatch(q), h("b", null, b)),
-      dominates.length ? h("table", { class: "figures" }, h("tbody", null, dominates.map(([ours, theirs]) =>
-        h("tr", null, h("td", null, openButton(p, ours)), h("td", { class: "words" }, "dominates ", trialButtons(q, theirs))))))
-        : h("p", { class: "note" }, "No point of one front is dominated by the other."));
-  });
-  replace($("rivals"), h("div", { class: "scroll" }, table), h("p", { class: "note" }, `Under one reference: ${reference}.`),
-    budget, h("h3", null, "Who dominates whom"), pairs);
+}
+
+function budgetTable({ metric, cost, rows }) {
+  if (!rows.length) return null;
+  return h("div", null, h("h3", null, `Best ${labelOf(metric)} within a budget of ${labelOf(cost)}`),
+    h("table", { class: "figures narrow" },
+      h("thead", null, h("tr", null, wordsHead("Budget"), runs.map((of) => th(of.name)))),
+      h("tbody", null, rows.map(([share, ...cells]) =>
+        h("tr", null, words(share), cells.map((cell) => td(cell === "-" ? "–" : cell)))))));
+}
+
+function pairDetails({ a, b, dominates }, table) {
+  const [p, q] = [runNamed(a), runNamed(b)];
+  const beaten = new Set(dominates.flatMap(([, numbers]) => numbers)).size;
+  const points = plural(table.find((line) => line.run === b).size, "point");
+  return h("details", null,
+    h("summary", null, swatch(p), h("b", null, a), ` dominates ${beaten} of the ${points} of `, swatch(q), h("b", null, b)),
+    dominates.length ? h("table", { class: "figures" }, h("tbody", null, dominates.map(([ours, theirs]) =>
+      h("tr", null, td(openButton(p, ours)), words("dominates ", trialButtons(q, theirs))))))
+      : note("None of its points dominates one of the other's."));
 }

@@ -5,12 +5,15 @@ const sorting = { by: "", ascending: true, count: PAGE }; // by "": the front fi
 
 function tableColumns() {
   const columns = [{ key: "number", title: "Trial", value: number, text: (row) => String(number(row)) }];
-  if (runs.length > 1) columns.push({ key: "run", title: "Run", value: (row) => runOf[row], text: (row) => run(row).name, words: true });
+  if (runs.length > 1) {
+    columns.push({ key: "run", title: "Run", words: true, value: (row) => runOf[row], text: (row) => run(row).name });
+  }
   for (const metric of metrics) {
     columns.push({ key: `metric ${metric.name}`, title: capital(metric.label), hint: metric.name, metric,
       value: (row) => score(row, metric.name), text: (row) => metricText(metric.name, score(row, metric.name)) });
   }
-  columns.push({ key: "seconds", title: "Seconds", value: (row) => run(row).seconds[placeOf[row]], text: (row) => plain(run(row).seconds[placeOf[row]], 3) });
+  const seconds = (row) => run(row).seconds[placeOf[row]];
+  columns.push({ key: "seconds", title: "Seconds", value: seconds, text: (row) => plain(seconds(row), 3) });
   columns.push({ key: "note", title: "", words: true, value: (row) => rowNotes(row), text: rowNotes });
   return columns;
 }
@@ -45,11 +48,12 @@ function drawTable() {
   const head = h("tr", null, columns.map((c) => h("th", { scope: "col", class: c.words ? "words" : null, title: c.hint,
     "aria-sort": c.key === sorting.by ? (sorting.ascending ? "ascending" : "descending") : null },
   c.title ? h("button", { type: "button", onclick: () => sortBy(c) }, c.title) : "")));
-  const body = rows.slice(0, sorting.count).map((row) => h("tr", {
-    "data-row": row, class: [onFront[row] ? "best" : "", failed(row) ? "failed" : "", row === state.chosen ? "open" : ""].join(" ").trim() || null,
-  }, columns.map((c, i) => (i
-    ? h("td", { class: c.words ? "words" : null }, c.text(row))
-    : h("th", { scope: "row" }, h("button", { type: "button", "aria-label": label(row) }, c.text(row)))))));
+  const kind = (row) => [onFront[row] && "best", failed(row) && "failed", row === state.chosen && "open"]
+    .filter(Boolean).join(" ");
+  const cell = (row) => (c, i) => (i ? h("td", { class: c.words ? "words" : null }, c.text(row))
+    : h("th", { scope: "row" }, h("button", { type: "button", "aria-label": label(row) }, c.text(row))));
+  const body = rows.slice(0, sorting.count).map((row) =>
+    h("tr", { "data-row": row, class: kind(row) }, columns.map(cell(row))));
   replace($("table"), h("thead", null, head), h("tbody", null, body.length ? body : h("tr", null,
     h("td", { colspan: columns.length, class: "words" }, "No trial passes the filter."))));
   const left = rows.length - sorting.count;

@@ -3,11 +3,12 @@
 function drawTrial() {
   const row = state.chosen;
   if (row === null) {
-    replace($("trial"), h("p", { class: "note" }, "Choose a trial in the picture or in the table."));
+    replace($("trial"), note("Choose a trial in the picture or in the table."));
     return;
   }
   const about = rowNotes(row);
-  replace($("trial-heading"), label(row), " ", h("small", null, [runs.length > 1 ? run(row).name : "", about].filter(Boolean).join(" · ")));
+  const of = runs.length > 1 ? run(row).name : "";
+  replace($("trial-heading"), label(row), " ", h("small", null, [of, about].filter(Boolean).join(" · ")));
   replace($("trial"), trialScores(row), trialWidths(row), trialChoices(row), trialLog(row), trialExport(row));
   const along = frontOrder();
   const at = along.indexOf(row);
@@ -32,19 +33,23 @@ function trialScores(row) {
   if (!names.length) return null;
   const r = runOf[row], base = baseRow(r) !== null && baseRow(r) !== row;
   const goals = new Set(run(row).objectives);
+  const line = (name) => {
+    const was = baseScore(r, name);
+    return h("tr", { class: goals.has(name) ? "goal" : null, "data-metric": name },
+      h("td", { class: "words", title: name }, capital(labelOf(name))),
+      td(metricText(name, score(row, name)), spreadText(row, name)),
+      base ? [td(metricText(name, was)), td(ratioText(score(row, name), was))] : null);
+  };
   return h("table", { class: "figures scores" },
-    h("thead", null, h("tr", null, h("th", { class: "words", scope: "col" }, "Metric"), h("th", { scope: "col" }, "This"),
-      base ? [h("th", { scope: "col" }, "Unchanged"), h("th", { scope: "col" }, "Ratio")] : null)),
-    h("tbody", null, names.map((name) => h("tr", { class: goals.has(name) ? "goal" : null, "data-metric": name },
-      h("td", { class: "words", title: name }, capital(metricOf.get(name).label)),
-      h("td", null, metricText(name, score(row, name)), spreadText(row, name)),
-      base ? [h("td", null, metricText(name, baseScore(r, name))), h("td", null, ratioText(score(row, name), baseScore(r, name)))] : null))));
+    h("thead", null, h("tr", null, wordsHead("Metric"), th("This"), base ? [th("Unchanged"), th("Ratio")] : null)),
+    h("tbody", null, names.map(line)));
 }
 
 function spreadText(row, name) {
   const spread = run(row).spread.get(name), place = placeOf[row];
   if (!spread || spread[0][place] === null) return null;
-  return h("small", { title: "quartiles of the measurement" }, `${plain(spread[0][place], 3)} to ${plain(spread[1][place], 3)}`);
+  const [low, high] = spread.map((values) => plain(values[place], 3));
+  return h("small", { title: "quartiles of the measurement" }, `${low} to ${high}`);
 }
 
 // Kept units against the original, one bar a choice, in network order; the original's length is its share of
@@ -60,14 +65,15 @@ function trialWidths(row) {
   });
   const gone = (choice) => dropped.some((block) => namePair(choice.name)[1].startsWith(block));
   const widest = Math.max(...groups.map(([choice]) => choice.kept[0]));
+  const bar = (part, units) => h("span", { class: part, style: { width: `${(100 * units) / widest}%` } });
   return h("div", null, h("h3", null, "Units kept, in network order"),
     h("div", { class: "widths", role: "table", "aria-label": "units kept" }, groups.map(([choice, now]) =>
       h("div", { class: "width", role: "row", "data-choice": choice.name, title: choice.name },
         h("span", { class: "layer", role: "cell" }, tail(namePair(choice.name)[1], 26)),
-        h("span", { class: "track", role: "presentation" },
-          h("span", { class: "whole", style: { width: `${(100 * choice.kept[0]) / widest}%` } }),
-          h("span", { class: "part", style: { width: gone(choice) ? "0" : `${(100 * now) / widest}%` }, hidden: gone(choice) })),
-        h("span", { class: "units", role: "cell" }, gone(choice) ? "dropped" : [h("b", null, now), ` of ${choice.kept[0]}`])))));
+        h("span", { class: "track", role: "presentation" }, bar("whole", choice.kept[0]),
+          gone(choice) ? null : bar("part", now)),
+        h("span", { class: "units", role: "cell" },
+          gone(choice) ? "dropped" : [h("b", null, now), ` of ${choice.kept[0]}`])))));
 }
 
 // Everything else that was decided: dropped blocks, operators, cuts, devices, bits.
@@ -81,7 +87,7 @@ function trialChoices(row) {
     changed.length ? h("table", { class: "figures choices" }, h("tbody", null, changed.map(([choice, index]) =>
       h("tr", { "data-choice": choice.name }, h("td", { class: "words", title: choice.name }, tail(choice.name, 34)),
         h("td", null, optionText(choice, index)), h("td", { class: "was" }, `was ${optionText(choice, 0)}`))))) : null,
-    same ? h("p", { class: "note" }, `${changed.length ? `${same} more` : `All ${same}`} as in the unchanged model.`) : null);
+    same ? note(changed.length ? `${same} more` : `All ${same}`, " as in the unchanged model.") : null);
 }
 
 function trialLog(row) {
@@ -101,12 +107,13 @@ function exportCommand(row) {
   if (of.task === null || failed(row)) return null;
   const at = of.path.startsWith("-") ? `./${of.path}` : of.path;
   if (of.found) return `${doc.program} export ${quoted(at)} ${number(row)} --format pt2,onnx,state`;
-  return `netcarve.load(${JSON.stringify(of.path)}, task=task).export(${number(row)}, ${JSON.stringify(`export-${number(row)}`)})`;
+  return `netcarve.load(${JSON.stringify(of.path)}, task=task).export(${number(row)}, "export-${number(row)}")`;
 }
 
 function trialExport(row) {
   const command = exportCommand(row);
-  if (command === null) return run(row).task === null ? h("p", { class: "note" }, "The run has no model, so there is nothing to export.") : null;
+  if (run(row).task === null) return note("The run has no model, so there is nothing to export.");
+  if (command === null) return null;
   const button = h("button", { type: "button", class: "copy", onclick: () => copy(command, button) }, "Copy");
   return h("div", null, h("h3", null, run(row).found ? "Export" : "Export, in Python, with the task at hand"),
     h("div", { class: "command" }, h("code", { id: "command" }, command), button));

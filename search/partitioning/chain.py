@@ -1,0 +1,152 @@
+"""Consecutive stages on devices in a given order: optimal by dynamic programming."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+
+from .devices import Device, Link, check_memory
+from .graph import Graph
+from .plan import Plan, parts_of
+
+BLOCK = 512  # rows of the table of stages that are in memory at a time
+GOALS = ("throughput", "latency", "traffic")
+
+
+def chain(
+    graph: Graph,
+    devices: Sequence[Device],
+    links: Sequence[Link] | Link | None = None,
+    *,
+    minimise: str = "throughput",
+    blocking: bool = True,
+    empty: bool = False,
+    forced: Collection[str] = (),
+    forbidden: Collection[str] = (),
+) -> Plan:
+    """The best cut of the topological order into one stage for each device, in their order.
+
+    A stage passes on all that later stages read, so that what skips a stage travels through it. The inputs
+    are on the first device. With f_k(j) the best value of the first j nodes on the first k devices and c_k
+    the cost of a stage, f_k(j) = min_i max(f_{k-1}(i), c_k(i, j)), or a sum in place of the maximum (the
+    problem: Bokhari, IEEE Trans. Computers 37(1), 1988). O(devices x nodes^2) time.
+
+    Args:
+        links: from each device to the next; one for all; None: sending is free.
+        minimise: "throughput": ms of the slowest stage (1000 / value is the rate per second); "latency": ms
+            through all stages and links; "traffic": bytes over all links.
+        blocking: a stage's time is compute + latency + transfer; if not, another thread sends while the
+            next input is computed: max(compute, transfer). The latency of one input is the same in both.
+        empty: a device may be left without nodes; then it only passes on.
+        forced: names of nodes after which a stage must end.
+        forbidden: names of nodes after which none may end.
+
+    Raises:
+        ValueError: no partition is possible, with what is missing; an unknown name or goal.
+    """
+    if minimise not in GOALS:
+        raise ValueError(f"chain minimises one of {', '.join(GOALS)}, got {minimise!r}")
+    check_memory(graph, devices)
+    between = _links(links, len(devices))
+    at, must = _boundaries(graph, len(devices), forced, forbidden, empty)
+    crossing = graph.crossing[at]
+    done = [_prefix(device.milliseconds(graph))[at] for device in devices]
+    held = _prefix(graph.memory)[at]
+    last = len(devices) - 1
+
+    def allowed(rows: slice) -> np.ndarray:
+        """Whether a stage may reach from one boundary (column) to another (row)."""
+        ends = np.arange(len(at))[rows, None]
+        starts = np.arange(len(at))[None, :]
+        # No forced boundary strictly inside: must counts those before each boundary, and itself.
+        clear = must[np.maximum(ends - 1, 0)] <= must[starts]
+        return (starts < ends) & clear | ((starts == ends) & empty)
+
+    def cost(k: int, rows: slice) -> np.ndarray:
+        """float64 [rows, boundaries]: of stage k; inf where it is impossible."""
+        sends = (at[rows] < len(graph)) & (k < last)
+        size = np.where(sends, crossing[rows], 0.0)
+        delay = np.where(sends, between[k].latency_ms, 0.0) if k < last else np.zeros(len(size))
+        transfer = size * between[k].ms_per_byte if k < last else delay
+        compute = done[k][rows, None] - done[k][None, :]
+        if minimise == "traffic":
+            value = np.broadcast_to(size[:, None], compute.shape)
+        elif minimise == "latency" or blocking:
+            value = compute + (delay + transfer)[:, None]
+        else:
+            value = np.maximum(compute, transfer[:, None])
+        fits = held[rows, None] - held[None, :] <= devices[k].memory_limit * (1 + 1e-12)
+        return np.where(fits & allowed(rows), value, np.inf)
+
+    combine = np.maximum if minimise == "throughput" else np.add
+    value, ends = best_intervals(len(at), len(devices), cost, combine)
+    if not np.isfinite(value):
+
+        def excess(k: int, rows: slice) -> np.ndarray:
+            over = held[rows, None] - held[None, :] - devices[k].memory_limit
+            return np.where(allowed(rows), over, np.inf)
+
+        missing, _ = best_intervals(len(at), len(devices), excess, np.maximum)
+        raise ValueError(
+            f"no cut into {len(devices)} consecutive stages keeps the memory limits: at best a device lacks "
+            f"{missing:,.0f} bytes; raise the limits by that much, add a device, or reorder them"
+        )
+    parts = parts_of(at[ends[:-1]], len(graph))
+    return Plan(tuple(parts.tolist()), value, value, f"dynamic programming ({minimise})")
+
+
+def best_intervals(
+    boundaries: int, stages: int, cost: Callable[[int, slice], np.ndarray], combine: np.ufunc
+) -> tuple[float, list[int]]:
+    """Least combined cost from the first to the last boundary, and where each stage ends."""
+    best = np.full(boundaries, np.inf)
+    best[0] = -np.inf if combine is np.maximum else 0.0
+    begins = np.zeros((stages, boundaries), dtype=np.int64)
+    for k in range(stages):
+        following = np.empty(boundaries)
+        for low in range(0, boundaries, BLOCK):
+            rows = slice(low, min(low + BLOCK, boundaries))
+            total = combine(best[None, :], cost(k, rows))
+            begins[k, rows] = np.argmin(total, axis=1)
+            following[rows] = np.take_along_axis(total, begins[k, rows, None], axis=1)[:, 0]
+        best = following
+    ends = [boundaries - 1]
+    for k in range(stages - 1, 0, -1):
+        ends.append(int(begins[k, ends[-1]]))
+    return float(best[-1]), ends[::-1]
+
+
+def _prefix(figures: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0.0], np.cumsum(figures)])
+
+
+def _links(links: Sequence[Link] | Link | None, devices: int) -> list[Link]:
+    if links is None or isinstance(links, Link):
+        return [links or Link()] * (devices - 1)
+    if len(links) != devices - 1:
+        raise ValueError(
+            f"{devices} devices in a row have {devices - 1} links between them, got {len(links)}; give one "
+            "for each, or a single Link for all"
+        )
+    return list(links)
+
+
+def _boundaries(
+    graph: Graph, stages: int, forced: Collection[str], forbidden: Collection[str], empty: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where stages may end, int64 rising from 0 to the number of nodes; how many up to each are forced."""
+    both = set(forced) & set(forbidden)
+    if both:
+        raise ValueError(f"a stage cannot both have to and not be allowed to end after {sorted(both)}")
+    ends = {graph.position(name) + 1 for name in forced} - {len(graph)}
+    never = {graph.position(name) + 1 for name in forbidden} - {len(graph)}
+    if len(ends) > stages - 1:
+        raise ValueError(f"{len(ends)} forced cuts make {len(ends) + 1} stages, but {stages} are asked for")
+    at = np.array([i for i in range(len(graph) + 1) if i not in never], dtype=np.int64)
+    if stages > len(at) - 1 and not empty:
+        raise ValueError(
+            f"{stages} stages need {stages - 1} cuts, but this network of {len(graph)} nodes has only "
+            f"{len(at) - 2} places that may be cut; ask for fewer parts or forbid fewer cuts"
+        )
+    return at, np.cumsum(np.isin(at, list(ends)))

@@ -1,0 +1,111 @@
+"""Devices that run parts of a network, and the links between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .graph import Graph
+
+
+@dataclass(frozen=True)
+class Device:
+    """What runs a part.
+
+    Raises:
+        ValueError: a speed that is not positive, a negative memory limit.
+    """
+
+    name: str
+    speed: float = 1.0  # units of work per ms
+    memory_limit: float = math.inf  # bytes, for the sum of its nodes' memory
+    profile: Mapping[str, float] | None = None  # ms of every node by name, measured; instead of work / speed
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.speed) and self.speed > 0):
+            raise ValueError(f"device {self.name!r}: speed must be above 0, got {self.speed!r}")
+        if not self.memory_limit >= 0:
+            raise ValueError(
+                f"device {self.name!r}: memory limit must be 0 or more, got {self.memory_limit!r}"
+            )
+
+    def milliseconds(self, graph: Graph) -> np.ndarray:
+        """float64 [nodes]: time of every node on this device.
+
+        Raises:
+            ValueError: the profile lacks nodes, or holds a time that is negative or not finite.
+        """
+        if self.profile is None:
+            return graph.work / self.speed
+        missing = [node.name for node in graph.nodes if node.name not in self.profile]
+        if missing:
+            raise ValueError(
+                f"the profile of device {self.name!r} lacks {len(missing)} of {len(graph)} nodes: "
+                f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; profile this network anew"
+            )
+        times = np.array([self.profile[node.name] for node in graph.nodes], dtype=np.float64)
+        if not (np.isfinite(times) & (times >= 0)).all():
+            at = int(np.argmin(np.isfinite(times) & (times >= 0)))
+            raise ValueError(
+                f"the profile of device {self.name!r} says {times[at]} ms for {graph.nodes[at].name!r}; "
+                "times are finite and 0 or more"
+            )
+        return times
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What carries tensors from one device to another.
+
+    Raises:
+        ValueError: a bandwidth that is not positive, a latency that is negative or not finite.
+    """
+
+    bandwidth_mbps: float = math.inf  # megabits (10^6 bit) per second
+    latency_ms: float = 0.0  # per message
+
+    def __post_init__(self) -> None:
+        if not self.bandwidth_mbps > 0:
+            raise ValueError(
+                f"a link needs a bandwidth above 0 mbps, got {self.bandwidth_mbps!r}; devices that cannot "
+                "talk to each other cannot share a network"
+            )
+        if not (math.isfinite(self.latency_ms) and self.latency_ms >= 0):
+            raise ValueError(f"a link's latency must be 0 ms or more, got {self.latency_ms!r}")
+
+    @property
+    def ms_per_byte(self) -> float:
+        return 8e-3 / self.bandwidth_mbps
+
+    def milliseconds(self, size: float) -> float:
+        """Until a message of ``size`` bytes has arrived."""
+        return self.latency_ms + size * self.ms_per_byte
+
+
+def check_memory(graph: Graph, devices: Sequence[Device]) -> None:
+    """Refuse what no placement of any kind can meet.
+
+    Raises:
+        ValueError: no device; two of the same name; all together hold too little; a node fits on none.
+    """
+    if not devices:
+        raise ValueError("a partition needs at least one device, got none")
+    names = [device.name for device in devices]
+    if len(set(names)) < len(names):
+        raise ValueError(f"devices must have distinct names, got {names}")
+    needed, held = float(graph.memory.sum()), sum(device.memory_limit for device in devices)
+    if needed > held:
+        raise ValueError(
+            f"the network needs {needed:,.0f} bytes, its devices hold {held:,.0f} together: "
+            f"{needed - held:,.0f} are missing; raise a memory limit, add a device, or prune first"
+        )
+    largest = max(graph.nodes, key=lambda node: node.memory)
+    roomiest = max(devices, key=lambda device: device.memory_limit)
+    if largest.memory > roomiest.memory_limit:
+        raise ValueError(
+            f"node {largest.name!r} needs {largest.memory:,.0f} bytes, the largest device {roomiest.name!r} "
+            f"holds {roomiest.memory_limit:,.0f}: {largest.memory - roomiest.memory_limit:,.0f} are missing"
+        )

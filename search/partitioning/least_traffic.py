@@ -1,0 +1,130 @@
+"""Least traffic between parts that keep balance and memory: exact for small graphs, else with a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .chain import best_intervals
+from .devices import Device
+from .graph import Graph
+from .limits import Limits, limits
+from .mincut_pool import mincut_pool
+from .plan import Plan, parts_of, traffic
+from .refine import refine
+from .russian_doll import russian_doll
+from .spectral import eigenvalue_bound, spectral
+
+METHODS = ("auto", "intervals", "spectral", "gcn")
+
+
+def least_traffic(
+    graph: Graph,
+    parts: int | Sequence[Device],
+    *,
+    imbalance: float | None = 0.1,
+    ordered: bool = False,
+    host: int | None = None,
+    method: str = "auto",
+    visits: int = 100_000,
+    seed: int = 0,
+) -> Plan:
+    """Parts that send each other few bytes, with what is proven about how few they can be.
+
+    Starts (intervals of the order, spectral clusters, a GCN's) are refined by moves of single nodes; then
+    branch and bound improves on the best of them or proves it, as far as its visits reach. The plan's bound
+    is the larger of what the search and the eigenvalues prove. A part may stay empty where the limits allow
+    it.
+
+    Args:
+        parts: how many equal parts, or devices; work is shared in proportion to their speeds.
+        imbalance: a part's work is at most (1 + imbalance) times its share; None: any.
+        ordered: tensors only go to the same or later parts: stages that run one after another.
+        host: the part that has the inputs, whose upload then counts; None: inputs are free.
+        method: "intervals", "spectral" or "gcn" starts from that alone; "auto" from intervals, and from
+            spectral clusters unless ``ordered``.
+        visits: of the branch and bound; 0: none. A small graph needs some thousands, and what is too large
+            to be solved takes about 20 s for a million.
+        seed: of k-means and the GCN.
+
+    Raises:
+        ValueError: no partition keeps the limits, or none was found; bad arguments.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is one of {', '.join(METHODS)}, got {method!r}")
+    bound_by = limits(graph, parts, imbalance)
+    if host is not None and not 0 <= host < bound_by.parts:
+        raise ValueError(f"host is one of the parts 0 to {bound_by.parts - 1}, got {host}")
+    if ordered and method in ("spectral", "gcn"):
+        raise ValueError(f"{method!r} knows no order of the parts; with ordered=True take method='intervals'")
+    found = [
+        (refine(graph, start, bound_by, ordered=ordered, host=host), name)
+        for start, name in _starts(graph, bound_by, method, ordered, seed)
+    ]
+    fitting = [(traffic(graph, p, host=host), name, p) for p, name in found if bound_by.fits(p)]
+    value, name, best = min(fitting, key=lambda item: item[0]) if fitting else (np.inf, "", None)
+    outcome = russian_doll(graph, bound_by, ordered=ordered, host=host, start=best, visits=visits)
+    if outcome.parts is None:
+        raise ValueError(_impossible(bound_by, outcome.complete, visits))
+    exact = traffic(graph, outcome.parts, host=host)
+    if best is None or exact < value:
+        value, name = exact, "branch and bound"
+    bound = outcome.bound if outcome.complete else max(outcome.bound, eigenvalue_bound(graph, bound_by))
+    return Plan(outcome.parts, value, min(bound, value), name, outcome.visited)
+
+
+def _starts(
+    graph: Graph, limits: Limits, method: str, ordered: bool, seed: int
+) -> list[tuple[np.ndarray, str]]:
+    """Partitions to refine, each with its name; they need not keep the limits."""
+    count = min(limits.parts, len(graph))
+    starts = []
+    if method in ("auto", "intervals"):
+        shares = limits.caps[:, 0] if np.isfinite(limits.caps[:, 0]).all() else np.ones(limits.parts)
+        ends = np.cumsum(shares)[:-1] / max(shares.sum(), 1e-300) * graph.work.sum()
+        middles = np.cumsum(graph.work) - graph.work / 2
+        starts.append((np.searchsorted(ends, middles, side="right"), "intervals of equal work, refined"))
+        cut = _cheapest_intervals(graph, limits)
+        if cut is not None:
+            starts.append((cut, "intervals of least traffic, refined"))
+    if method == "spectral" or (method == "auto" and not ordered):
+        starts.append((_by_size(spectral(graph, count, seed=seed), limits), "spectral, refined"))
+    if method == "gcn":
+        starts.append((_by_size(mincut_pool(graph, count, seed=seed), limits), "GCN, refined"))
+    return starts
+
+
+def _cheapest_intervals(graph: Graph, limits: Limits) -> np.ndarray | None:
+    """Intervals of the order, one a part, within the limits and with the least bytes at their borders."""
+    n = len(graph)
+    loads = np.concatenate([np.zeros((1, 2)), np.cumsum(limits.weights, axis=0)])
+    starts = np.arange(n + 1)
+
+    def cost(k: int, rows: slice) -> np.ndarray:
+        ends = starts[rows, None]
+        load = loads[rows, None] - loads[None]  # [rows, n + 1, 2]
+        fine = (load <= limits.slack[k]).all(axis=2) & (starts[None] <= ends)
+        sent = np.where(starts[rows] < n, graph.crossing[rows], 0.0)[:, None]
+        return np.where(fine, np.where(starts[None] < ends, sent, 0.0), np.inf)
+
+    value, ends = best_intervals(n + 1, limits.parts, cost, np.add)
+    return parts_of(ends[:-1], n) if np.isfinite(value) else None
+
+
+def _by_size(clusters: np.ndarray, limits: Limits) -> np.ndarray:
+    """Clusters renamed so that those with more work are the parts that may have more."""
+    work = limits.loads(clusters)[:, 0]
+    names = np.empty(limits.parts, dtype=np.int64)
+    names[np.argsort(-work, kind="stable")] = np.argsort(-limits.caps[:, 0], kind="stable")
+    return names[clusters]
+
+
+def _impossible(limits: Limits, proven: bool, visits: int) -> str:
+    needed, held = limits.weights.sum(axis=0), limits.caps.sum(axis=0)
+    what = "no partition keeps the limits (proven)" if proven else f"found none within {visits:,} visits"
+    return (
+        f"{what}: {limits.parts} parts hold at most {held[0]:,.6g} work and {held[1]:,.6g} bytes, the "
+        f"network has {needed[0]:,.6g} and {needed[1]:,.6g}, and its nodes cannot be divided; raise "
+        "imbalance or a memory limit, or ask for other parts"
+    )

@@ -1,0 +1,257 @@
+"""Stages as independent modules, and the check that together they are the whole."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
+
+from ..capture import Captured, fresh, state_kept, tensors_of
+from ..captured_module import CapturedModule, assemble
+from .cuts import Cut, Order
+from .entry import Port, check_entry
+from .functional import CutError, Functional, functionalise
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of several consecutive parts of a network.
+
+    The module of the first stage is called as the user's model is, all others with what the one before
+    returns, ``module(*tensors)``. All but the last return a tuple of tensors, the last one what the user's
+    model returns. Every stage checks what it is given (see :func:`check_entry`).
+    """
+
+    name: str  # the modules after which it begins and ends: "layer1..layer3"
+    module: CapturedModule  # eval mode, on its own copies of the parameters that it reads, under their names
+    inputs: tuple[Port, ...]  # tensors, in order; of the first stage, the caller's, flat
+    outputs: tuple[Port, ...]  # tensors, in order; of the last stage, those in the structure it returns
+
+
+def split(network: Captured | Functional, cuts: Sequence[Cut | int], *, check: bool = True) -> list[Stage]:
+    """A network as ``len(cuts) + 1`` consecutive stages.
+
+    Args:
+        cuts: of :func:`find_cuts`, or their indices; none gives one stage, the whole.
+        check: run stages and whole on the example and, where the batch axis is free, on one more sample,
+            and compare (see :func:`verify`).
+
+    Raises:
+        CutError: the model has state between calls; a cut is not legal or given twice; the check failed.
+    """
+    network = network if isinstance(network, Functional) else functionalise(network)
+    order = Order(network)
+    indices = sorted(c.index if isinstance(c, Cut) else c for c in cuts)
+    if len(set(indices)) < len(indices):
+        raise CutError(f"a cut is given twice: {indices}; every stage needs a call of its own")
+    sent: list[list[fx.Node]] = []
+    for i in indices:
+        crossing = order.crossing(i) if 0 <= i < len(order.calls) - 1 else None
+        if crossing is None:
+            raise CutError(f"no legal cut has index {i}; find_cuts lists those of this network")
+        sent.append(crossing)
+    names = {c.index: c.name for c in cuts if isinstance(c, Cut)}
+    marks = ["input", *(names.get(i, order.calls[i].name) for i in indices), "output"]
+    ends = [-1, *indices, len(order.calls) - 1]
+    stages = []
+    for k in range(len(ends) - 1):
+        builder = _Builder(order, f"{marks[k]}..{marks[k + 1]}", sent[k - 1] if k else None)
+        builder.run(order.calls[ends[k] + 1 : ends[k + 1] + 1])
+        stages.append(builder.finish(sent[k] if k < len(sent) else None))
+    if check:
+        verify(network.captured, stages)
+    return stages
+
+
+def run_stages(stages: Sequence[Stage], *args: Any, **kwargs: Any) -> Any:
+    """What the whole network returns, by one stage after the other; tensors are handed on as they are."""
+    out = stages[0].module(*args, **kwargs)
+    for stage in stages[1:]:
+        out = stage.module(*out)
+    return out
+
+
+def verify(captured: Captured, stages: Sequence[Stage]) -> float:
+    """Largest difference between stages and whole, in eval mode, relative to the largest output (at least 1).
+
+    On the example, and on one more sample where the batch axis is free. Tensors between stages are sent in
+    dense form, as a wire would.
+
+    Raises:
+        CutError: they differ by more than 8 units of the last place of the type, about 1e-6 for float32.
+    """
+    batches = [(captured.args, captured.kwargs)]
+    if captured.dynamic_batch:
+        batches.append(pytree.tree_map(_one_more, batches[0]))
+    worst = 0.0
+    for args, kwargs in batches:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), state_kept(captured.graph_module):
+            torch.manual_seed(0)
+            whole = captured.graph_module(*fresh(args), **fresh(kwargs))
+            torch.manual_seed(0)
+            out = stages[0].module(*fresh(args), **fresh(kwargs))
+            for stage in stages[1:]:
+                out = stage.module(*(t.clone(memory_format=torch.contiguous_format) for t in out))
+        if pytree.tree_structure(out) != pytree.tree_structure(whole):
+            raise CutError("the stages return another structure than the whole; please report this model")
+        for got, want in zip(tensors_of(out), tensors_of(whole), strict=True):
+            if got.dtype != want.dtype or got.shape != want.shape:
+                raise CutError(
+                    f"the stages return {list(got.shape)} {got.dtype}, the whole {list(want.shape)} {want.dtype}; "
+                    "please report this model"
+                )
+            exact = not want.is_floating_point() and not want.is_complex()
+            wide = torch.float64 if exact or want.dtype.itemsize <= 8 and not want.is_complex() else torch.complex128
+            gap = _gap(got.to(wide), want.to(wide))
+            allowed = 0.0 if exact else 8 * torch.finfo(want.dtype).eps
+            worst = max(worst, gap)
+            if not gap <= allowed:
+                raise CutError(
+                    f"the stages differ from the whole by {gap:.1e}, more than {allowed:.1e}: "
+                    "its result depends on more than its inputs (memory layout, random values)"
+                )
+    return worst
+
+
+class _Builder:
+    """Copies consecutive calls into the graph of one stage."""
+
+    def __init__(self, order: Order, name: str, received: list[fx.Node] | None) -> None:
+        self._order = order
+        self._network = order.network
+        self._name = name
+        self._first = received is None
+        self._received = list(self._network.inputs) if received is None else received
+        self._graph = fx.Graph()
+        self._made = {n: self._graph.node_copy(n) if self._first else self._placeholder(n) for n in self._received}
+        self._batch: fx.Node | int | None = None
+        values = tuple(self._made.values())
+        self._graph.call_function(check_entry, (name, values, self._expected(), self._network.batches))
+
+    def run(self, calls: Sequence[fx.Node]) -> None:
+        for n in calls:
+            self._get(n)
+
+    def finish(self, sent: list[fx.Node] | None) -> Stage:
+        """The stage that sends these tensors; ``None``: returns what the network does."""
+        network, info = self._network, self._network.captured.graph_module.graph._codegen.pytree_info
+        (result,) = next(n for n in network.graph.nodes if n.op == "output").args
+        given = result if sent is None else tuple(sent)
+        self._graph.output(fx.node.map_arg(given, self._get))
+        names = [str(n.target) for n in self._made.values() if n.op == "placeholder"]
+        takes = pytree.tree_structure((tuple(names), {}))
+        gives = pytree.tree_structure(tuple(range(len(given))))  # type: ignore[arg-type]
+        self._graph.set_codegen(
+            _PyTreeCodeGen(
+                _PyTreeInfo(
+                    info.orig_args if self._first else names,
+                    info.in_spec if self._first else takes,
+                    info.out_spec if sent is None else gives,
+                )
+            )
+        )
+        tensors = [n for n in given if isinstance(n, fx.Node) and self._is_tensor(n)]  # type: ignore[union-attr]
+        module = assemble(self._graph, self._state())
+        return Stage(
+            self._name,
+            module,
+            tuple(self._port(n) for n in self._received if self._is_tensor(n)),
+            tuple(self._port(n) for n in tensors),
+        )
+
+    def _get(self, n: fx.Node) -> fx.Node | int:
+        """The value of a node of the network, in this stage: its own call, or a recomputed one."""
+        if n in self._order.sizes:
+            return self._size(*self._order.sizes[n])
+        if n not in self._made:
+            made = self._graph.node_copy(n, self._get)  # type: ignore[arg-type]
+            self._made[n] = made
+        return self._made[n]
+
+    def _size(self, k: int, c: int) -> fx.Node | int:
+        """k x batch + c, of the tensors that this stage is given."""
+        if k == 0:
+            return c
+        if self._batch is None:
+            self._batch = self._samples()
+        value = self._batch if k == 1 else self._graph.call_function(operator.mul, (self._batch, k))
+        return self._graph.call_function(operator.add, (value, c)) if c else value
+
+    def _samples(self) -> fx.Node:
+        axes = [
+            (size, n, axis)
+            for n in self._received
+            if self._is_tensor(n)
+            for axis, size in enumerate(self._network.size(s) for s in n.meta["val"].shape)
+            if size is not None and size[0] > 0
+        ]
+        (k, c), source, axis = min(axes, key=lambda a: a[0])
+        value = self._graph.call_function(aten.sym_size.int, (self._made[source], axis))
+        if c:
+            value = self._graph.call_function(operator.sub, (value, c))
+        return value if k == 1 else self._graph.call_function(operator.floordiv, (value, k))
+
+    def _placeholder(self, n: fx.Node) -> fx.Node:
+        made = self._graph.placeholder(n.name)
+        made.meta = dict(n.meta)
+        return made
+
+    def _expected(self) -> tuple[tuple[Any, ...], ...]:
+        ports = ((n, self._port(n)) if self._is_tensor(n) else (n, None) for n in self._received)
+        return tuple(
+            (n.name, n.meta.get("val")) if port is None else (port.name, port.dtype, port.sizes)
+            for n, port in ports
+        )
+
+    def _port(self, n: fx.Node) -> Port:
+        value = n.meta["val"]
+        sizes = [self._network.size(s) for s in value.shape]
+        if any(s is None for s in sizes):
+            raise CutError(f"{n.name} has a size that the data decide, {list(value.shape)}; return another tensor")
+        return Port(n.name, value.dtype, tuple(s for s in sizes if s is not None))
+
+    def _is_tensor(self, n: fx.Node) -> bool:
+        return isinstance(n.meta.get("val"), torch.Tensor)
+
+    def _state(self) -> dict[str, Any]:
+        """Copies of what the graph reads, and of what goes with it, by name; tied ones stay tied."""
+        network, whole = self._network, self._network.captured.program.state_dict
+        read = list(dict.fromkeys(str(n.target) for n in self._graph.nodes if n.op == "get_attr"))
+        held = {name: network.state[name] for name in read}
+        first = next(iter(self._graph.nodes))
+        for name in read:
+            for other in network.names.get(name, ()):
+                if other not in held:
+                    held[other] = whole[other]
+                    with self._graph.inserting_before(first):
+                        self._graph.create_node("get_attr", other)  # a module keeps what its graph reads
+        copies: dict[int, Any] = {}
+        return {name: copies.setdefault(id(value), _own(value)) for name, value in held.items()}
+
+
+def _own(value: Any) -> Any:
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
+    return value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
+
+
+def _one_more(leaf: Any) -> Any:
+    return torch.cat([leaf, leaf[:1]]) if isinstance(leaf, torch.Tensor) and leaf.dim() else leaf
+
+
+def _gap(got: torch.Tensor, want: torch.Tensor) -> float:
+    if torch.equal(got, want) or not want.numel():
+        return 0.0
+    finite = want.abs()[want.isfinite()]
+    scale = max(1.0, float(finite.max())) if finite.numel() else 1.0
+    same = (got == want) | (got.isnan() & want.isnan())
+    return float((got - want).abs().masked_fill(same, 0).nan_to_num(nan=float("inf")).max()) / scale
