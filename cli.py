@@ -64,8 +64,8 @@ def sweep(
         typer.Option(metavar="KINDS", help="what to decide: prune, drop, mask; several: prune,drop"),
     ] = "prune",
     searcher: Annotated[
-        str, typer.Option(metavar="NAME", help="nsga2, greedy, random, or an installed one")
-    ] = "nsga2",
+        str, typer.Option(metavar="NAME", help="auto, nsga2, gp, greedy, random, ...")
+    ] = "auto",
     importance: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="which units go first: l1, taylor, ... [default: reconstruction]"),

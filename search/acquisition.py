@@ -38,8 +38,6 @@ class Acquisition:
         reference: [objectives], nothing worse counts.
         measures: by modelled objective, what intervals are worth.
         bounds: limits on modelled metrics.
-        curiosity: share of the processes' own standard deviation that counts in the improvement; 1 is the
-            expectation, 0 trusts their means.
     """
 
     def __init__(
@@ -50,15 +48,12 @@ class Acquisition:
         reference: np.ndarray,
         measures: dict[int, Measure],
         bounds: Sequence[Bound] = (),
-        *,
-        curiosity: float = 1.0,
     ) -> None:
         self.fields = fields
         self.columns = columns
         self.reference = reference
         self.measures = measures
         self.bounds = bounds
-        self.curiosity = curiosity
         self.mean = np.column_stack([fields[c].mean if isinstance(c, int) else c for c in columns])
         self.front = _thinned(front)
         self._taken = np.zeros(len(self.mean), dtype=bool)
@@ -69,9 +64,7 @@ class Acquisition:
         The noise counts as part of what is unknown: a candidate is scored once, and what is scored counts.
         """
         known = np.zeros(len(self.mean))
-        std = np.column_stack(
-            [self._std(c, self.curiosity) if isinstance(c, int) else known for c in self.columns]
-        )
+        std = np.column_stack([self._std(c) if isinstance(c, int) else known for c in self.columns])
         lower, upper = cells(self.front, self.reference)
         value = expected_improvement(self.mean, std, lower, upper, self.measures)
         for b in self.bounds:
@@ -89,9 +82,9 @@ class Acquisition:
             field.believe(i)
         return i
 
-    def _std(self, metric: int, curiosity: float = 1.0) -> np.ndarray:
+    def _std(self, metric: int) -> np.ndarray:
         field = self.fields[metric]
-        return np.sqrt(curiosity**2 * field.variance + field.noise)
+        return np.sqrt(field.variance + field.noise)
 
 
 def _thinned(front: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from .bayesian import Bayesian
 LADDER = 8  # candidates of uniform compression, both extremes included
 BASE = 1 / 3  # of the way to the most compressed: where each choice alone is pushed to its end
 PROBES = 12  # at most; with more choices, neighbouring ones are pushed together
-REGION = 0.1  # of the range from the unchanged model to the worst seen: the damage that users consider
+REGION = 0.1  # of the unchanged model's score, or of the range seen: the damage that users consider
 EDGE = 4  # how steeply interest falls beyond it: to 1 / (1 + (damage / REGION)^EDGE)
 BEYOND = 0.02  # what being better than everything seen is worth, beside being as good at less cost
 
@@ -22,7 +22,8 @@ class Auto(Bayesian):
        unchanged one most choices show no damage at all, further down all do.
     3. Accuracy (whatever is not analytic) modelled by Gaussian processes, costs exact; candidates of largest
        expected hypervolume improvement, weighted by interest (Zitzler, Brockhoff and Thiele 2007): all
-       of it for a damage within a tenth of the range seen, little beyond.
+       of it for a damage within a tenth of the unchanged model's score (or of the range seen, if that is
+       more), little beyond.
 
     Without a model behind the space, all objectives are modelled; an objective that compression improves, or
     does not change, is weighted evenly. Conditions on the 192 trials nearest to the front, and proposes
@@ -32,7 +33,6 @@ class Auto(Bayesian):
     most = 192
     pool = 256
     patience = 25
-    curiosity = 0.25  # with a hundred trials in all, what is promising pays sooner than what is unknown
 
     def design(self) -> np.ndarray:
         last = self.space.counts - 1
@@ -44,11 +44,12 @@ class Auto(Bayesian):
             probes[i, bundle] = last[bundle]
         return np.vstack([ladder, probes])
 
-    def worth(self, away: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    def worth(self, away: np.ndarray, seen: np.ndarray, anchor: float) -> np.ndarray:
         reach, best = float(np.abs(seen).max()), float(seen.min())
         if reach == 0.0 or -best > reach / 2:  # not harmed by compression
             return away
-        density = 1.0 / (1.0 + (np.maximum(away, 0.0) / (REGION * reach)) ** EDGE)
+        region = REGION * max(reach, abs(anchor))
+        density = 1.0 / (1.0 + (np.maximum(away, 0.0) / region) ** EDGE)
         density[away <= best] = BEYOND
         steps = 0.5 * (density[1:] + density[:-1]) * np.diff(away)  # trapezoids
         return np.concatenate([[0.0], np.cumsum(steps)])

@@ -29,6 +29,7 @@ TEACHERS = 96  # trials that hyperparameters are fitted to
 GENERATIONS = 2  # of candidates varied from the best ones, before the best is asked for
 STRANGERS = 0.125  # share of random candidates in a pool
 KNOTS = 21  # at which the worth of a modelled objective is evaluated
+EARLY = 1 / 4  # of the largest number under way: so many at first, and more with more trials told
 ELITE = 32  # best candidates kept from one proposal to the next, beside those not dominated in the mean
 
 
@@ -38,13 +39,14 @@ class Bayesian(Searcher):
     Whatever ``space.cost_arrays`` gives is known exactly and free. Every other objective, and every other
     metric that a limit is on, gets a Gaussian process of its own. What is under way counts as scored with
     its expected outcome (kriging believer, Ginsbourger, Le Riche and Carraro 2010), so that candidates asked
-    for at once differ. A failed trial counts as the worst seen. Where a metric was never measured, or too
+    for at once differ; while little is known fewer are proposed than asked for, since each outcome changes
+    what comes next. A failed trial counts as the worst seen. Where a metric was never measured, or too
     little is known, candidates are random.
     """
 
     most = 400  # trials that a process is conditioned on: those nearest to the front
     pool = 400  # candidates ranked at a time
-    curiosity = 1.0  # see :class:`Acquisition`
+    each = 8  # trials told for every candidate under way beyond the first few
     patience: float = np.inf  # with so many trials told, twice as many candidates are proposed at a time
 
     def __init__(self, space: Space, objectives: Iterable[Objective | str], *, seed: int = 0) -> None:
@@ -55,6 +57,7 @@ class Bayesian(Searcher):
         self._pending: dict[tuple[int, ...], None] = {}
         self._begin: deque[Candidate] | None = None  # what is left of the design; None: not made yet
         self._queue: deque[Candidate] = deque()
+        self._window = 0  # most under way that was ever asked for
         self._elite = np.zeros((0, len(space)), dtype=np.int64)
         self._metrics: list[Metric] | None = None  # not before the limits are known
         self._fitted = 0  # how many trials the hyperparameters were fitted to
@@ -64,12 +67,13 @@ class Bayesian(Searcher):
         """Rows of option indices [n, choices] to begin with, the most useful first; repeats are harmless."""
 
     @abstractmethod
-    def worth(self, away: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    def worth(self, away: np.ndarray, seen: np.ndarray, anchor: float) -> np.ndarray:
         """What a modelled objective's values are worth, rising.
 
         Args:
-            away: float64 [k], rising losses relative to the unchanged model's.
+            away: float64 [k], rising losses relative to the anchor.
             seen: float64 [n], those of the trials.
+            anchor: the unchanged model's loss, or the least one where it has none.
         """
 
     def ask(self, n: int) -> list[Candidate]:
@@ -77,6 +81,10 @@ class Bayesian(Searcher):
             design = self.design()
             left = max(0, len(design) - max(0, len(self._told) - 1))
             self._begin = deque(self._candidates(self._kept(design[:left])))
+        self._window = max(self._window, n + len(self._pending))
+        if not self._begin:
+            most = max(1, int(EARLY * self._window), len(self._told) // self.each)
+            n = min(n, most - len(self._pending))
         out: list[Candidate] = []
         while len(out) < n:
             if not self._begin and not self._queue:
@@ -217,7 +225,7 @@ class Bayesian(Searcher):
             if metric.name in names and metric.warp is not None:
                 knots = np.linspace(z[:, j].min() - 0.5, z[:, j].max() + 0.1, KNOTS)
                 away = metric.warp.inverse(knots) - metric.warp.anchor
-                worth = self.worth(away, losses[:, j] - metric.warp.anchor)
+                worth = self.worth(away, losses[:, j] - metric.warp.anchor, metric.warp.anchor)
                 out[names.index(metric.name)] = Measure(knots, worth)
         return out
 
@@ -269,15 +277,7 @@ class Bayesian(Searcher):
     def _rank(self, belief: Belief, pool: np.ndarray) -> Acquisition:
         columns = self._columns(self._costs(pool))
         fields = [p.at(pool) for p in belief.processes]
-        return Acquisition(
-            fields,
-            columns,
-            belief.front,
-            belief.reference,
-            belief.measures,
-            belief.bounds,
-            curiosity=self.curiosity,
-        )
+        return Acquisition(fields, columns, belief.front, belief.reference, belief.measures, belief.bounds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,5 +29,5 @@ class GP(Bayesian):
         extremes = np.stack([np.zeros_like(counts), counts - 1])
         return np.vstack([extremes, scattered(self.rng, counts, BEGIN)])
 
-    def worth(self, away: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    def worth(self, away: np.ndarray, seen: np.ndarray, anchor: float) -> np.ndarray:
         return away

@@ -56,7 +56,7 @@ class Interrupted(KeyboardInterrupt):
 def sweep(
     task: Task | None,
     space: Space,
-    searcher: str | Searcher = "nsga2",
+    searcher: str | Searcher = "auto",
     objectives: Iterable[Objective | str] | None = None,
     limits: Iterable[Limit | str] = (),
     trials: int | None = None,
@@ -81,7 +81,7 @@ def sweep(
     Args:
         task: ``None`` for a space without a model, scored by ``evaluators``.
         space: the candidates.
-        searcher: a name (see :func:`known_searchers`), or a fresh instance.
+        searcher: a name (see :func:`known_searchers`), or a fresh instance; ``docs/searchers.md`` says which.
         objectives: what to trade off; by default the task's metric and ``"macs"``.
         limits: what every wanted candidate keeps (``"macs<=0.5x"``). Those on analytic costs are checked
             before anything is built.

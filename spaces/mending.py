@@ -63,8 +63,9 @@ class Mending:
         self.merging, self.repair = merging, "merge"
 
     def stop_merging(self) -> None:
-        """Repair as the last calibration asked for."""
-        self.merging, self.repair = None, self._calibrated
+        """Where it merges, repair as the last calibration asked for instead."""
+        if self.repair == "merge":
+            self.merging, self.repair = None, self._calibrated
 
     def of(self, candidate: Candidate, surgeon: Surgeon) -> Mend | None:
         """For one candidate: repair, as its rung tells, then masks."""

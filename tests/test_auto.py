@@ -79,6 +79,8 @@ def late(made, n, scores, window=16):
     return trials
 
 
+PAIR = ("auto", "lagrangian")
+
 # quality
 
 
@@ -174,6 +176,7 @@ def test_a_batch_does_not_collapse(kind):
     space = cliff_space(8, 6)
     scores = Cliff(space, 3)
     made = kind(space, OBJECTIVES)
+    made.each = 1
     drive(made, 48, batch=1, scores=scores)
     batch = made.ask(16)
     rows = np.array([c.indices for c in batch])
@@ -184,9 +187,64 @@ def test_a_batch_does_not_collapse(kind):
     assert cost[-1] > 1.5 * cost[0]
 
 
+def test_few_are_under_way_while_little_is_known():
+    """A quarter of the window once the design is out, all of it with eight trials for each."""
+    space = cliff_space(8, 6)
+    made, scores = guard(Auto(space, OBJECTIVES)), Cliff(space, 3)
+    waiting, under_way = [space.baseline], []
+    for number in range(140):
+        candidate = waiting.pop(0)
+        made.tell([Trial(number, candidate, scores(candidate))])
+        waiting += made.ask(16 - len(waiting))
+        under_way.append(len(waiting))
+    assert under_way[0] == 15  # the unchanged model is told: the rest of the design at once
+    assert set(under_way[20:38]) == {4}
+    assert under_way[-1] == 16 and (np.diff(under_way[20:]) >= 0).all()
+
+
+class Deceptive:
+    """No option hurts alone, and every pair of neighbours both beyond their first half ruins the network: what
+    a table of single changes says is wrong everywhere."""
+
+    def __init__(self, space):
+        self.space = space
+
+    def __call__(self, candidate):
+        x = self.space.encode(candidate)
+        both = int(((x > 0.5) & (np.roll(x, 1) > 0.5)).sum())
+        cost = Costs().cost_arrays(self.space.choices, np.array([candidate.indices]))["cost"]
+        return {"quality": 0.95 - 0.01 * float(x.mean()) - 0.15 * both, "cost": float(cost[0])}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_is_not_deceived_by_single_changes(seed):
+    """Costs few evaluations, against those that trust the table."""
+    space = cliff_space()
+    scores = Deceptive(space)
+    truth = area(everything(space, scores))
+    found = {name: late(searcher(name, space, OBJECTIVES, seed=seed), 80, scores) for name in PAIR}
+    assert area(found["auto"]) > 0.98 * truth
+    assert area(found["auto"]) > area(found["lagrangian"]) - 0.01 * truth
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_separable_space_is_soon_solved(seed):
+    """Damages that add up on every path: 40 of 4,096 candidates."""
+    space = cliff_space()
+    weight = np.random.default_rng(seed).dirichlet(np.ones(len(space)))
+
+    def scores(candidate):
+        cost = Costs().cost_arrays(space.choices, np.array([candidate.indices]))["cost"]
+        return {"quality": 1.0 - 0.4 * float(weight @ space.encode(candidate)), "cost": float(cost[0])}
+
+    truth = area(everything(space, scores))
+    assert area(late(searcher("auto", space, OBJECTIVES, seed=seed), 40, scores)) > 0.97 * truth
+
+
 def test_what_is_under_way_is_not_proposed_again():
     space = cliff_space(8, 6)
     made = Auto(space, OBJECTIVES)
+    made.each = 1
     told = drive(made, 40, batch=1, scores=Cliff(space, 3))
     asked = [c for _ in range(40) for c in made.ask(1)]
     assert len(set(asked)) == len(asked) == 40

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -88,10 +89,10 @@ def test_optimal_among_all_cuts(goal, block):
 
 
 def test_blocks_of_rows_do_not_change_the_result(monkeypatch):
-    rng, graph, devices, links = case(3)
-    whole = chain(graph, devices, links, empty=True)
-    monkeypatch.setattr("netcarve.search.partitioning.chain.BLOCK", 2)
-    assert chain(graph, devices, links, empty=True) == whole
+    graph, devices = random_graph(3, 11), [Device(f"d{k}", 1.0 + k) for k in range(3)]
+    whole = chain(graph, devices, Link(0.1, 2), empty=True)
+    monkeypatch.setattr(sys.modules[chain.__module__], "BLOCK", 2)
+    assert chain(graph, devices, Link(0.1, 2), empty=True) == whole
 
 
 def test_says_how_much_memory_is_missing():

@@ -105,9 +105,8 @@ class Page:
 
     def rows(self):
         """Numbers of the trials in the table, after any pending frame."""
-        self.tab.evaluate(
-            "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
-        )
+        frames = "requestAnimationFrame(() => requestAnimationFrame(done))"
+        self.tab.evaluate(f"() => new Promise((done) => {frames})")
         while self.tab.is_visible("#more"):
             self.tab.click("#more")
         return sorted(int(t) for t in self.texts("#table tbody th"))
@@ -163,13 +162,18 @@ def page(opened):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1360, "light"), (390, "dark")])
-def test_opens_in_silence_at_any_width(browser, file, width, scheme):
-    opened = Page(browser, file, viewport={"width": width, "height": 850}, color_scheme=scheme)
+def test_opens_in_silence_at_any_width(browser, run, file, width, scheme):
+    size, phone = {"width": width, "height": 850}, width < 500
+    opened = Page(browser, file, viewport=size, color_scheme=scheme, has_touch=phone, is_mobile=phone)
     assert opened.wrong == []
     assert opened.tab.evaluate("document.documentElement.scrollWidth") <= width
     assert opened.tab.locator("#front .main-svg").count()
     background = opened.tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+    if phone:
+        first = run.front.trials[0]
+        opened.tab.touchscreen.tap(*opened.pixel(first.scores["macs"], first.scores["accuracy"]))
+        opened.tab.wait_for_selector(f"#trial-heading:has-text('Trial {first.number} ')", timeout=5000)
     opened.context.close()
 
 
@@ -296,10 +300,9 @@ def test_other_axes_a_colour_and_error_bars(page, run):
     front = {t.number for t in run.front}
     assert page.lit() == (sorted(front & set(measured)), len(set(measured) - front - {0}))
     assert f"{60 - len(measured)} trials without both metrics" in page.text("#front-note")
-    bars = page.tab.evaluate(
-        """() => document.getElementById('front').data.filter((t) => t.unselected && t.error_x.visible)
-            .flatMap((t) => t.customdata.map((row, i) => [row, t.error_x.arrayminus[i], t.error_x.array[i]]))"""
-    )
+    code = """() => document.getElementById('front').data.filter((t) => t.unselected && t.error_x.visible)
+        .flatMap((t) => t.customdata.map((row, i) => [row, t.error_x.arrayminus[i], t.error_x.array[i]]))"""
+    bars = page.tab.evaluate(code)
     assert {row for row, *_ in bars} == {t.number for t in run.front if "latency_ms" in t.scores}
     for row, below, above in bars:
         score = run[row].scores["latency_ms"]
@@ -330,16 +333,9 @@ def test_several_runs(browser, run, tmp_path):
     opened = Page(browser, write_report([run, other], tmp_path / "r.html"))
     assert opened.text("#title") == "digits: 2 runs"
     assert len(opened.texts("#hypervolumes tbody tr")) == 2
-    ours = {t.number: t.scores for t in run.front}
-    beaten = [
-        q.number
-        for q in other.front
-        if any(
-            s["macs"] <= q.scores["macs"] and s["accuracy"] >= q.scores["accuracy"] and s != q.scores
-            for s in ours.values()
-        )
-    ]
-    assert f"dominates {len(beaten)} of the {len(other.front)} points" in opened.texts("#rivals summary")[0]
+    ours, theirs = ([(t.scores["macs"], -t.scores["accuracy"]) for t in r.front] for r in (run, other))
+    beaten = sum(any(p[0] <= q[0] and p[1] <= q[1] and p != q for p in ours) for q in theirs)
+    assert f"dominates {beaten} of the {len(other.front)} points" in opened.texts("#rivals summary")[0]
     assert len(opened.rows()) == 60 * 2
     lines = "document.getElementById('front').data.filter((t) => t.mode === 'lines' && t.x.length).length"
     assert opened.tab.evaluate(lines) == 2
@@ -351,20 +347,14 @@ HOSTILE = "</script><img src=x onerror=alert(1)><b>name</b>&lt;i&gt;{{data}}\u20
 
 
 def test_a_hostile_run_is_only_text(browser, tmp_path):
-    space = Space(
-        [Choice(HOSTILE, (0, "<img src=x onerror=alert(2)>", "javascript:alert(3)")), *SPACE.choices]
-    )
-    goals = (
-        Objective("<img src=x onerror=alert(4)>", "max"),
-        Objective("macs"),
-        Objective("__proto__", "min"),
-    )
+    image = "<img src=x onerror=alert(2)>"
+    space = Space([Choice(HOSTILE, (0, image, "javascript:alert(3)")), *SPACE.choices])
+    goals = (Objective(image, "max"), Objective("macs"), Objective("__proto__", "min"))
     values = [1e308, -1e308, 1e-320, 0.0, 1.5, 1e200, -3.25, 12345.678, 0.125, 1e-7]
-    sample = list(space.sample(np.random.default_rng(1), 10))
-    trials = [
-        Trial(i, c, {goals[0].name: v, "macs": abs(v), "__proto__": v / 2, "constructor": v}, None, 1e300)
-        for i, (c, v) in enumerate(zip(sample, values, strict=True))
-    ]
+    trials = []
+    for i, (c, v) in enumerate(zip(space.sample(np.random.default_rng(1), 10), values, strict=True)):
+        scores = {image: v, "macs": abs(v), "accuracy": v, "__proto__": v / 2, "constructor": v}
+        trials.append(Trial(i, c, scores, None, 1e300))
     trials.append(Trial(10, space.baseline, error=HOSTILE))
     names = {"task": HOSTILE, "searcher": HOSTILE, "kept": {HOSTILE: [3, 2, "<b>"]}}
     made = make_run(tmp_path / "<img src=x>", trials, space=space, objectives=goals, **names)
@@ -373,9 +363,8 @@ def test_a_hostile_run_is_only_text(browser, tmp_path):
     assert opened.rows() == list(range(11))
     for trial in made.trials:  # every panel, every number
         opened.tab.click(f"#table tr[data-row='{trial.number}'] th")
-        for name, value in trial.scores.items():
-            known = metric_text(name, value)
-            assert known in opened.texts("#trial .scores td:nth-child(2)"), name
+        found = opened.texts("#trial .scores td:nth-child(2)")
+        assert {metric_text(name, value) for name, value in trial.scores.items()} == set(found)
     for number in range(4):
         opened.tab.select_option("#axis-x", index=number)
         opened.tab.select_option("#axis-colour", index=number)

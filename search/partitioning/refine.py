@@ -73,7 +73,7 @@ class _State:
         value, start_excess = 0.0, self._excess(self.loads)
         best, kept, excess = (start_excess, 0.0), 0, start_excess
         while free.any() and len(moves) - kept < STALE:
-            move = self._best_move(free, excess)
+            move = self._best_move(free, excess, fits=best[0] <= 1e-12)
             if move is None:
                 break
             v, p = move
@@ -90,13 +90,16 @@ class _State:
             self._move(v, p)
         return kept > 0
 
-    def _best_move(self, free: np.ndarray, excess: float) -> tuple[int, int] | None:
-        """The move of least added bytes that keeps the limits but for the slack, or that mends an excess."""
+    def _best_move(self, free: np.ndarray, excess: float, *, fits: bool) -> tuple[int, int] | None:
+        """The move of least added bytes that keeps the limits but for the slack, or that mends an excess.
+
+        ``fits``: whether the pass has met a partition within the limits; until then mending comes first.
+        """
         after = self._excess_after()
         allowed = free[:, None] & self._domain()
-        fine = allowed & (after <= max(self.slack, 1e-12))
-        if excess > self.slack or not fine.any():
-            fine = allowed & (after < excess - 1e-12)
+        fine = allowed & (after < excess - 1e-12)
+        if fits or not fine.any():
+            fine = allowed & (after <= max(self.slack, 1e-12))
         if not fine.any():
             return None
         cost = np.where(fine, self.change, np.inf)

@@ -10,7 +10,7 @@ import numpy as np
 from .graph import Graph, Node, Tensor
 
 
-def random_graph(seed: int, nodes: int) -> Graph:
+def random_graph(seed: int, nodes: int, *, input_bytes: int = 50) -> Graph:
     """A small network with skips, tensors of several readers, nodes of two tensors, and one or two inputs.
 
     Figures are integers, so that sums are exact; about one node in five has no work.
@@ -30,7 +30,7 @@ def random_graph(seed: int, nodes: int) -> Graph:
             tensors.append(Tensor(f"t{i}.{t}", size, names[i], tuple(names[r] for r in readers)))
     for t in range(int(rng.integers(1, 3))):
         readers = rng.choice(nodes, size=min(nodes, int(rng.integers(1, 3))), replace=False)
-        size = float(rng.integers(0, 50))
+        size = float(rng.integers(0, input_bytes))
         tensors.append(Tensor(f"input{t}", size, None, tuple(names[r] for r in readers)))
     return Graph(tuple(made), tuple(tensors))
 

@@ -106,13 +106,13 @@ def verify(captured: Captured, stages: Sequence[Stage]) -> float:
         for got, want in zip(tensors_of(out), tensors_of(whole), strict=True):
             if got.dtype != want.dtype or got.shape != want.shape:
                 raise CutError(
-                    f"the stages return {list(got.shape)} {got.dtype}, the whole {list(want.shape)} {want.dtype}; "
-                    "please report this model"
+                    f"the stages return {list(got.shape)} {got.dtype}, "
+                    f"the whole {list(want.shape)} {want.dtype}; please report this model"
                 )
-            exact = not want.is_floating_point() and not want.is_complex()
-            wide = torch.float64 if exact or want.dtype.itemsize <= 8 and not want.is_complex() else torch.complex128
+            inexact = want.is_floating_point() or want.is_complex()
+            allowed = 8 * torch.finfo(want.dtype).eps if inexact else 0.0
+            wide = torch.complex128 if want.is_complex() else torch.float64
             gap = _gap(got.to(wide), want.to(wide))
-            allowed = 0.0 if exact else 8 * torch.finfo(want.dtype).eps
             worst = max(worst, gap)
             if not gap <= allowed:
                 raise CutError(
@@ -132,14 +132,19 @@ class _Builder:
         self._first = received is None
         self._received = list(self._network.inputs) if received is None else received
         self._graph = fx.Graph()
-        self._made = {n: self._graph.node_copy(n) if self._first else self._placeholder(n) for n in self._received}
+        copied = self._graph.node_copy if self._first else self._placeholder
+        self._made = {n: copied(n) for n in self._received}
         self._batch: fx.Node | int | None = None
-        values = tuple(self._made.values())
+        self._inputs = dict(self._made)
+        values = tuple(self._inputs.values())
         self._graph.call_function(check_entry, (name, values, self._expected(), self._network.batches))
+        if not self._first:
+            self._made = {n: self._laid_out(n, made) for n, made in self._made.items()}
 
     def run(self, calls: Sequence[fx.Node]) -> None:
         for n in calls:
-            self._get(n)
+            if not self._order.is_view(n):  # views are made where they are read
+                self._get(n)
 
     def finish(self, sent: list[fx.Node] | None) -> Stage:
         """The stage that sends these tensors; ``None``: returns what the network does."""
@@ -147,7 +152,7 @@ class _Builder:
         (result,) = next(n for n in network.graph.nodes if n.op == "output").args
         given = result if sent is None else tuple(sent)
         self._graph.output(fx.node.map_arg(given, self._get))
-        names = [str(n.target) for n in self._made.values() if n.op == "placeholder"]
+        names = [str(n.target) for n in self._inputs.values()]
         takes = pytree.tree_structure((tuple(names), {}))
         gives = pytree.tree_structure(tuple(range(len(given))))  # type: ignore[arg-type]
         self._graph.set_codegen(
@@ -195,7 +200,7 @@ class _Builder:
             if size is not None and size[0] > 0
         ]
         (k, c), source, axis = min(axes, key=lambda a: a[0])
-        value = self._graph.call_function(aten.sym_size.int, (self._made[source], axis))
+        value = self._graph.call_function(aten.sym_size.int, (self._inputs[source], axis))
         if c:
             value = self._graph.call_function(operator.sub, (value, c))
         return value if k == 1 else self._graph.call_function(operator.floordiv, (value, k))
@@ -204,6 +209,20 @@ class _Builder:
         made = self._graph.placeholder(n.name)
         made.meta = dict(n.meta)
         return made
+
+    def _laid_out(self, n: fx.Node, made: fx.Node) -> fx.Node:
+        """The value with its axes in memory as in the whole (channels last, say): it decides how kernels round."""
+        strides = [self._network.size(s) for s in n.meta["val"].stride()]
+        if any(s is None or s == (0, 0) for s in strides):
+            return made
+        at_seven = [7 * s[0] + s[1] for s in strides if s is not None]  # any batch length gives the order
+        order = sorted(range(len(strides)), key=lambda axis: -at_seven[axis])
+        if order == list(range(len(order))):
+            return made
+        value = self._graph.call_function(aten.permute.default, (made, order))
+        value = self._graph.call_function(aten.contiguous.default, (value,))
+        back = [order.index(axis) for axis in range(len(order))]
+        return self._graph.call_function(aten.permute.default, (value, back))
 
     def _expected(self) -> tuple[tuple[Any, ...], ...]:
         ports = ((n, self._port(n)) if self._is_tensor(n) else (n, None) for n in self._received)
@@ -216,7 +235,7 @@ class _Builder:
         value = n.meta["val"]
         sizes = [self._network.size(s) for s in value.shape]
         if any(s is None for s in sizes):
-            raise CutError(f"{n.name} has a size that the data decide, {list(value.shape)}; return another tensor")
+            raise CutError(f"{n.name} has a size that the data decide, {list(value.shape)}: not for stages")
         return Port(n.name, value.dtype, tuple(s for s in sizes if s is not None))
 
     def _is_tensor(self, n: fx.Node) -> bool:

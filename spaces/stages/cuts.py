@@ -47,7 +47,7 @@ class Order:
     sizes: dict[fx.Node, tuple[int, int]] = field(default_factory=dict)  # (k, c): the number k x batch + c
     free: set[fx.Node] = field(default_factory=set)  # computed on both sides
     at: dict[fx.Node, int] = field(default_factory=dict)  # inputs: -1
-    last: dict[fx.Node, int] = field(default_factory=dict)  # last call that reads it; the output comes after all
+    last: dict[fx.Node, int] = field(default_factory=dict)  # last call that reads it; the output is last
     last_size: int = -1  # last call that reads the batch length
     last_strided: int = -1  # last call whose result depends on strides
 
@@ -84,7 +84,7 @@ class Order:
     def crossing(self, index: int) -> list[fx.Node] | None:
         """Tensors that a cut after call ``index`` sends, in order; ``None`` where it must not be.
 
-        A view is sent as the smallest tensor that it can be made from, and not beside one.
+        A view is sent as the smallest tensor that it can be made of, and not beside one.
         """
         live = [n for n, at in self.at.items() if at <= index < self.last.get(n, -1)]
         if not live or any(self.bytes(n) is None for n in live) or index < self.last_strided:
@@ -108,20 +108,23 @@ class Order:
         samples = 1 if self.network.batch is not None else self.network.captured.batch
         return numel * value.element_size() / samples
 
+    def is_view(self, n: fx.Node) -> bool:
+        """Can ``n`` be made, for nothing, of another value of some side?"""
+        extras = n.all_input_nodes[1:]
+        return base(n) in self.at and all(i in self.free or i in self.sizes for i in extras)
+
     def _bases(self, n: fx.Node) -> list[fx.Node]:
         """Tensors that ``n`` is a view of, nearest first."""
         out: list[fx.Node] = []
-        while (b := base(n)) is not None and b in self.at and self._extras_free(n):
+        while self.is_view(n) and (b := base(n)) is not None:
             n = b
             if self.bytes(b) is not None:
                 out.append(b)
         return out
 
-    def _extras_free(self, n: fx.Node) -> bool:
-        return all(i in self.free or i in self.sizes for i in n.all_input_nodes[1:])
-
     def _carrier(self, n: fx.Node) -> fx.Node:
-        return min((n, *self._bases(n)), key=lambda b: self.bytes(b) or 0.0)
+        """The smallest tensor that ``n`` can be made of; of equals the first, which others share."""
+        return min(reversed((n, *self._bases(n))), key=lambda b: self.bytes(b) or 0.0)
 
 
 def find_cuts(network: Captured | Functional) -> tuple[Cut, ...]:
@@ -164,13 +167,13 @@ def find_cuts(network: Captured | Functional) -> tuple[Cut, ...]:
 
 
 def by_bytes(cuts: Iterable[Cut]) -> list[Cut]:
-    """Fewest bytes first; of equals the better balanced."""
-    return sorted(cuts, key=lambda c: (c.bytes, c.imbalance, c.index))
+    """Fewest bytes first; of equals the better balanced, then the later, where modules end."""
+    return sorted(cuts, key=lambda c: (c.bytes, c.imbalance, -c.index))
 
 
 def by_balance(cuts: Iterable[Cut]) -> list[Cut]:
-    """Best balanced first; of equals the one with fewer bytes."""
-    return sorted(cuts, key=lambda c: (c.imbalance, c.bytes, c.index))
+    """Best balanced first; of equals the one with fewer bytes, then the later, where modules end."""
+    return sorted(cuts, key=lambda c: (c.imbalance, c.bytes, -c.index))
 
 
 def efficient(cuts: Iterable[Cut]) -> list[Cut]:
@@ -247,9 +250,12 @@ def _plan(
     for _ in range(parts):
         best = {
             j: min(
-                (join(cost, works[j] - works[i], sent[j]), (*taken, j))
-                for i, (cost, taken) in best.items()
-                if i < j and works[j] - works[i] <= most
+                (
+                    (join(cost, works[j] - works[i], sent[j]), (*taken, j))
+                    for i, (cost, taken) in best.items()
+                    if i < j and works[j] - works[i] <= most
+                ),
+                key=lambda plan: (plan[0], [-b for b in plan[1]]),  # of equals the later: where modules end
             )
             for j in range(1, len(works))
             if any(i < j and works[j] - works[i] <= most for i in best)

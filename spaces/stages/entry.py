@@ -66,7 +66,8 @@ def check_entry(
         if value.dim() != len(sizes) or value.dtype != dtype or not _fits(value, sizes):
             raise ValueError(
                 f"{stage}: {name} is {_described(value.shape, value.dtype)}, "
-                f"but it takes {_described(sizes, dtype)}; give it what it was captured with, or what the stage before returns"
+                f"but it takes {_described(sizes, dtype)}; give it what the stage before returns, "
+                "and the first stage inputs of the captured size and type"
             )
         for length, (k, c) in zip(value.shape, sizes, strict=True):
             if k == 0:

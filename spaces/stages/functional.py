@@ -97,7 +97,9 @@ def functionalise(captured: Captured) -> Functional:
         if not node.users and (node.op == "get_attr" or _is_batch_norm(node)):
             graph.erase_node(node)
     state = {
-        str(n.target): held[str(n.target)] if str(n.target) in held else getattr(program.graph_module, n.target)
+        str(n.target): held[str(n.target)]
+        if str(n.target) in held
+        else getattr(program.graph_module, n.target)
         for n in graph.nodes
         if n.op == "get_attr"
     }
@@ -153,7 +155,9 @@ def _dropouts_kept(program: torch.export.ExportedProgram) -> Iterator[dict[str, 
     try:
         for n, target, args in swapped:
             writes = target._schema.is_mutable
-            n.target, n.args = (aten.mul_.Tensor, (args[0], 1.0)) if writes else (aten.clone.default, args[:1])
+            n.target, n.args = (
+                (aten.mul_.Tensor, (args[0], 1.0)) if writes else (aten.clone.default, args[:1])
+            )
         program.graph_module.recompile()
         yield {n.name: (getattr(aten, operator_name(t)[0]).default, args[1:]) for n, t, args in swapped}
     finally:
@@ -165,7 +169,7 @@ def _dropouts_kept(program: torch.export.ExportedProgram) -> Iterator[dict[str, 
 def _restore(node: fx.Node, old: fx.Node, dropouts: dict[str, tuple[Any, tuple[Any, ...]]]) -> None:
     """Give a call the form that it has in the user's model."""
     if node.target in (aten.view.default, aten._unsafe_view.default):
-        node.target = aten.reshape.default  # a tensor that was sent has other strides, and a view may need them
+        node.target = aten.reshape.default  # as capture does; what was sent may have other strides
     elif node.target in (aten.clone.default, aten.mul.Tensor):
         came_from = [source.name for source in old.meta.get("from_node", ())]
         if came_from and came_from[-1] in dropouts:
@@ -188,7 +192,9 @@ def _batch_axis(
 ) -> tuple[sympy.Symbol | None, tuple[int, int | None]]:
     """The symbol of the inputs' free axis, and the lengths that it may have."""
     values = [n.meta.get("val") for n in inputs]
-    lengths = [s for v in values if isinstance(v, torch.Tensor) for s in v.shape if isinstance(s, torch.SymInt)]
+    lengths = [
+        s for v in values if isinstance(v, torch.Tensor) for s in v.shape if isinstance(s, torch.SymInt)
+    ]
     symbols = sorted({q for s in lengths for q in s.node.expr.free_symbols}, key=str)
     if len(symbols) > 1:
         raise CutError(f"the inputs have {len(symbols)} free axes; stages are made along one, the batch")

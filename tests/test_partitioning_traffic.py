@@ -1,0 +1,204 @@
+"""Least traffic: branch and bound against every partition there is, refinement, and the bounds."""
+
+import itertools
+
+import numpy as np
+import pytest
+from netcarve.search.partitioning import Device, Graph, Node, least_traffic
+from netcarve.search.partitioning.limits import limits
+from netcarve.search.partitioning.mincut_pool import mincut_pool
+from netcarve.search.partitioning.refine import refine
+from netcarve.search.partitioning.russian_doll import russian_doll
+from netcarve.search.partitioning.spectral import affinity, eigenvalue_bound, spectral
+from netcarve.search.partitioning.testing import assignments, forward, planted_graph, random_graph, sent
+
+
+def best(graph, bound, ordered, host):
+    """The least traffic by trying everything; None if nothing keeps the limits."""
+    found = [
+        sent(graph, parts, host)
+        for parts in assignments(len(graph), bound.parts)
+        if (not ordered or forward(graph, parts)) and bound.fits(parts)
+    ]
+    return min(found, default=None)
+
+
+def case(seed):
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(2, 4))
+    graph = random_graph(seed, int(rng.integers(3, 9 if count == 2 else 7)))
+    total = graph.memory.sum()
+    devices = [
+        Device(f"d{k}", float(rng.integers(1, 3)), float(rng.choice([np.inf, 0.6 * total + 5])))
+        for k in range(count)
+    ]
+    parts = devices if rng.random() < 0.5 else count
+    imbalance = float(rng.choice([0.1, 0.3, 0.6]))
+    return graph, parts, imbalance, {"ordered": bool(rng.integers(2)), "host": rng.choice([None, 0, count - 1])}
+
+
+@pytest.mark.parametrize("block", range(6))
+def test_optimal_among_all_partitions(block):
+    solved = refused = 0
+    for seed in range(50 * block, 50 * block + 50):
+        graph, parts, imbalance, options = case(seed)
+        try:
+            bound = limits(graph, parts, imbalance)
+        except ValueError:
+            continue
+        least = best(graph, bound, **options)
+        if least is None:
+            refused += 1
+            with pytest.raises(ValueError, match=r"no partition keeps the limits \(proven\)"):
+                least_traffic(graph, parts, imbalance=imbalance, **options)
+            continue
+        solved += 1
+        plan = least_traffic(graph, parts, imbalance=imbalance, **options)
+        assert plan.optimal
+        assert plan.value == sent(graph, plan.parts, options["host"]) == least
+        assert bound.fits(plan.parts)
+        assert not options["ordered"] or forward(graph, plan.parts)
+        alone = russian_doll(graph, bound, **options)  # without a start
+        assert alone.complete
+        assert alone.bound == pytest.approx(least)
+        assert sent(graph, alone.parts, options["host"]) == least
+        cut_short = least_traffic(graph, parts, imbalance=imbalance, visits=8, **options) if plan.visited else plan
+        assert cut_short.bound <= least * (1 + 1e-9) + 1e-9
+        assert cut_short.value >= least
+    assert solved >= 20
+    assert refused + solved >= 25
+
+
+@pytest.mark.parametrize("visits", [0, 30, 300])
+def test_a_search_cut_short_proves_a_true_bound(visits):
+    bounds = []
+    for seed in range(10):
+        graph = random_graph(seed, 14)
+        exact = least_traffic(graph, 3, imbalance=0.3)
+        assert exact.optimal
+        short = least_traffic(graph, 3, imbalance=0.3, visits=visits)
+        assert short.bound <= exact.value <= short.value
+        assert short.visited <= visits
+        bounds.append(short.bound / max(exact.value, 1e-9))
+    assert np.mean(bounds) > {0: 0.0, 30: 0.02, 300: 0.2}[visits]
+
+
+def test_the_eigenvalue_bound_holds():
+    positive = 0
+    for seed in range(60):
+        graph, parts, imbalance, _ = case(seed)
+        try:
+            bound = limits(graph, parts, imbalance)
+        except ValueError:
+            continue
+        least = best(graph, bound, False, None)
+        if least is None:
+            continue
+        proven = eigenvalue_bound(graph, bound)
+        assert 0 <= proven <= least
+        positive += proven > 0
+    assert positive >= 5
+
+
+def test_the_eigenvalue_bound_of_a_complete_graph_is_its_cut():
+    nodes = [Node(f"n{i}", 1.0) for i in range(8)]
+    graph = planted_complete(nodes)
+    bound = limits(graph, 2, 0.0)
+    assert eigenvalue_bound(graph, bound) == pytest.approx(16, rel=0.01)  # 4 x 4 pairs, 1 byte each
+    assert affinity(graph).sum() == 8 * 7
+
+
+def planted_complete(nodes):
+    from netcarve.search.partitioning import Tensor
+
+    pairs = itertools.combinations([node.name for node in nodes], 2)
+    return Graph(tuple(nodes), tuple(Tensor(f"{a}{b}", 1.0, a, (b,)) for a, b in pairs))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_refinement_never_makes_worse_and_mends_what_exceeds_the_limits(ordered):
+    helped = mended = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        graph = random_graph(seed, 16)
+        bound = limits(graph, 3, 0.5)
+        start = np.sort(rng.integers(0, 3, 16)) if ordered else rng.integers(0, 3, 16)
+        host = [None, 0, 2][seed % 3]
+        out = refine(graph, start, bound, ordered=ordered, host=host)
+        assert not ordered or forward(graph, out.tolist())
+        if bound.fits(start):
+            assert bound.fits(out)
+            assert sent(graph, out.tolist(), host) <= sent(graph, start.tolist(), host)
+            helped += sent(graph, out.tolist(), host) < sent(graph, start.tolist(), host)
+        else:
+            mended += bound.fits(out)
+    assert helped >= 5
+    assert mended >= 20
+
+
+def test_refinement_exchanges_nodes_between_full_parts():
+    # Two triangles, one node of each in the wrong part, no room for a single move.
+    names = "abcdef"
+    edges = [("a", "b"), ("a", "c"), ("b", "c"), ("d", "e"), ("d", "f"), ("e", "f")]
+    from netcarve.search.partitioning import Tensor
+
+    tensors = tuple(Tensor(u + v, 1.0, u, (v,)) for u, v in edges)
+    graph = Graph(tuple(Node(name, 1.0) for name in names), tensors)
+    out = refine(graph, [0, 0, 1, 0, 1, 1], limits(graph, 2, 0.0))
+    assert sent(graph, out.tolist()) == 0
+
+
+@pytest.mark.parametrize("method", [spectral, mincut_pool])
+@pytest.mark.parametrize("seed", range(3))
+def test_planted_groups_are_recovered(method, seed):
+    graph, group = planted_graph(seed)
+    found = method(graph, 3, seed=seed)
+    assert len(set(zip(found.tolist(), group.tolist(), strict=True))) == 3
+
+
+@pytest.mark.parametrize("method", ["auto", "intervals", "spectral", "gcn"])
+def test_planted_groups_are_the_plan_of_every_route(method):
+    graph, group = planted_graph(7)
+    plan = least_traffic(graph, 3, method=method, visits=200)
+    assert plan.value == sent(graph, group.tolist())
+    assert 0 < plan.bound <= plan.value
+
+
+def test_same_seed_same_partition():
+    graph, _ = planted_graph(1)
+    for method in ("spectral", "gcn"):
+        first, second = (least_traffic(graph, 4, method=method, visits=0, seed=5) for _ in range(2))
+        assert first == second
+
+
+@pytest.mark.parametrize(
+    ("parts", "options", "says"),
+    [
+        (0, {}, "at least one part, got 0"),
+        (2, {"imbalance": -0.1}, "imbalance must be 0 or more"),
+        (2, {"method": "magic"}, "method is one of"),
+        (2, {"host": 2}, "host is one of the parts 0 to 1, got 2"),
+        (2, {"method": "gcn", "ordered": True}, "knows no order of the parts"),
+        (8, {"imbalance": 0.0}, "alone is more work than a part may have; it needs imbalance="),
+        ([Device("x", 1.0, 1.0), Device("y", 1.0, 1.0)], {}, "are missing"),
+    ],
+)
+def test_bad_arguments(parts, options, says):
+    with pytest.raises(ValueError, match=says):
+        least_traffic(random_graph(0, 8), parts, **options)
+
+
+def test_the_imbalance_that_is_said_to_be_needed_suffices():
+    nodes = (Node("a", 9.0), Node("b", 1.0), Node("c", 2.0))
+    graph = Graph.of_edges(nodes, [("a", "b", 4.0), ("b", "c", 3.0)])
+    with pytest.raises(ValueError, match=r"needs imbalance=0.5 or more"):
+        least_traffic(graph, 2, imbalance=0.2)
+    assert least_traffic(graph, 2, imbalance=0.5).value == 4
+
+
+def test_clusters_need_a_node_each():
+    with pytest.raises(ValueError, match="1 to 4 parts, asked for 5"):
+        spectral(random_graph(0, 4), 5)
+    with pytest.raises(ValueError, match="1 to 4 parts, asked for 0"):
+        mincut_pool(random_graph(0, 4), 0)
+    assert spectral(random_graph(0, 4), 1).tolist() == mincut_pool(random_graph(0, 4), 1).tolist() == [0] * 4
