@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import copyreg
+import importlib
 import io
 import os
 import sys
@@ -81,6 +82,9 @@ class _Pickler(cloudpickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         name = obj.__name__ if isinstance(obj, ModuleType) else None
+        if name is not None and type(obj) is not ModuleType and sys.modules.get(name) is obj:
+            # cloudpickle takes along any submodule of torch that an attribute is called like: torch.ops too.
+            return importlib.import_module, (name,)
         if isinstance(obj, type | FunctionType):
             name = obj.__module__
         module = sys.modules.get(name) if isinstance(name, str) else None

@@ -82,11 +82,9 @@ class Bayesian(Searcher):
             left = max(0, len(design) - max(0, len(self._told) - 1))
             self._begin = deque(self._candidates(self._kept(design[:left])))
         self._window = max(self._window, n + len(self._pending))
-        if not self._begin:
-            most = max(1, int(EARLY * self._window), len(self._told) // self.each)
-            n = min(n, most - len(self._pending))
+        most = max(1, int(EARLY * self._window), len(self._told) // self.each)
         out: list[Candidate] = []
-        while len(out) < n:
+        while len(out) < n and (self._begin or len(self._pending) < most):
             if not self._begin and not self._queue:
                 wanted = n - len(out) + int(len(self._told) / self.patience)
                 self._queue.extend(self._candidates(self._propose(wanted)))

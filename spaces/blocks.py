@@ -243,7 +243,7 @@ class _Finder:
         """Blocks with the deepest module around the branch as name; of several in one, the part of each."""
         around = [self._around(b) for b in blocks]
         names = [
-            path if around.count(path) == 1 else self._part(b, path)
+            path if path and around.count(path) == 1 else self._part(b, path)
             for b, path in zip(blocks, around, strict=True)
         ]
         taken: dict[str, int] = {}

@@ -197,14 +197,15 @@ def test_few_are_under_way_while_little_is_known():
         made.tell([Trial(number, candidate, scores(candidate))])
         waiting += made.ask(16 - len(waiting))
         under_way.append(len(waiting))
-    assert under_way[0] == 15  # the unchanged model is told: the rest of the design at once
+    assert under_way[0] == 15  # all of the design: seven of the ladder, eight of the table
     assert set(under_way[20:38]) == {4}
-    assert under_way[-1] == 16 and (np.diff(under_way[20:]) >= 0).all()
+    assert under_way[-1] == 16
+    assert (np.diff(under_way[20:]) >= 0).all()
 
 
 class Deceptive:
-    """No option hurts alone, and every pair of neighbours both beyond their first half ruins the network: what
-    a table of single changes says is wrong everywhere."""
+    """No option hurts alone, and two neighbours beyond their first half ruin the network: what a table of
+    single changes says is wrong everywhere."""
 
     def __init__(self, space):
         self.space = space

@@ -289,6 +289,7 @@ def test_a_copy_within_a_dropped_block_goes_with_it():
     blueprint = trace(net, images())
     space = blueprint.space("drop")
     assert any(b.copies for b in blueprint.blocks)
+    assert all(b.name for b in blueprint.blocks)  # also where only the model itself is around the branch
     everything = space.candidate(space.counts - 1)
     with torch.no_grad():
         assert (

@@ -99,7 +99,9 @@ def test_memory_that_nothing_meets_is_refused_with_what_is_missing():
     graph = Graph((A, B, C), ())
     with pytest.raises(ValueError, match="15 are missing"):
         check_memory(graph, [Device("x", memory_limit=25), Device("y", memory_limit=20)])
-    with pytest.raises(ValueError, match=r"'c' needs 30 bytes, the largest device 'x' holds 25: 5 are missing"):
+    with pytest.raises(
+        ValueError, match=r"'c' needs 30 bytes, the largest device 'x' holds 25: 5 are missing"
+    ):
         check_memory(graph, [Device("x", memory_limit=25), Device("y", memory_limit=25), Device("z", 1, 25)])
     with pytest.raises(ValueError, match="distinct names"):
         check_memory(graph, [Device("x"), Device("x")])

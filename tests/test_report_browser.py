@@ -113,7 +113,7 @@ class Page:
 
     def lit(self):
         """What the picture shows undimmed: rows of the front, and how many dominated ones."""
-        code = """() => document.getElementById('front').data.filter((t) => t.unselected)
+        code = """() => document.getElementById('front').data.filter((t) => t.meta === 'front')
             .flatMap((t) => t.selectedpoints.map((i) => t.customdata[i]))"""
         count = self.tab.locator("#cloud").get_attribute("aria-label").split()[0]
         return sorted(self.tab.evaluate(code)), int(count)
@@ -300,7 +300,8 @@ def test_other_axes_a_colour_and_error_bars(page, run):
     front = {t.number for t in run.front}
     assert page.lit() == (sorted(front & set(measured)), len(set(measured) - front - {0}))
     assert f"{60 - len(measured)} trials without both metrics" in page.text("#front-note")
-    code = """() => document.getElementById('front').data.filter((t) => t.unselected && t.error_x.visible)
+    code = """() => document.getElementById('front').data
+        .filter((t) => t.meta === 'front' && t.error_x.visible)
         .flatMap((t) => t.customdata.map((row, i) => [row, t.error_x.arrayminus[i], t.error_x.array[i]]))"""
     bars = page.tab.evaluate(code)
     assert {row for row, *_ in bars} == {t.number for t in run.front if "latency_ms" in t.scores}
@@ -353,7 +354,7 @@ def test_a_hostile_run_is_only_text(browser, tmp_path):
     values = [1e308, -1e308, 1e-320, 0.0, 1.5, 1e200, -3.25, 12345.678, 0.125, 1e-7]
     trials = []
     for i, (c, v) in enumerate(zip(space.sample(np.random.default_rng(1), 10), values, strict=True)):
-        scores = {image: v, "macs": abs(v), "accuracy": v, "__proto__": v / 2, "constructor": v}
+        scores = {image: v, "macs": abs(v), "accuracy": i / 8, "__proto__": v / 2, "constructor": v}
         trials.append(Trial(i, c, scores, None, 1e300))
     trials.append(Trial(10, space.baseline, error=HOSTILE))
     names = {"task": HOSTILE, "searcher": HOSTILE, "kept": {HOSTILE: [3, 2, "<b>"]}}

@@ -22,3 +22,24 @@ def test_parametrised_layers_arrive() -> None:
     assert torch.equal(built(x), space.build(deepest)(x))
     built.train()(x).sum().backward()
     assert built[0].parametrizations.weight.original0.grad is not None
+
+
+class Listed(nn.Module):
+    """An attribute with the name of a part of torch that is no plain module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops, self.head = nn.ModuleList([nn.Linear(4, 8), nn.Linear(8, 8)]), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for op in self.ops:
+            x = torch.relu(op(x))
+        return self.head(x)
+
+
+def test_classes_of_a_script_with_an_attribute_called_ops_arrive() -> None:
+    net, x = Listed(), torch.randn(20, 4)
+    task = netcarve.Task(net, x[:2], (x, torch.randint(3, (20,))))
+    space = netcarve.trace(net, x[:2]).space()
+    arrived = unpack(pack(Job(task, space, ())))
+    assert torch.equal(arrived.build(space.baseline)(x), net(x))

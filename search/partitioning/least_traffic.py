@@ -45,7 +45,7 @@ def least_traffic(
         method: "intervals", "spectral" or "gcn" starts from that alone; "auto" from intervals, and from
             spectral clusters unless ``ordered``.
         visits: of the branch and bound; 0: none. A small graph needs some thousands, and what is too large
-            to be solved takes about 20 s for a million.
+            to be solved takes about 15 s for a million.
         seed: of k-means and the GCN.
 
     Raises:

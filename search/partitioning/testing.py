@@ -18,14 +18,17 @@ def random_graph(seed: int, nodes: int, *, input_bytes: int = 50) -> Graph:
     rng = np.random.default_rng(seed)
     names = [f"n{i}" for i in range(nodes)]
     made = [
-        Node(name, float(rng.integers(1, 20) * (rng.random() > 0.2)), float(rng.integers(0, 20))) for name in names
+        Node(name, float(rng.integers(1, 20) * (rng.random() > 0.2)), float(rng.integers(0, 20)))
+        for name in names
     ]
     tensors = []
     for i in range(nodes - 1):
         for t in range(2 if rng.random() < 0.2 else 1):
             later = np.arange(i + 1, nodes)
             near = min(len(later), 1 + int(rng.integers(0, 4)))
-            readers = rng.choice(later[: near + 1], size=min(len(later), int(rng.integers(1, 3))), replace=False)
+            readers = rng.choice(
+                later[: near + 1], size=min(len(later), int(rng.integers(1, 3))), replace=False
+            )
             size = float(rng.integers(0, 50))
             tensors.append(Tensor(f"t{i}.{t}", size, names[i], tuple(names[r] for r in readers)))
     for t in range(int(rng.integers(1, 3))):

@@ -148,13 +148,17 @@ class _Builder:
 
     def finish(self, sent: list[fx.Node] | None) -> Stage:
         """The stage that sends these tensors; ``None``: returns what the network does."""
-        network, info = self._network, self._network.captured.graph_module.graph._codegen.pytree_info
+        network = self._network
+        codegen = network.captured.graph_module.graph._codegen
+        assert isinstance(codegen, _PyTreeCodeGen)
+        info = codegen.pytree_info
         (result,) = next(n for n in network.graph.nodes if n.op == "output").args
+        assert isinstance(result, tuple)
         given = result if sent is None else tuple(sent)
         self._graph.output(fx.node.map_arg(given, self._get))
         names = [str(n.target) for n in self._inputs.values()]
         takes = pytree.tree_structure((tuple(names), {}))
-        gives = pytree.tree_structure(tuple(range(len(given))))  # type: ignore[arg-type]
+        gives = pytree.tree_structure(tuple(range(len(given))))
         self._graph.set_codegen(
             _PyTreeCodeGen(
                 _PyTreeInfo(
@@ -164,7 +168,7 @@ class _Builder:
                 )
             )
         )
-        tensors = [n for n in given if isinstance(n, fx.Node) and self._is_tensor(n)]  # type: ignore[union-attr]
+        tensors = [n for n in given if isinstance(n, fx.Node) and self._is_tensor(n)]
         module = assemble(self._graph, self._state())
         return Stage(
             self._name,
@@ -178,7 +182,7 @@ class _Builder:
         if n in self._order.sizes:
             return self._size(*self._order.sizes[n])
         if n not in self._made:
-            made = self._graph.node_copy(n, self._get)  # type: ignore[arg-type]
+            made = self._graph.node_copy(n, self._get)
             self._made[n] = made
         return self._made[n]
 
@@ -211,7 +215,7 @@ class _Builder:
         return made
 
     def _laid_out(self, n: fx.Node, made: fx.Node) -> fx.Node:
-        """The value with its axes in memory as in the whole (channels last, say): it decides how kernels round."""
+        """The value, its axes in memory as in the whole (channels last, say): kernels round accordingly."""
         strides = [self._network.size(s) for s in n.meta["val"].stride()]
         if any(s is None or s == (0, 0) for s in strides):
             return made

@@ -91,6 +91,8 @@ class Order:
             return None
         sent = {self._carrier(n) for n in live}
         sent = {n for n in sent if not any(b in sent for b in self._bases(n))}
+        if all(self.at[(n, *self._bases(n))[-1]] < 0 for n in sent):
+            return None  # nothing is computed before it: that is the choice of a device, not a cut
         axes = [self.network.size(s) for n in sent for s in n.meta["val"].shape]
         if index < self.last_size and not any(a is not None and a[0] > 0 for a in axes):
             return None  # nothing that crosses tells the batch length

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import sympy
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import fx
 from torch.export.graph_signature import InputKind, OutputKind
@@ -191,10 +191,8 @@ def _batch_axis(
     inputs: tuple[fx.Node, ...], program: torch.export.ExportedProgram
 ) -> tuple[sympy.Symbol | None, tuple[int, int | None]]:
     """The symbol of the inputs' free axis, and the lengths that it may have."""
-    values = [n.meta.get("val") for n in inputs]
-    lengths = [
-        s for v in values if isinstance(v, torch.Tensor) for s in v.shape if isinstance(s, torch.SymInt)
-    ]
+    values = [v for n in inputs if isinstance(v := n.meta.get("val"), torch.Tensor)]
+    lengths: list[Any] = [s for v in values for s in v.shape if isinstance(s, torch.SymInt)]
     symbols = sorted({q for s in lengths for q in s.node.expr.free_symbols}, key=str)
     if len(symbols) > 1:
         raise CutError(f"the inputs have {len(symbols)} free axes; stages are made along one, the batch")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import HigherOrderOperator
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,9 +24,8 @@ def macs(network: Functional) -> dict[str, float]:
     inputs = iter(flat_inputs(captured.graph_module, captured.args, captured.kwargs))
     values: dict[fx.Node, Any] = {}
     out: dict[str, float] = {}
-    done = 0.0
     # Fused attention counts nothing.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         for n in network.graph.nodes:
             if n.op == "placeholder":
                 values[n] = next(inputs)
@@ -32,9 +33,11 @@ def macs(network: Functional) -> dict[str, float]:
                 values[n] = network.state[str(n.target)]
             elif n.op == "call_function":
                 args, kwargs = fx.node.map_arg((n.args, n.kwargs), values.__getitem__)
-                values[n] = n.target(*args, **kwargs)  # type: ignore[operator]
-                count = counter.get_total_flops() / 2 - done
-                done += count
+                counter = FlopCounterMode(display=False)
+                # Within it torch cannot run control flow, which therefore counts nothing.
+                with nullcontext() if isinstance(n.target, HigherOrderOperator) else counter:
+                    values[n] = n.target(*args, **kwargs)
+                count = counter.get_total_flops() / 2
                 if operator_name(n.target)[0] in _RECURRENT:  # fused too
                     count = max(count, _recurrent(fx.node.map_arg(bind(n), values.__getitem__)))
                 if count:

@@ -73,9 +73,9 @@ function pointTrace(rows, palette, r) {
     line: { width: 1, color: palette.paper } };
   if (state.colour) Object.assign(marker, { color: rows.map((row) => score(row, state.colour)), coloraxis: "coloraxis" });
   return {
-    type: "scatter", mode: "markers", x: xs(rows), y: ys(rows), customdata: rows, hoverinfo: "skip", marker,
+    type: "scatter", mode: "markers", x: xs(rows), y: ys(rows), customdata: rows, hoverinfo: "skip", marker, meta: "front",
     selectedpoints: selected(rows), selected: { marker: { opacity: 1 } }, unselected: FADED,
-    error_x: bars(rows, state.x, palette.muted), error_y: bars(rows, state.y, palette.muted),
+    error_x: bars(rows, state.x, palette.grey), error_y: bars(rows, state.y, palette.grey),
   };
 }
 
@@ -83,6 +83,7 @@ function mark(rows, symbol, size, colour, line, palette) {
   return {
     type: "scatter", mode: "markers", x: xs(rows), y: ys(rows), customdata: rows, hoverinfo: "skip",
     marker: { symbol, size, color: colour, line: { width: line, color: palette.paper }, opacity: 1 },
+    selected: { marker: { opacity: 1 } }, unselected: { marker: { opacity: 1 } }, // plotly's own brush leaves it alone
   };
 }
 
@@ -100,7 +101,7 @@ function frontTraces(palette) {
   const special = (find) => runs.map((_, r) => find(r)).filter((row) => row !== null && inPicture(row));
   const base = special(baseRow), knees = special(kneeRow);
   const star = mark(base, "star", 15, palette.ink, 1, palette);
-  Object.assign(star, { error_x: bars(base, state.x, palette.muted), error_y: bars(base, state.y, palette.muted) });
+  Object.assign(star, { error_x: bars(base, state.x, palette.grey), error_y: bars(base, state.y, palette.grey) });
   const diamond = mark(knees, "diamond", 14, knees.map((row) => runColour(runOf[row], palette)), 1.5, palette);
   const open = state.chosen !== null && inPicture(state.chosen) ? [state.chosen] : [];
   const ring = { ...mark(open, "circle-open", 21, palette.ink, 2, palette) };
@@ -117,7 +118,7 @@ function drawFront() {
     yaxis: { ...axisLayout(state.y, palette), range: extent(state.y, 0.06) }, hovermode: false,
     dragmode: touch ? false : "select", selectdirection: "any", 
     newselection: { line: { color: palette.accent, width: 1, dash: "solid" } },
-    activeselection: { fillcolor: palette.accent, opacity: 0.1 },
+    activeselection: { fillcolor: palette.accent, opacity: 0.04 },
     selections: state.box && state.box.x === state.x && state.box.y === state.y ? [{
       type: "rect", xref: "x", yref: "y", x0: state.box.low[0], x1: state.box.high[0], y0: state.box.low[1],
       y1: state.box.high[1], line: { color: palette.accent, width: 1, dash: "solid" } }] : [],
@@ -142,7 +143,7 @@ function fadeFront() {
   if (!window.Plotly || !$("front").data) return;
   const which = [], points = [];
   $("front").data.forEach((trace, t) => {
-    if (trace.unselected && trace.customdata) { which.push(t); points.push(selected(trace.customdata)); }
+    if (trace.meta === "front") { which.push(t); points.push(selected(trace.customdata)); }
   });
   window.Plotly.restyle("front", { selectedpoints: points }, which);
   if (!state.box && $("front").layout.selections.length) window.Plotly.relayout("front", { selections: [] });
