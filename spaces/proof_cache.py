@@ -30,6 +30,8 @@ from .capture import Captured
 
 _PACKAGE = __name__.partition(".")[0]  # other folders of netcarve have no part in a proof
 
+MOST = 500  # proofs kept; the oldest go
+
 log = logging.getLogger(__name__)
 
 
@@ -64,6 +66,7 @@ class ProofCache:
             ) as file:
                 json.dump(held, file)
             os.replace(file.name, self._path)
+            _forget_oldest(self._path.parent)
 
     def _read(self) -> dict[str, Any]:
         if self._path is None:
@@ -142,6 +145,12 @@ def _code(model: nn.Module) -> str:
         with suppress(OSError):
             facts.append(_file_hash(path, os.stat(path).st_mtime_ns))
     return hashlib.sha256("|".join(facts).encode()).hexdigest()
+
+
+def _forget_oldest(folder: Path) -> None:
+    held = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    for path in held[:-MOST] if len(held) > MOST else ():
+        path.unlink(missing_ok=True)
 
 
 @cache

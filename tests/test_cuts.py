@@ -158,7 +158,7 @@ def test_constants_sizes_and_initial_states_do_not_cross_and_tuples_stay_whole()
     assert by_name["lstm"].bytes == tokens + scale + 4 * 6 * 6  # not the states
     assert by_name["lstm"].macs[0] == 6 * (4 * 6 * 8 + 4 * 6 * 6)  # 4 gates, 6 steps
     assert not any(c.after in ("lstm", "split") for c in cuts)
-    assert min(c.bytes for c in cuts) == 3 * 3 + scale + 4 * 3 * 6 or by_name["head"].bytes == scale + 4 * 3
+    assert by_name["head"].bytes == scale + 4 * 3  # neither tokens nor mask any more
 
 
 def test_a_view_is_sent_as_the_smallest_tensor_that_makes_it_and_once():
@@ -197,7 +197,7 @@ def test_modules_name_the_boundaries():
     assert after.inside == ("layers",)
     assert [c.name for c in after_modules(cuts, ["layers", "stem"])] == ["stem", "layers.1"]
     whole = outside_modules(cuts, ["layers.0", "layers.1"])
-    assert [c.name for c in whole if c.macs[1] > 100] == ["stem", "layers.0"]
+    assert [c.name for c in whole][:3] == ["stem", "layers.0", "layers.1"]
     assert {c.bytes for c in whole} == {4 * 4 * 36, 4 * 4}
     inside = set(cuts) - set(whole)
     assert all(c.inside[:1] == ("layers",) for c in inside)
@@ -260,7 +260,9 @@ def test_rankings_and_the_balanced_plan_equal_brute_force(cuts, data):
         (c.bytes, c.imbalance)
         for c in cuts
         if not any(
-            o.bytes <= c.bytes and o.imbalance <= c.imbalance and (o.bytes, o.imbalance) != (c.bytes, c.imbalance)
+            o.bytes <= c.bytes
+            and o.imbalance <= c.imbalance
+            and (o.bytes, o.imbalance) != (c.bytes, c.imbalance)
             for o in cuts
         )
     }

@@ -11,6 +11,7 @@ import netcarve
 import pytest
 import torch
 from netcarve.spaces import blueprint as blueprint_module
+from netcarve.spaces import proof_cache
 from netcarve.spaces.proof_cache import ProofCache, fingerprint
 from torch import nn
 
@@ -136,3 +137,14 @@ def test_it_can_be_switched_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     _forbid(monkeypatch)
     with pytest.raises(AssertionError, match="proven again"):
         _traced(net).space()
+
+
+def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(proof_cache, "MOST", 2)
+    folder = tmp_path / "proofs"
+    for seed in range(4):
+        captured = _traced(_net(tmp_path, seed=seed))._captured
+        assert captured is not None
+        ProofCache(captured, folder=folder).once("x", lambda seed=seed: seed)
+    assert len(list(folder.glob("*.json"))) == 2
+    assert ProofCache(captured, folder=folder).once("x", lambda: "anew") == 3
