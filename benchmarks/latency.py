@@ -16,7 +16,8 @@ import statistics
 import torch
 from coverage import make
 from netcarve import Candidate, Space, trace
-from netcarve.evaluators.latency import measure_latency, processor
+from netcarve.evaluators.latency import measure_latency
+from netcarve.evaluators.machine import processor
 
 NETWORKS = ("tv:resnet50", "timm:vit_tiny_patch16_224")
 RATIOS = (0.0, 0.25, 0.5, 0.75)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import gc
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from ..spaces import Candidate
 from ..spaces.threads import one_thread
 from .base import Evaluator, Measured
 from .batches import Inputs, batch_size, resize
+from .machine import processor
 from .task import Task
 
 RUNTIMES = ("eager",)
@@ -147,19 +147,6 @@ class Latency(Evaluator):
             raise ValueError("Latency needs a task and a model")
         record = self.measure(task, model)
         return Measured({"latency_ms": record.median_ms}, detail=record.as_detail())
-
-
-@cache
-def processor() -> str:
-    """Name of this machine's processor, as its maker writes it where the system tells."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            for line in lines:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _time(call: Callable[[], Any]) -> int:

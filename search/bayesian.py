@@ -86,7 +86,8 @@ class Bayesian(Searcher):
         out: list[Candidate] = []
         while len(out) < n and (self._begin or len(self._pending) < most):
             if not self._begin and not self._queue:
-                wanted = n - len(out) + int(len(self._told) / self.patience)
+                room = min(n - len(out), most - len(self._pending))
+                wanted = room + int(len(self._told) / self.patience)
                 self._queue.extend(self._candidates(self._propose(wanted)))
             source = self._begin or self._queue
             if not source:

@@ -19,7 +19,7 @@ from .ranking import best_first
 if TYPE_CHECKING:
     import torch
 
-INNER = "nsga2"
+INNER = "auto"
 REDUCTION = 3  # one of so many goes on to the next rung (eta)
 SIGNIFICANCE = 0.05  # of the paired test that stops a candidate
 

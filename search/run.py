@@ -40,7 +40,8 @@ class Run:
     Attributes:
         path: folder of the run.
         settings: what it was started with.
-        info: ``status`` (``"finished"`` or ``"interrupted"``), ``seconds`` spent.
+        info: ``status`` (``"finished"`` or ``"interrupted"``), ``seconds`` spent, ``environments``: what each
+            session ran on, machine and versions.
         trials: every trial, in number order, with later measurements in their scores.
 
     Raises:

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..evaluators.machine import environment
 from ..results.ledger import Ledger, LedgerError
 from ..results.objective import Limit, Objective
 from ..spaces import Candidate, Choice, Space
@@ -148,6 +149,13 @@ def check_free(folder: Path) -> None:
     """
     if (folder / LEDGER).exists():
         raise RunError(f"{folder} holds another run; resume it, or choose another folder")
+
+
+def note_environment(ledger: Ledger) -> None:
+    """Keep what this session runs on: ``info["environments"]``, each different one once."""
+    held, now = ledger.info.get("environments", []), environment()
+    if now not in held:
+        ledger.note("environments", [*held, now])
 
 
 def close_run(ledger: Ledger, status: str, seconds: float) -> None:

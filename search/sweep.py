@@ -30,7 +30,7 @@ from .progress import Progress, Silent
 from .registry import guard
 from .registry import searcher as searcher_by_name
 from .run import Run, measure_front
-from .settings import RunError, close_run, describe, open_run
+from .settings import RunError, close_run, describe, note_environment, open_run
 from .warm_start import Source, warm_start
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def sweep(
     status = "interrupted"
     try:
         ledger.note("status", "running")
+        note_environment(ledger)
         progress.started(budget, goals, search.limits)
         known = next((t.scores.get("latency_ms") for t in ledger.trials(space) if t.number == 0), None)
         with make_pool(task, space, scorers, workers, address, trial_timeout, known) as pool:

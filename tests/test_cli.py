@@ -122,7 +122,7 @@ def refused(call):
         ("sweep mine.py:task --out runs/a", ["runs/a", "another run", "resume"]),
         ("sweep mine.py:task --resume --out runs/none", ["nothing to resume", "runs/none"]),
         ("sweep mine.py:task --resume --out runs/a --seed 5", ["seed was 0, is now 5"]),
-        ("sweep mine.py:task --resume --out runs/a --searcher random", ["searcher was 'nsga2'"]),
+        ("sweep mine.py:task --resume --out runs/a --searcher random", ["searcher was 'auto'"]),
         ("sweep mine.py:other --resume --out runs/a", ["the model's weights"]),
         ("sweep mine.py:task --trial-timeout 5 --workers 0", ["timeout", "workers"]),
         ("inspect mnist", ["mnist", "digits"]),
@@ -217,7 +217,7 @@ def test_json_is_alone_on_stdout(call) -> None:
     assert list(front) == ["task", "searcher", "seed", "objectives", "baseline", "trials"]
     assert list(swept) == [*front, *extra]
     assert {key: swept[key] for key in front} == front
-    assert (swept["task"], swept["searcher"], swept["seed"], swept["evaluated"]) == ("tiny", "nsga2", 0, 6)
+    assert (swept["task"], swept["searcher"], swept["seed"], swept["evaluated"]) == ("tiny", "auto", 0, 6)
     assert [o["name"] for o in front["objectives"]] == ["accuracy", "macs"]
     assert {"accuracy", "macs", "params", "latency_ms"} <= set(front["baseline"])
     assert all(set(trial) == {"number", "candidate", "scores"} for trial in front["trials"])
@@ -349,11 +349,11 @@ def test_the_main_job_with_real_workers(tmp_path: Path) -> None:
     """What a newcomer does: sweep the bundled task on Ray, look at the front."""
     done = netcarve("sweep", "digits", "--trials", "24", "--workers", "2", cwd=tmp_path)
     assert done.code == 0, done.err
-    assert "runs/digits-nsga2-1" in done.out
+    assert "runs/digits-auto-1" in done.out
     assert "knee" in done.out
     for noise in ("Warning", "warning", "dashboard", "usage", "Traceback", "ray"):
         assert noise not in done.err
-    front = netcarve("front", "runs/digits-nsga2-1", "--json", cwd=tmp_path)
+    front = netcarve("front", "runs/digits-auto-1", "--json", cwd=tmp_path)
     document = json.loads(front.out)
     assert document["baseline"]["accuracy"] > 0.98
     assert len(document["trials"]) > 2

@@ -70,7 +70,8 @@ def test_optimal_among_all_partitions(block):
         try:
             cut_short = least_traffic(graph, parts, imbalance=imbalance, visits=8, **options)
         except ValueError as error:  # parts so full that the starts could not be mended
-            assert "found none within 8 visits" in str(error)
+            if "found none within 8 visits" not in str(error):
+                raise
             unmended += 1
             continue
         assert cut_short.bound <= least * (1 + 1e-9) + 1e-9

@@ -29,7 +29,7 @@ def test_finds_which_choices_matter_and_says_so():
     tree = loss_tree(candidates, [loss(c) for c in candidates], depth=3)
     assert list(tree.importances)[:2] == ["keep:b", "cut:a"]
     assert tree.importances["keep:b"] > 0.9
-    assert tree.importances["idle"] == tree.importances["fixed"] == 0
+    assert max(tree.importances["idle"], tree.importances["fixed"]) < 1e-9
     assert sum(tree.importances.values()) == pytest.approx(1)
     assert tree.trust > 0.99
     texts = str(tree).splitlines()

@@ -119,8 +119,18 @@ def test_quartiles_are_in_the_units_of_the_score(tmp_path):
     found = report_document([load(tmp_path / "run")])["runs"][0]
     assert found["spread"] == {"latency_ms": [[None, 1.5, None], [None, 3.0, None]]}
     about = dict(found["about"])
-    assert about["Machine"] == "Abacus"
     assert about["Latency"].startswith("median of 50 calls")
+    assert "on Abacus" in about["Latency"]
+
+
+def test_machines_and_versions_of_all_sessions_are_told(tmp_path):
+    make_run(tmp_path / "run", scored(3))
+    with Ledger(tmp_path / "run" / LEDGER, write=True) as ledger:
+        first = {"machine": "Abacus, 2 cores", "system": "Linux", "python": "3.12.1", "torch": "2.13"}
+        ledger.note("environments", [first, {**first, "torch": "2.14"}])
+    about = dict(report_document([load(tmp_path / "run")])["runs"][0]["about"])
+    assert about["Machine"] == "Abacus, 2 cores, Linux"
+    assert about["Versions"] == "python 3.12.1, torch 2.13; python 3.12.1, torch 2.14"
 
 
 def test_what_is_not_recorded_is_not_guessed(tmp_path):

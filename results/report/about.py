@@ -28,9 +28,9 @@ def about(run: Reported) -> list[list[str]]:
         ("Trials", f"{len(trials)}, {failed} failed, {len(run.front)} on the front"),
         ("Time", _time(run)),
         ("Certificate", run.certificate.line() if run.certificate is not None else ""),
-        ("Machine", _machine(trials)),
+        ("Machine", _machine(run)),
         ("Latency", _protocol(trials)),
-        ("Version", f"netcarve {settings.get('version', 'not recorded')}"),
+        ("Versions", _versions(run)),
         ("Model and data", str(settings.get("fingerprint") or "")[:16]),
         ("Folder", str(run.path)),
     ]
@@ -65,9 +65,22 @@ def _time(run: Reported) -> str:
     return f"{whole}{by}" + (f", {status}" if status else "")
 
 
-def _machine(trials: Sequence[Trial]) -> str:
-    found = dict.fromkeys(str(t.detail["device"]) for t in trials if t.detail.get("device"))
-    return ", ".join(found) or "not recorded: no latency was measured"
+def _environments(run: Reported) -> list[Mapping[str, Any]]:
+    held = run.info.get("environments")
+    return [e for e in held if isinstance(e, Mapping)] if isinstance(held, list) else []
+
+
+def _machine(run: Reported) -> str:
+    found = dict.fromkeys(f"{e.get('machine', '')}, {e.get('system', '')}" for e in _environments(run))
+    return "; ".join(found) or "not recorded"
+
+
+def _versions(run: Reported) -> str:
+    shown = [
+        ", ".join(f"{name} {version}" for name, version in e.items() if name not in ("machine", "system"))
+        for e in _environments(run)
+    ]
+    return "; ".join(dict.fromkeys(shown)) or f"netcarve {run.settings.get('version', 'not recorded')}"
 
 
 def _protocol(trials: Sequence[Trial]) -> str:
@@ -81,6 +94,6 @@ def _protocol(trials: Sequence[Trial]) -> str:
 
     return (
         f"median of {values('repeats')} calls, batch {values('batch')}, threads {values('threads')}, runtime "
-        f"{values('runtime')}; calls alternate with those of the unchanged model, and the score is the share "
+        f"{values('runtime')}, on {values('device')}; calls alternate with those of the unchanged model, and the score is the share "
         f"of its time; bars show quartiles ({len(measured)} trials measured)"
     )

@@ -23,7 +23,7 @@ def edge_cloud(
     *,
     two_way: bool = False,
     pinned: Mapping[str, str] | None = None,
-    visits: int = 200,
+    visits: int = 50,
 ) -> Plan:
     """The placement of least latency for one input: sum of all compute and of all sending, upload included.
 
@@ -40,7 +40,7 @@ def edge_cloud(
             plan of two stages that is some topological order's prefix). True: tensors may come back too;
             every tensor is a message of its own.
         pinned: node name -> device name, where a node must run.
-        visits: of the branch and bound, each a dozen minimum cuts.
+        visits: of the branch and bound, each a dozen minimum cuts (0.3 s at 555 nodes).
 
     Raises:
         ValueError: memory limits that nothing meets, an unknown node or device, pins against each other.
@@ -65,10 +65,11 @@ def edge_cloud(
             found.append(list(best_prefix(graph, edge, cloud, link).parts))
     chosen, bound, visited = within_limits(cut, pins, value_of, found, message_ms=message_ms, visits=visits)
     if chosen is None:
+        met = "there is" if bound == np.inf else f"{visited} visits found"
         raise ValueError(
-            f"{'there is' if bound == np.inf else f'{visited} visits found'} no placement that keeps the memory "
-            f"limits of {edge.name!r} ({edge.memory_limit:,.0f} bytes) and {cloud.name!r} "
-            f"({cloud.memory_limit:,.0f} bytes); it needs {graph.memory.sum():,.0f} bytes: raise a limit"
+            f"{met} no placement that keeps the memory limits of {edge.name!r} "
+            f"({edge.memory_limit:,.0f} bytes) and {cloud.name!r} ({cloud.memory_limit:,.0f} bytes); "
+            f"it needs {graph.memory.sum():,.0f} bytes: raise a limit"
         )
     value = value_of(chosen)
     return Plan(tuple(chosen), value, min(value, bound), "minimum cuts, memory priced", visited)

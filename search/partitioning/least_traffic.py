@@ -14,7 +14,7 @@ from .mincut_pool import mincut_pool
 from .plan import Plan, parts_of, traffic
 from .refine import refine
 from .russian_doll import russian_doll
-from .spectral import eigenvalue_bound, spectral
+from .spectral import eigenvalue_bound, fiedler_order, spectral
 
 METHODS = ("auto", "intervals", "spectral", "gcn")
 
@@ -32,7 +32,7 @@ def least_traffic(
 ) -> Plan:
     """Parts that send each other few bytes, with what is proven about how few they can be.
 
-    Starts (intervals of the order, spectral clusters, a GCN's) are refined by moves of single nodes; then
+    Starts (intervals of the order, spectral ones, a GCN's) are refined by moves of single nodes; then
     branch and bound improves on the best of them or proves it, as far as its visits reach. The plan's bound
     is the larger of what the search and the eigenvalues prove. A part may stay empty where the limits allow
     it.
@@ -42,8 +42,8 @@ def least_traffic(
         imbalance: a part's work is at most (1 + imbalance) times its share; None: any.
         ordered: tensors only go to the same or later parts: stages that run one after another.
         host: the part that has the inputs, whose upload then counts; None: inputs are free.
-        method: "intervals", "spectral" or "gcn" starts from that alone; "auto" from intervals, and from
-            spectral clusters unless ``ordered``.
+        method: "intervals", "spectral" or "gcn" starts from that alone; "auto" from intervals, and
+            spectrally unless ``ordered``.
         visits: of the branch and bound; 0: none. A small graph needs some thousands, and what is too large
             to be solved takes about 15 s for a million.
         seed: of k-means and the GCN.
@@ -81,18 +81,26 @@ def _starts(
     count = min(limits.parts, len(graph))
     starts = []
     if method in ("auto", "intervals"):
-        shares = limits.caps[:, 0] if np.isfinite(limits.caps[:, 0]).all() else np.ones(limits.parts)
-        ends = np.cumsum(shares)[:-1] / max(shares.sum(), 1e-300) * graph.work.sum()
-        middles = np.cumsum(graph.work) - graph.work / 2
-        starts.append((np.searchsorted(ends, middles, side="right"), "intervals of equal work, refined"))
+        starts.append((_equal_work(np.arange(len(graph)), limits), "intervals of equal work, refined"))
         cut = _cheapest_intervals(graph, limits)
         if cut is not None:
             starts.append((cut, "intervals of least traffic, refined"))
     if method == "spectral" or (method == "auto" and not ordered):
-        starts.append((_by_size(spectral(graph, count, seed=seed), limits), "spectral, refined"))
+        starts.append((_by_size(spectral(graph, count, seed=seed), limits), "spectral clusters, refined"))
+        starts.append((_equal_work(fiedler_order(graph), limits), "spectral order, refined"))
     if method == "gcn":
         starts.append((_by_size(mincut_pool(graph, count, seed=seed), limits), "GCN, refined"))
     return starts
+
+
+def _equal_work(order: np.ndarray, limits: Limits) -> np.ndarray:
+    """int64 [nodes]: intervals of an order of the nodes, their work in proportion to the limits."""
+    work = limits.weights[order, 0]
+    shares = limits.caps[:, 0] if np.isfinite(limits.caps[:, 0]).all() else np.ones(limits.parts)
+    ends = np.cumsum(shares)[:-1] / max(float(shares.sum()), 1e-300) * work.sum()
+    parts = np.empty(len(order), dtype=np.int64)
+    parts[order] = np.searchsorted(ends, np.cumsum(work) - work / 2, side="right")
+    return parts
 
 
 def _cheapest_intervals(graph: Graph, limits: Limits) -> np.ndarray | None:

@@ -53,6 +53,8 @@ def within_limits(
     visited = 0
     while heap and heap[0][0] < value * (1 - SAME) and visited < visits:
         low, _, here = heapq.heappop(heap)
+        if (_pinned_memory(cut, here) > cut.limits).any():
+            continue
         visited += 1
         try:
             seen, least = priced(cut, here, enough=value - message_ms)
@@ -70,6 +72,14 @@ def within_limits(
         for place in (EDGE, CLOUD):
             heapq.heappush(heap, (low, next(order), {**here, v: place}))
     return best, min(value, heap[0][0]) if heap else value, visited
+
+
+def _pinned_memory(cut: PlacementCut, pins: Mapping[int, int]) -> np.ndarray:
+    """float64 [2], bytes."""
+    held = np.zeros(2)
+    for v, place in pins.items():
+        held[place] += cut.graph.memory[v]
+    return held
 
 
 def priced(

@@ -113,7 +113,12 @@ def loss_tree(
         raise ValueError("the candidates come from different spaces; give trials of one run")
     rows = np.array([candidate.indices for candidate in candidates], dtype=np.float64)[finite]
     values = values[finite]
-    tree = DecisionTreeRegressor(max_depth=depth, min_samples_leaf=least, random_state=seed)
+    tree = DecisionTreeRegressor(
+        max_depth=depth,
+        min_samples_leaf=least,
+        min_impurity_decrease=1e-9 * float(values.var()),  # no rules that tell rounding errors apart
+        random_state=seed,
+    )
     folds = KFold(FOLDS, shuffle=True, random_state=seed)
     error = float(((cross_val_predict(tree, rows, values, cv=folds) - values) ** 2).sum())
     variation = float(((values - values.mean()) ** 2).sum())
