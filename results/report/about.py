@@ -94,6 +94,6 @@ def _protocol(trials: Sequence[Trial]) -> str:
 
     return (
         f"median of {values('repeats')} calls, batch {values('batch')}, threads {values('threads')}, runtime "
-        f"{values('runtime')}, on {values('device')}; calls alternate with those of the unchanged model, and the score is the share "
-        f"of its time; bars show quartiles ({len(measured)} trials measured)"
+        f"{values('runtime')}, on {values('device')}; calls alternate with those of the unchanged model, and "
+        f"the score is the share of its time; bars show quartiles ({len(measured)} trials measured)"
     )
