@@ -56,6 +56,7 @@ class Bayesian(Searcher):
         self._told: dict[tuple[int, ...], Trial] = {}
         self._pending: dict[tuple[int, ...], None] = {}
         self._begin: deque[Candidate] | None = None  # what is left of the design; None: not made yet
+        self._design: set[tuple[int, ...]] = set()
         self._queue: deque[Candidate] = deque()
         self._window = 0  # most under way that was ever asked for
         self._elite = np.zeros((0, len(space)), dtype=np.int64)
@@ -81,10 +82,13 @@ class Bayesian(Searcher):
             design = self.design()
             left = max(0, len(design) - max(0, len(self._told) - 1))
             self._begin = deque(self._candidates(self._kept(design[:left])))
+            self._design = {c.indices for c in self._begin}
         self._window = max(self._window, n + len(self._pending))
         most = max(1, int(EARLY * self._window), len(self._told) // self.each)
         out: list[Candidate] = []
         while len(out) < n and (self._begin or len(self._pending) < most):
+            if not self._begin and not self._design.isdisjoint(self._pending):
+                break  # nothing is modelled before all of the design is told
             if not self._begin and not self._queue:
                 room = min(n - len(out), most - len(self._pending))
                 wanted = room + int(len(self._told) / self.patience)

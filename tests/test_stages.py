@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from netcarve import trace
 from netcarve.spaces.capture import capture
 from netcarve.spaces.stages import (
-    CutError,
     balanced,
     find_cuts,
     functionalise,
@@ -105,7 +104,7 @@ def networks(draw):
 
 
 @settings(
-    max_examples=6,
+    max_examples=5,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),
@@ -281,9 +280,9 @@ def test_published_networks():
     rng = random.Random(0)
     for name, options in (
         ("resnet18", {}),
-        ("vit_tiny_patch16_224", {"img_size": 32}),
-        ("densenet121", {"block_config": (2, 3, 3, 2)}),
-        ("mobilenetv2_100", {}),
+        ("vit_tiny_patch16_224", {"img_size": 32, "depth": 4}),
+        ("densenet121", {"block_config": (2, 2, 2, 2)}),
+        ("mobilenetv2_100", {"features_only": True, "out_indices": (0, 1)}),
     ):
         captured = capture(seeded(timm.create_model(name, **options)), torch.randn(2, 3, 32, 32))
         network = functionalise(captured)
@@ -392,102 +391,3 @@ def test_sizes_are_recomputed_where_only_a_multiple_of_the_batch_arrives():
     assert largest_difference(net, [first, second], torch.randn(5, 3, 4)) == 0
     with pytest.raises(ValueError, match=r"tanh is \[9, 4\] float32, but it takes \[3 x batch \+ 1, 4\]"):
         second.module(torch.randn(9, 4))
-
-
-def test_a_fixed_batch_is_kept_fixed():
-    class Fixed(nn.Module):
-        def forward(self, x):
-            return torch.tanh(torch.tanh(x) if x.shape[0] == 4 else x)
-
-    stages = split(capture(Fixed(), torch.randn(4, 3)), [0])
-    assert run_stages(stages, torch.ones(4, 3)).shape == (4, 3)
-    for stage in stages:
-        with pytest.raises(ValueError, match=r"is \[5, 3\] float32, but it takes \[4, 3\] float32"):
-            stage.module(torch.randn(5, 3))
-
-
-def test_a_stage_can_be_captured_again():
-    net = seeded(ResNet())
-    network = functionalise(capture(net, torch.randn(2, 3, 8, 8)))
-    stages = split(network, balanced(find_cuts(network), 3))
-    x = torch.randn(2, 3, 8, 8)
-    out = x
-    for stage in stages:
-        again = capture(stage.module, out if isinstance(out, tuple) else (out,))
-        assert again.dynamic_batch
-        out = again.graph_module(*(out if isinstance(out, tuple) else (out,)))
-    assert torch.equal(out, net(x))
-
-
-# -- refusals ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def recurrent():
-    return functionalise(capture(seeded(Recurrent()), series(2)))
-
-
-def test_a_stage_refuses_other_shapes_types_and_batches():
-    class Two(nn.Module):
-        def forward(self, x, y, times=3):
-            return torch.tanh(torch.tanh(x) + y) * times
-
-    stages = split(capture(Two(), (torch.randn(2, 3), torch.randn(2, 3), 3)), [0])
-    first, second = (s.module for s in stages)
-    x = torch.randn(4, 3)
-    assert run_stages(stages, x, x, 3).shape == (4, 3)
-    for call, message in (
-        (
-            lambda: first(torch.randn(4, 2), x, 3),
-            r"input..tanh: x is \[4, 2\] float32, but it takes \[batch, 3\]",
-        ),
-        (lambda: first(x[None], x, 3), r"x is \[1, 4, 3\] float32"),
-        (lambda: first(x, x.double(), 3), r"y is \[4, 3\] float64, but it takes \[batch, 3\] float32"),
-        (lambda: first(x, x[:3], 3), "y holds 3 samples, but x holds 4"),
-        (lambda: first(x, x, 4), "times is 4, but the network was captured with 3"),
-        (lambda: first(x[:0], x[:0], 3), "x holds 0 samples, but it takes 1 to any number"),
-        (lambda: second(x, torch.randn(4, 5)), r"tanh..output: tanh is \[4, 5\] float32"),
-        (lambda: second(x, "x"), r"tanh must be a tensor \[batch, 3\] float32, got str"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            call()
-    with pytest.raises(TypeError):
-        second(x)
-
-
-def test_a_recurrent_stage_off_its_sizes_is_refused(recurrent):
-    # Without guards an LSTM whose initial state is of another batch reads memory that is not its own.
-    cut = next(c for c in find_cuts(recurrent) if c.name == "lstm")
-    _, second = split(recurrent, [cut])
-    sent = [torch.randn(*p.shape(2)) for p in second.inputs]
-    second.module(*sent)
-    with pytest.raises(ValueError, match="samples"):
-        second.module(sent[0], *(torch.randn(*p.shape(3)) for p in second.inputs[1:]))
-
-
-@pytest.mark.parametrize("index", [-1, 10_000])
-def test_an_index_that_is_no_cut_is_refused(recurrent, index):
-    with pytest.raises(CutError, match=f"no legal cut has index {index}"):
-        split(recurrent, [index])
-
-
-def test_between_a_tuple_and_its_parts_nothing_is_cut(recurrent):
-    after_lstm = next(c.index for c in find_cuts(recurrent) if c.name == "lstm")
-    # The call, its output, its last state: only then do all parts of the tuple that are read exist.
-    for index in (after_lstm - 1, after_lstm - 2):
-        with pytest.raises(CutError, match=f"no legal cut has index {index}"):
-            split(recurrent, [index])
-
-
-def test_a_cut_given_twice_is_refused(recurrent):
-    cut = find_cuts(recurrent)[0]
-    with pytest.raises(CutError, match="given twice"):
-        split(recurrent, [cut, cut])
-
-
-def test_stages_that_are_not_the_whole_are_found(recurrent):
-    stages = split(recurrent, find_cuts(recurrent)[:1])
-    with torch.no_grad():
-        stages[-1].module.head.bias[0] += 1e-4
-    with pytest.raises(CutError, match="the stages differ from the whole by"):
-        verify(recurrent.captured, stages)
