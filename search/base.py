@@ -13,7 +13,7 @@ from ..results.trial import Trial
 from ..spaces import Candidate, Space
 
 if TYPE_CHECKING:
-    from .certificate import Certificate
+    from .exact.certificate import Certificate
 
 
 class Searcher(ABC):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ..evaluators.task import Task
     from ..results.export import Receipt
-    from .certificate import Certificate
+    from .exact.certificate import Certificate
 
 
 class Run:
@@ -101,7 +101,7 @@ class Run:
     @cached_property
     def certificate(self) -> Certificate | None:
         """What the search has proven (``branch-and-bound``); None where nothing is."""
-        from .certificate import Certificate
+        from .exact.certificate import Certificate
 
         kept = self.info.get("certificate")
         return Certificate.from_json(kept) if kept else None

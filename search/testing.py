@@ -26,7 +26,7 @@ from ..results.trial import Trial
 from ..spaces import Candidate, Choice, Space
 from .base import Searcher
 from .budget import Budget
-from .certificate import Certificate
+from .exact.certificate import Certificate
 from .progress import Silent
 from .registry import guard
 from .run import Run

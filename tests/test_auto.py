@@ -7,9 +7,9 @@ import pytest
 from netcarve.results.hypervolume import hypervolume
 from netcarve.results.objective import Limit
 from netcarve.results.trial import Trial
-from netcarve.search.auto import Auto
-from netcarve.search.gp import GP
-from netcarve.search.random import Random
+from netcarve.search.baselines.random import Random
+from netcarve.search.bayesian.auto import Auto
+from netcarve.search.bayesian.gp import GP
 from netcarve.search.registry import guard, searcher
 from netcarve.search.testing import (
     OBJECTIVES,

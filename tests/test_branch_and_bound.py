@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve.results.hypervolume import nondominated
 from netcarve.results.objective import Limit, Objective
-from netcarve.search.branch_and_bound import BranchAndBound
-from netcarve.search.certificate import Certificate, CertificateError, check_certificate
+from netcarve.search.exact.branch_and_bound import BranchAndBound
+from netcarve.search.exact.certificate import Certificate, CertificateError, check_certificate
 from netcarve.search.registry import guard
 from netcarve.search.testing import SearcherConformance, claimed, drive, every, toy_space, true_front
 from netcarve.spaces import Choice, Space

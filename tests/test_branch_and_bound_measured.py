@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from netcarve.results.objective import Limit, Objective
 from netcarve.results.trial import Trial
-from netcarve.search.branch_and_bound import BranchAndBound
-from netcarve.search.certificate import CertificateError, check_certificate
+from netcarve.search.exact.branch_and_bound import BranchAndBound
+from netcarve.search.exact.certificate import CertificateError, check_certificate
+from netcarve.search.greedy.sensitivity import candidates_of, predict
 from netcarve.search.registry import guard
-from netcarve.search.sensitivity import candidates_of, predict
 from netcarve.search.testing import claimed, drive, every, toy_space, true_front
 from netcarve.spaces import Choice, Space
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 from netcarve.results.hypervolume import hypervolume
-from netcarve.search.gp import GP
-from netcarve.search.improvement import Measure, cells, expected_improvement
-from netcarve.search.kernel import JITTER, MEAN, TREND, Covariance, OptionKernel
-from netcarve.search.metric import Metric
-from netcarve.search.surrogate import Posterior
+from netcarve.search.bayesian.gp import GP
+from netcarve.search.bayesian.improvement import Measure, cells, expected_improvement
+from netcarve.search.bayesian.kernel import JITTER, MEAN, TREND, Covariance, OptionKernel
+from netcarve.search.bayesian.metric import Metric
+from netcarve.search.bayesian.surrogate import Posterior
+from netcarve.search.bayesian.warp import Warp, standardised
+from netcarve.search.evolutionary.variation import kept, scattered, vary
 from netcarve.search.testing import SearcherConformance
-from netcarve.search.variation import kept, scattered, vary
-from netcarve.search.warp import Warp, standardised
 from netcarve.spaces import Choice, Space
 
 

@@ -15,7 +15,7 @@ from netcarve.evaluators.base import Measured
 from netcarve.results.objective import Objective
 from netcarve.results.trial import Trial
 from netcarve.search import Interrupted
-from netcarve.search.progressive import Progressive, disagreements, mcnemar
+from netcarve.search.combined.progressive import Progressive, disagreements, mcnemar
 from netcarve.search.registry import guard
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
 from netcarve.spaces import Candidate, Space

@@ -8,17 +8,17 @@ import pytest
 from netcarve.results.hypervolume import hypervolume
 from netcarve.results.objective import Objective
 from netcarve.results.trial import Trial
-from netcarve.search import age_moea, evolution, particle_swarm, ranking
-from netcarve.search.age_moea import AGEMOEA
-from netcarve.search.ageing import Ageing
-from netcarve.search.genetic import Genetic
-from netcarve.search.moead import MOEAD
-from netcarve.search.nsga2 import NSGA2
-from netcarve.search.nsga3 import NSGA3
-from netcarve.search.particle_swarm import ParticleSwarm
-from netcarve.search.random import Random
+from netcarve.search.evolutionary import age_moea, evolution, particle_swarm, ranking
+from netcarve.search.baselines.random import Random
+from netcarve.search.evolutionary.age_moea import AGEMOEA
+from netcarve.search.evolutionary.ageing import Ageing
+from netcarve.search.evolutionary.genetic import Genetic
+from netcarve.search.evolutionary.moead import MOEAD
+from netcarve.search.evolutionary.nsga2 import NSGA2
+from netcarve.search.evolutionary.nsga3 import NSGA3
+from netcarve.search.evolutionary.particle_swarm import ParticleSwarm
+from netcarve.search.evolutionary.sms_emoa import SMSEMOA
 from netcarve.search.registry import guard
-from netcarve.search.sms_emoa import SMSEMOA
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
 from netcarve.spaces import Choice, Space
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from netcarve.results.hypervolume import hypervolume
 from netcarve.results.trial import Trial
-from netcarve.search.evolution import first_population
-from netcarve.search.optuna_gp import OptunaGP
-from netcarve.search.random import Random
+from netcarve.search.baselines.random import Random
+from netcarve.search.bayesian.optuna_gp import OptunaGP
+from netcarve.search.bayesian.tpe import TPE
+from netcarve.search.evolutionary.evolution import first_population
 from netcarve.search.registry import guard
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
-from netcarve.search.tpe import TPE
 
 optuna = pytest.importorskip("optuna")
 

@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 from netcarve.results.objective import Objective
-from netcarve.search.merge import GreedyMerge
+from netcarve.search.greedy.merge import GreedyMerge
+from netcarve.search.greedy.split import GreedySplit
 from netcarve.search.registry import searcher
-from netcarve.search.split import GreedySplit
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_space
 from netcarve.spaces import Choice, Space
 

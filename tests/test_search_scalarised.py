@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from netcarve.results.objective import Objective
 from netcarve.results.trial import Trial
-from netcarve.search import ranking
-from netcarve.search.ageing import Ageing
-from netcarve.search.evolution import first_population
-from netcarve.search.particle_swarm import ParticleSwarm
-from netcarve.search.random import Random
+from netcarve.search.baselines.random import Random
+from netcarve.search.bayesian.tpe import TPE
+from netcarve.search.combined.scalarised import Chebyshev, WeightedSum
+from netcarve.search.evolutionary import ranking
+from netcarve.search.evolutionary.ageing import Ageing
+from netcarve.search.evolutionary.evolution import first_population
+from netcarve.search.evolutionary.particle_swarm import ParticleSwarm
 from netcarve.search.registry import guard
-from netcarve.search.scalarised import Chebyshev, WeightedSum
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
-from netcarve.search.tpe import TPE
 from netcarve.spaces import Choice, Space
 
 COSTS = (Objective("a", "min"), Objective("b", "min"))

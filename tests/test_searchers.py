@@ -10,11 +10,11 @@ import pytest
 from netcarve.results.objective import Objective
 from netcarve.results.trial import Trial
 from netcarve.search.base import parse_objectives
+from netcarve.search.baselines.random import Random
 from netcarve.search.distinct import Distinct
+from netcarve.search.evolutionary.nsga2 import NSGA2
 from netcarve.search.generator import GeneratorSearcher
-from netcarve.search.greedy import Greedy
-from netcarve.search.nsga2 import NSGA2
-from netcarve.search.random import Random
+from netcarve.search.greedy.greedy import Greedy
 from netcarve.search.registry import BUILT_IN, guard, known_searchers, searcher
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
 from netcarve.spaces import Choice, Space

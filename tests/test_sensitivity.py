@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve.results.hypervolume import hypervolume, nondominated
 from netcarve.results.trial import Trial
-from netcarve.search.additive_model import model
-from netcarve.search.sensitivity import (
+from netcarve.search.bayesian.spread import area_gains, most_gaining
+from netcarve.search.greedy.additive_model import model
+from netcarve.search.greedy.sensitivity import (
     additive_front,
     candidates_of,
     combinations,
@@ -20,7 +21,6 @@ from netcarve.search.sensitivity import (
     predict,
     probes,
 )
-from netcarve.search.spread import area_gains, most_gaining
 from netcarve.search.testing import toy_space
 from netcarve.spaces import Choice, Space
 

@@ -8,7 +8,7 @@ from netcarve.evaluators.pool import InProcessPool, Job, Outcome
 from netcarve.results.ledger import Ledger
 from netcarve.search import RunError, load, sweep
 from netcarve.search.budget import Budget
-from netcarve.search.greedy import Greedy
+from netcarve.search.greedy.greedy import Greedy
 from netcarve.search.lane_pool import LanePool
 from netcarve.search.progress import Silent
 from netcarve.search.registry import searcher as make_searcher

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 from netcarve.results.trial import Trial
+from netcarve.search.baselines.random import Random
 from netcarve.search.distinct import Distinct
 from netcarve.search.feasible import Feasible, check_reachable
 from netcarve.search.generator import GeneratorSearcher
-from netcarve.search.random import Random
 from netcarve.search.registry import guard, searcher
 from netcarve.search.testing import OBJECTIVES, drive, toy_scores, toy_space
 from netcarve.spaces import Space

@@ -1,0 +1,1 @@
+"""Searchers that learn nothing: the lines to beat."""

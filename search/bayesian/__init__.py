@@ -1,0 +1,1 @@
+"""Searchers that model what has to be measured."""

@@ -1,0 +1,1 @@
+"""Searchers made of other searchers."""

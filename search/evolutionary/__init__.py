@@ -1,0 +1,1 @@
+"""Searchers with a population."""

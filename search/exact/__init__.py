@@ -1,0 +1,1 @@
+"""Searchers that prove what they find."""

@@ -1,0 +1,1 @@
+"""Searchers that improve step by step, and those that combine one table of single changes."""

@@ -1,0 +1,1 @@
+"""Searchers with a policy that is taught by rewards."""
