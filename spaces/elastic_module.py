@@ -60,7 +60,7 @@ class Resident:
         for name, counted in self._widths.items():
             state[name] = count(counted)
         for attributes, tensor, size, labels, groups in self._sized:
-            attributes.update(size(tensor.shape, groups if labels is None else count(labels)))
+            size(attributes, tensor.shape, groups if labels is None else count(labels))
 
     def reset(self) -> None:
         """Undo whatever was done to modules and tensor objects, but for the tensors' data."""

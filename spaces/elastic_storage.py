@@ -128,6 +128,11 @@ class _Rows:
             rows = rows.narrow(axis, 0, lengths[vector])
         return rows.movedim(0, self.front)
 
+    def moved(self, sizes: Sequence[int]) -> list[int]:
+        """Sizes or strides of the pool's axes in the tensor's own order."""
+        first, *others = sizes
+        return [*others[: self.front], first, *others[self.front :]]
+
 
 class _Pool:
     """Tensors of one type and one shape of row, behind each other: one gather serves all."""
@@ -138,6 +143,9 @@ class _Pool:
         self.written = all(t.dim() == 1 for t in whole)  # by forward passes, perhaps
         self._rows = torch.cat([t.movedim(m.front, 0) for m, t in zip(members, whole, strict=True)])
         self._room = torch.empty_like(self._rows)  # what is gathered is written here
+        self._row = self._room.stride(0)
+        self._shapes = [m.moved(self._room.shape) for m in members]  # but for what is cut
+        self._strides = [m.moved(self._room.stride()) for m in members]
         followed = [None if m.vector is None else widths.vectors[m.vector] for m in members]
         self.labels = np.concatenate(
             [np.zeros(m.length, np.int64) if v is None else v for m, v in zip(members, followed, strict=True)]
@@ -153,13 +161,25 @@ class _Pool:
         room = self._room.narrow(0, 0, len(stays))
         torch.index_select(self._rows, 0, stays, out=room)
         self._sizes[self._cut] = np.array(lengths)[self._vectors]
-        pieces = torch.unsafe_split_with_sizes(room, self._sizes.tolist())
+        sizes = self._sizes.tolist()
         if self.written:
-            for holder, piece in zip(self._holders, pieces, strict=True):
+            for holder, piece in zip(self._holders, torch.unsafe_split_with_sizes(room, sizes), strict=True):
                 holder.data = piece
-        else:
-            for member, piece in zip(self._members, pieces, strict=True):
-                member.holder.data = member.shaped(piece, lengths, positions)
+            return
+        start = 0
+        for member, size, shape, stride in zip(
+            self._members, sizes, self._shapes, self._strides, strict=True
+        ):
+            if member.gathered:
+                piece = member.shaped(room.narrow(0, start, size), lengths, positions)
+            else:  # the same in one call
+                shape = shape.copy()
+                shape[member.front] = size
+                for axis, vector in member.sliced:
+                    shape[axis - (axis <= member.front)] = lengths[vector]
+                piece = room.as_strided(shape, stride, start * self._row)
+            member.holder.data = piece
+            start += size
 
 
 class Storage:

@@ -28,7 +28,7 @@ from .skeleton import skeleton
 # blocks do; without the last part all of them.
 Alive = np.ndarray
 Mend = Callable[[Alive, dict[str, Any]], None]  # changes sliced parameters, by canonical name, in place
-Sizing = Callable[[torch.Size, int], dict[str, Any]]  # (shape, groups) -> size attributes of a layer
+Sizing = Callable[[dict[str, Any], torch.Size, int], None]  # (attributes, shape, groups): writes sizes down
 
 
 class Surgeon:
@@ -172,7 +172,7 @@ class Surgeon:
         module = skeleton(self.source, memo)
         for child, name, size, labels in self.sized(module):
             groups = groups_of(child) if labels is None else int(np.count_nonzero(alive[labels]))
-            child.__dict__.update(size(getattr(child, name).shape, groups))
+            size(child.__dict__, getattr(child, name).shape, groups)
         return module.eval()
 
     def sized(self, module: nn.Module) -> Iterator[tuple[nn.Module, str, Sizing, np.ndarray | None]]:
@@ -190,34 +190,53 @@ def groups_of(module: nn.Module) -> int:
 
 
 def sizing(module: nn.Module) -> dict[str, Sizing]:
-    """Which of a layer's tensors tell what size attributes it has.
+    """Which of a layer's tensors tell what size attributes it has, and who writes these down.
 
     The number of groups that goes in is that of a convolution or group norm.
     """
     if isinstance(module, _ConvTransposeNd):
-        return {"weight": lambda s, g: {"groups": g, "in_channels": s[0], "out_channels": s[1] * g}}
+        return {"weight": _size_transposed}
     if isinstance(module, _ConvNd):
-        return {"weight": lambda s, g: {"groups": g, "in_channels": s[1] * g, "out_channels": s[0]}}
+        return {"weight": _size_convolution}
     if isinstance(module, nn.RNNBase):
         return {
-            "weight_ih_l0": lambda s, _: {"input_size": s[1]},
-            "weight_hh_l0": lambda s, _: {"hidden_size": s[1]},
+            "weight_ih_l0": lambda a, s, _: a.update(input_size=s[1]),
+            "weight_hh_l0": lambda a, s, _: a.update(hidden_size=s[1]),
         }
     if isinstance(module, nn.Linear):
-        return {"weight": lambda s, _: {"out_features": s[0], "in_features": s[1]}}
+        return {"weight": lambda a, s, _: a.update(out_features=s[0], in_features=s[1])}
     if isinstance(module, nn.Embedding):
-        return {"weight": lambda s, _: {"num_embeddings": s[0], "embedding_dim": s[1]}}
+        return {"weight": lambda a, s, _: a.update(num_embeddings=s[0], embedding_dim=s[1])}
     if isinstance(module, _NormBase) and module.running_mean is not None:
-        return {"running_mean": lambda s, _: {"num_features": s[0]}}
+        return {"running_mean": _size_norm}
     if getattr(module, "weight", None) is None:
         return {}
     if isinstance(module, _NormBase):
-        return {"weight": lambda s, _: {"num_features": s[0]}}
+        return {"weight": _size_norm}
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        return {"weight": lambda s, _: {"normalized_shape": tuple(s)}}
+        return {"weight": lambda a, s, _: a.update(normalized_shape=tuple(s))}
     if isinstance(module, nn.GroupNorm):
-        return {"weight": lambda s, g: {"num_groups": g, "num_channels": s[0]}}
+        return {"weight": lambda a, s, g: a.update(num_groups=g, num_channels=s[0])}
     return {}
+
+
+# Written out, since a network switches hundreds of these in a millisecond.
+
+
+def _size_convolution(attributes: dict[str, Any], shape: torch.Size, groups: int) -> None:
+    attributes["groups"] = groups
+    attributes["out_channels"] = shape[0]
+    attributes["in_channels"] = shape[1] * groups
+
+
+def _size_transposed(attributes: dict[str, Any], shape: torch.Size, groups: int) -> None:
+    attributes["groups"] = groups
+    attributes["in_channels"] = shape[0]
+    attributes["out_channels"] = shape[1] * groups
+
+
+def _size_norm(attributes: dict[str, Any], shape: torch.Size, _: int) -> None:
+    attributes["num_features"] = shape[0]
 
 
 def rewrite(

@@ -280,3 +280,25 @@ def test_without_a_batch_axis_a_cut_network_is_repaired_as_far_as_samples_allow(
 def test_models_without_numbers_or_copies_are_refused_by_name(make, reason):
     with pytest.raises(CaptureError, match=reason):
         trace(make(), torch.randn(2, 3, 6, 6))
+
+
+class Branches(nn.Module):
+    """What `cond` computes is not followed: it is left as it is, what stands before it may be cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 16), nn.Linear(16, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.second(self.first(x).relu())
+        return torch.cond(x.sum() > 0, lambda y: self.head(y).relu(), lambda y: self.head(y), (x,))
+
+
+def test_a_branch_on_data_is_left_alone():
+    torch.manual_seed(0)
+    x = torch.randn(2, 4)
+    blueprint = trace(Branches(), x)
+    space = blueprint.space(ratios=2)
+    assert [g.name for g in blueprint.groups] == ["first"]
+    assert "cond is not followed" in " ".join(blueprint.left_out.values())
+    assert space.build(space.candidate([1]))(x).shape == (2, 3)

@@ -8,12 +8,14 @@ operator and which must be joined. What no rule understands freezes its inputs: 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
+from torch._ops import HigherOrderOperator
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..capture import flat_inputs, state_kept
@@ -221,7 +223,9 @@ class _Follower(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         walk = self.walk
-        with FlopCounterMode(display=False) as counter:
+        counter = FlopCounterMode(display=False)
+        # The counter cannot enter `cond` and its like: what they compute is frozen, and counts as nothing.
+        with nullcontext() if isinstance(n.target, HigherOrderOperator) else counter:
             out = super().run_node(n)
         walk.values = self.env
         walk.shapes[n] = _shapes(out)
