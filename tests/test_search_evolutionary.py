@@ -8,8 +8,8 @@ import pytest
 from netcarve.results.hypervolume import hypervolume
 from netcarve.results.objective import Objective
 from netcarve.results.trial import Trial
-from netcarve.search.evolutionary import age_moea, evolution, particle_swarm, ranking
 from netcarve.search.baselines.random import Random
+from netcarve.search.evolutionary import age_moea, evolution, particle_swarm, ranking
 from netcarve.search.evolutionary.age_moea import AGEMOEA
 from netcarve.search.evolutionary.ageing import Ageing
 from netcarve.search.evolutionary.genetic import Genetic
