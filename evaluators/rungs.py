@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..spaces import Candidate
-from ..spaces.rung import NAME, rung_of
+from ..spaces.rung import on_rung, rung_of, rungs_of
 from .base import Evaluator, Measured
 from .pool import Scorer
 from .task import Task
@@ -37,10 +37,8 @@ class OnRung(Evaluator):
         if task is None or rung is None:
             raise ValueError(f"{self.name} on rungs needs a task, and a candidate of a space with rungs")
         given = self.inner(self._part(task, rung.samples), model, candidate)
-        if candidate[NAME] != next(c for c in candidate.choices if c.name == NAME).options[0]:
-            scores = {f"{metric}@{rung.name}": value for metric, value in given.items()}
-        else:
-            scores = dict(given)
+        rungs = rungs_of(candidate)
+        scores = {on_rung(metric, rung, rungs): value for metric, value in given.items()}
         return Measured(scores, detail=getattr(given, "detail", {}))
 
     def _part(self, task: Task, share: float) -> Task:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from ..evaluators.machine import environment
 from ..results.ledger import Ledger, LedgerError
 from ..results.objective import Limit, Objective
+from ..results.trial import Trial
 from ..spaces import Candidate, Choice, Space
 
 if TYPE_CHECKING:
     from ..evaluators import Task
-    from .warm_start import WarmStart
 
 LEDGER = "ledger.sqlite"  # in the folder of a run
 HOME = Path("runs")  # folders of runs are made here, in the working directory
@@ -94,7 +94,8 @@ def open_run(
     settings: Mapping[str, Any],
     *,
     resume: bool,
-    begin: WarmStart | None = None,
+    given: Sequence[Candidate] = (),
+    scored: Mapping[Candidate, Trial] | None = None,
     home: Path = HOME,
 ) -> Ledger:
     """The ledger of a new run, or of the one to resume, open for writing.
@@ -103,7 +104,8 @@ def open_run(
         out: folder of the run. By default ``runs/<task>-<searcher>-<n>``: the next free one, or when
             resuming the latest.
         resume: whether the run is there already.
-        begin: what a new run begins with.
+        given: candidates that a new run begins with, after the unchanged model.
+        scored: what is known of them, and of the unchanged model, already.
 
     Raises:
         RunError: the folder holds another run; nothing to resume; or other settings than the stored ones.
@@ -124,22 +126,27 @@ def open_run(
     check_free(folder)
     _make_room(folder)
     ledger = Ledger(path, write=True)
-    if begin is None or not (begin.candidates or begin.scored):
-        ledger.save_settings(settings)
+    if given or scored:
+        _save_beginning(ledger, settings, given, scored or {})
     else:
-        _save_beginning(ledger, settings, begin)
+        ledger.save_settings(settings)
     return ledger
 
 
-def _save_beginning(ledger: Ledger, settings: Mapping[str, Any], begin: WarmStart) -> None:
+def _save_beginning(
+    ledger: Ledger,
+    settings: Mapping[str, Any],
+    given: Sequence[Candidate],
+    scored: Mapping[Candidate, Trial],
+) -> None:
     """The settings of a run, and its first trials where they are known already."""
     choices = tuple(Choice(name, tuple(options)) for name, options in settings["choices"])
-    first = [Candidate((0,) * len(choices), choices), *begin.candidates]
+    first = [Candidate((0,) * len(choices), choices), *given]
     ledger.propose(list(enumerate(first)))
-    known = [(n, begin.scored[c]) for n, c in enumerate(first) if c in begin.scored]
+    known = [(n, scored[c]) for n, c in enumerate(first) if c in scored]
     ledger.record([replace(trial, number=n, candidate=first[n]) for n, trial in known])
     # Last, since a ledger with settings is a run: whoever resumes it finds its beginning whole.
-    ledger.save_settings({**settings, "given": len(begin.candidates), "imported": begin.imported})
+    ledger.save_settings({**settings, "given": len(given), "imported": len(scored)})
 
 
 def check_free(folder: Path) -> None:

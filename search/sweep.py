@@ -138,8 +138,8 @@ def sweep(
     if trials is None and minutes is None:
         trials = TRIALS
     progress = progress or Silent()
-    begin = None if resume else warm_start(seed_from, space, settings, measured=METRICS_OF_A_PLACE)
-    ledger = open_run(out, settings, resume=resume, begin=begin)
+    begin = warm_start(() if resume else seed_from, space, settings, measured=METRICS_OF_A_PLACE)
+    ledger = open_run(out, settings, resume=resume, given=begin.candidates, scored=begin.scored)
     if trials is not None:
         trials += ledger.settings.get("imported", 0)
     budget = Budget(trials, minutes, spent=ledger.info.get("seconds", 0.0))

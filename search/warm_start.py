@@ -25,11 +25,6 @@ class WarmStart:
     candidates: tuple[Candidate, ...]  # distinct; the first trials after the unchanged model, in this order
     scored: Mapping[Candidate, Trial]  # outcomes that hold here as well, the unchanged model's among them
 
-    @property
-    def imported(self) -> int:
-        """How many of the run's first trials need no evaluation, the unchanged model's included."""
-        return len(self.scored)
-
 
 def warm_start(
     sources: Iterable[Source], space: Space, settings: Mapping[str, Any], *, measured: Iterable[str] = ()

@@ -76,9 +76,9 @@ def with_rungs(space: Space, rungs: Sequence[Rung]) -> Space:
     return Space([*space.choices, choice], model=space.model, recipe=recipe)
 
 
-def rungs_of(space: Space) -> tuple[Rung, ...]:
-    """The rungs of a space, the most thorough first; empty where it has none."""
-    return next((c.edit for c in space.choices if is_rung(c)), ())
+def rungs_of(of: Space | Candidate) -> tuple[Rung, ...]:
+    """The rungs of a space, or of a candidate's, the most thorough first; empty where it has none."""
+    return next((c.edit for c in of.choices if is_rung(c)), ())
 
 
 def tunes(space: Space) -> bool:
@@ -92,6 +92,16 @@ def rung_of(candidate: Candidate) -> Rung | None:
         if is_rung(choice):
             return choice.edit[index]
     return None
+
+
+def on_rung(metric: str, rung: Rung, rungs: Sequence[Rung]) -> str:
+    """What a metric is called on a rung: itself on the first, ``accuracy@quick`` on a lower one."""
+    return metric if rung == rungs[0] else f"{metric}@{rung.name}"
+
+
+def off_rung(metric: str, rung: Rung) -> str:
+    """The inverse of :func:`on_rung`."""
+    return metric.removesuffix(f"@{rung.name}")
 
 
 def is_rung(choice: Choice) -> bool:

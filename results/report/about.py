@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..trial import Trial
-
-if TYPE_CHECKING:
-    from .document import Reported
+from .reported import Reported
 
 
 def about(run: Reported) -> list[list[str]]:

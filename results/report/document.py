@@ -6,40 +6,23 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ...spaces import Choice
 from ..comparison import common_objectives, common_reference
 from ..front import Front
-from ..objective import METRICS, Limit, Objective
+from ..objective import METRICS, Objective
 from ..table import COUNTS, HEADINGS, PERCENT
 from ..trial import Trial
 from .about import about
 from .convergence import convergence, volume
+from .reported import Reported
 from .rivals import rivals
 
 TEXT_BUDGET = 400_000  # characters of tracebacks in one report; beyond it their last lines alone
 LONGEST = 6_000  # characters of one traceback: its end, where the reason is
-
-
-class Reported(Protocol):
-    """What a report reads from a run; :class:`netcarve.Run` has it."""
-
-    path: Path
-    settings: dict[str, Any]
-    info: dict[str, Any]
-    trials: list[Trial]
-
-    @property
-    def objectives(self) -> tuple[Objective, ...]: ...
-    @property
-    def limits(self) -> tuple[Limit, ...]: ...
-    @property
-    def front(self) -> Front: ...
-    @property
-    def certificate(self) -> Any: ...
 
 
 def report_document(runs: Sequence[Reported], *, program: str = "netcarve") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import comb
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import numpy as np
 from ...results.objective import Objective
 from ...results.trial import Trial
 from ...spaces import Candidate, Choice, Space
-from ...spaces.rung import NAME, rungs_of
+from ...spaces.rung import NAME, off_rung, rungs_of
 from ..base import Searcher
 from ..evolutionary.ranking import best_first
 
@@ -111,7 +111,8 @@ class Progressive(Searcher):
             self._under_way.discard(trial.candidate)
             rung = trial.candidate.indices[self._place]
             network = self._network(trial.candidate)
-            plain = replace(trial, candidate=network, scores=_plain(trial.scores, self.rungs[rung].name))
+            scores = {off_rung(name, self.rungs[rung]): value for name, value in trial.scores.items()}
+            plain = replace(trial, candidate=network, scores=scores)
             self._results[rung][network] = Scored(plain, self.loss(plain), self.violation(plain))
             self.inner.tell([plain])
 
@@ -225,8 +226,3 @@ def mcnemar(wins: int, losses: int) -> float:
     """Exact one-sided p-value: at least ``wins`` heads in ``wins + losses`` throws of a fair coin."""
     n = wins + losses
     return sum(comb(n, k) for k in range(wins, n + 1)) / 2**n
-
-
-def _plain(scores: Mapping[str, float], rung: str) -> dict[str, float]:
-    """Scores of a lower rung under the names of the first."""
-    return {name.removesuffix(f"@{rung}"): value for name, value in scores.items()}

@@ -1,0 +1,28 @@
+"""What a report reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..front import Front
+from ..objective import Limit, Objective
+from ..trial import Trial
+
+
+class Reported(Protocol):
+    """What a report reads from a run; :class:`netcarve.Run` has it."""
+
+    path: Path
+    settings: dict[str, Any]
+    info: dict[str, Any]
+    trials: list[Trial]
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]: ...
+    @property
+    def limits(self) -> tuple[Limit, ...]: ...
+    @property
+    def front(self) -> Front: ...
+    @property
+    def certificate(self) -> Any: ...
