@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 from .capture import Captured, flat_inputs, fresh, state_kept, tensors_of
 from .comparison import relative_difference
 from .coupling import Coupling
-from .coupling.groups import Lengths
+from .coupling.coupled import Lengths
 from .coupling.walk import bind, get_attribute, operator_name, schema
 from .statistics import over_kept
 from .surgery import Alive, Surgeon, rewrite

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 from torch import fx
 
+from .coupled import Coupling, Group
 from .units import Vector
 from .walk import IN, OUT, operator_name
-
-if TYPE_CHECKING:
-    from .groups import Coupling, Group
 
 HEADS, WITHIN, STATE = "attention heads", "within heads", "recurrent state"
 RESIDUAL, EMBEDDING, HIDDEN, CHANNELS = "residual width", "embedding width", "MLP hidden", "channels"

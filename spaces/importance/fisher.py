@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..coupling import Group
-from ..coupling.groups import Member
+from ..coupling import Group, Member
 from .gradients import GradientCriterion, per_unit
 
 

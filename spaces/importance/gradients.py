@@ -21,8 +21,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from ..capture import Captured, flat_inputs
-from ..coupling import Group
-from ..coupling.groups import Member
+from ..coupling import Group, Member
 from ..coupling.walk import get_attribute
 from .measured import Evidence, Scores
 from .pieces import Batch, pieces
