@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 # Each imports only from those before it.
-ORDER = ("spaces", "results", "evaluators", "search", "_terminal", "_arguments", "_views", "cli", "__main__")
+ORDER = ("spaces", "results", "evaluators", "search", "commands", "cli", "__main__")
 NOT_SHIPPED = {"tests", "benchmarks", "examples", "docs", "build", "dist", "runs"}
 HEAVY = ("torch", "ray", "pandas", "plotly", "matplotlib", "sklearn", "scipy", "pymoo", "optuna", "onnx")
 

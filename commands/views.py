@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ._terminal import printer
+from .terminal import printer
 
 if TYPE_CHECKING:
-    from .results import Front
-    from .results.export import Receipt
-    from .search import Run
+    from ..results import Front
+    from ..results.export import Receipt
+    from ..search import Run
 
 
 def print_json(value: Any) -> None:
@@ -37,7 +37,7 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
 
 def print_inspection(found: Mapping[str, Any]) -> None:
     """The groups, the blocks, the exceptions and the layers of :func:`evaluators.inspection.inspection`."""
-    from .results.table import si
+    from ..results.table import si
 
     def cost(layer: Mapping[str, Any], name: str) -> tuple[str, str]:
         return si(layer[name]), f"{100 * layer[name] / found[name]:.1f} %" if found[name] else ""
@@ -78,7 +78,7 @@ def _artifact(graph: Mapping[str, str]) -> str:
 
 def print_receipt(receipt: Receipt) -> None:
     """What was exported, and how well each format was seen to reproduce."""
-    from .results.table import metric_text
+    from ..results.table import metric_text
 
     print_table(
         f"Exported to {receipt.directory}",
@@ -106,8 +106,8 @@ def print_comparison(
         figures: of :func:`results.comparison.compare_fronts`.
         fronts, runs: by the names in it.
     """
-    from .results.comparison import budget_rows
-    from .results.table import metric_text
+    from ..results.comparison import budget_rows
+    from ..results.table import metric_text
 
     goals = next(iter(fronts.values())).objectives
     headings = ("run", "task", "searcher", "seed", "trials", "front")

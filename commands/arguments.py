@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from .evaluators import Task
-    from .results import Front
-    from .search import Run
-    from .spaces import Blueprint
-    from .spaces.rung import Rung
+    from ..evaluators import Task
+    from ..results import Front
+    from ..search import Run
+    from ..spaces import Blueprint
+    from ..spaces.rung import Rung
 
 KINDS = ("prune", "drop", "mask")  # what this version can decide about a model
 LATER_KINDS = ("operators", "splits", "bits")
@@ -21,8 +21,8 @@ LATER_KINDS = ("operators", "splits", "bits")
 
 def traced(text: str, say: Callable[[str], None]) -> tuple[Task, Blueprint]:
     say(f"reading the task {text}")  # and importing torch, a second or two
-    from .evaluators.resolve import resolve_task
-    from .spaces import trace
+    from ..evaluators.resolve import resolve_task
+    from ..spaces import trace
 
     task = _one_thread_after(resolve_task(text))
     say("tracing the model")
@@ -31,7 +31,7 @@ def traced(text: str, say: Callable[[str], None]) -> tuple[Task, Blueprint]:
 
 def _one_thread_after(task: Task) -> Task:
     """The task, with one thread from now on; the user's own code that made it had them all."""
-    from .spaces.threads import one_thread_from_now_on
+    from ..spaces.threads import one_thread_from_now_on
 
     one_thread_from_now_on()
     return task
@@ -51,7 +51,7 @@ def rungs_of(text: str | None, searcher: str) -> tuple[Rung, ...]:
         return ()
     if searcher != "progressive":
         raise typer.BadParameter(f"--rungs is for --searcher progressive, got {searcher}")
-    from .spaces.rung import parse_rungs
+    from ..spaces.rung import parse_rungs
 
     rungs = parse_rungs(names_in(text))
     if len(rungs) < 2:
@@ -65,7 +65,7 @@ def names_in(text: str) -> list[str]:
 
 
 def front_of(run: Run, objectives: Iterable[Any] | None) -> Front:
-    from .results import Front
+    from ..results import Front
 
     if not objectives:
         return run.front

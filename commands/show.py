@@ -1,0 +1,28 @@
+"""One trial of a run."""
+
+from __future__ import annotations
+
+from .types import AsJson, RunPath, TrialNumber
+from .views import print_json
+
+
+def show(run: RunPath, trial: TrialNumber, as_json: AsJson = False) -> None:
+    """Show what was cut where in one trial, against the unchanged model."""
+    from ..search import load
+
+    loaded = load(run)
+    if not as_json:
+        print(loaded.show(trial))
+        return
+    found = loaded[trial]
+    print_json(
+        {
+            "number": found.number,
+            "candidate": found.candidate.values,
+            "unchanged": {choice.name: choice.options[0] for choice, _ in found.candidate.items()},
+            "kept": loaded.kept(trial),
+            "scores": dict(found.scores),
+            "baseline": dict(loaded.baseline.scores) if loaded.baseline else {},
+            "error": found.error,
+        }
+    )

@@ -1,0 +1,160 @@
+"""Launch a search."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .arguments import about, cores, kinds_of, rungs_of, traced
+from .terminal import busy, printer, program, proving
+from .types import AsJson, Objectives, TaskName
+from .views import print_json
+
+TRIALS = 500  # by default
+
+
+def sweep(
+    task: TaskName,
+    space: Annotated[
+        str,
+        typer.Option(metavar="KINDS", help="what to decide: prune, drop, mask; several: prune,drop"),
+    ] = "prune",
+    searcher: Annotated[
+        str, typer.Option(metavar="NAME", help="auto, nsga2, gp, greedy, random, ...")
+    ] = "auto",
+    importance: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="which units go first: l1, taylor, ... [default: reconstruction]"),
+    ] = None,
+    rungs: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="of a progressive search: quick,full,tuned [default: quick,full]"),
+    ] = None,
+    objective: Objectives = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EXPR", help="such as 'macs<=0.5x', x: of the unchanged model; repeat"),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help=f"stop after N in all [default: {TRIALS}]")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(metavar="M", help="stop after M minutes instead")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="processes [default: the cores, at most 4]")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(metavar="ADDR", help="of a Ray cluster [default: this machine]")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="same seed, same trials")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="new folder [default: runs/TASK-SEARCHER-N]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="go on with the run in --out, or else the latest of its kind")
+    ] = False,
+    seed_from: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="begin with an earlier run, or candidates in a .json file; repeat"),
+    ] = None,
+    trial_timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="a trial that takes longer has failed")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search the Pareto front of a task."""
+    from ..results import Limit, Objective
+    from ..results.document import sweep_document
+    from ..results.table import render_front
+    from ..search import Interrupted, known_searchers
+    from ..search import sweep as run_sweep
+    from ..search.plan import check_numbers
+    from ..search.progress import RichProgress
+    from ..search.settings import check_free
+    from ..search.warm_start import read_source
+    from ..spaces.rung import with_rungs
+
+    # What can be wrong without a model is said before the task loads, which may take a while.
+    kinds = kinds_of(space)
+    levels = rungs_of(rungs, searcher)
+    for text in objective or ():
+        Objective.parse(text)
+    for text in limit or ():
+        Limit(text)
+    if searcher not in known_searchers():
+        raise ValueError(f"unknown searcher {searcher!r}; known are {', '.join(known_searchers())}")
+    if trials is not None and minutes is not None:
+        raise typer.BadParameter("give --trials or --minutes, not both")
+    if resume and seed_from:
+        raise typer.BadParameter("--seed-from is for a new run; one that is resumed has begun already")
+    begin = [read_source(path) for path in seed_from or ()]
+    workers = cores() if workers is None else workers
+    check_numbers(trials=trials, minutes=minutes, trial_timeout=trial_timeout, workers=workers)
+    if out is not None and not resume:
+        check_free(out)
+
+    with busy() as say:
+        made, blueprint = traced(task, say)
+        candidates = blueprint.space(
+            *kinds, importance=importance, calibration=made.calibration_batches, progress=proving(say)
+        )
+        if levels:
+            candidates = with_rungs(candidates, levels)
+    try:
+        with busy(spinner=False):
+            run = run_sweep(
+                made,
+                candidates,
+                searcher,
+                objective or None,
+                limit or (),
+                trials=TRIALS if trials is None and minutes is None else trials,
+                minutes=minutes,
+                workers=workers,
+                seed=seed,
+                out=out,
+                resume=resume,
+                trial_timeout=trial_timeout,
+                address=address,
+                progress=RichProgress(),
+                seed_from=begin,
+            )
+    except Interrupted as stop:
+        typer.echo(stop, err=True)
+        if stop.path.exists():
+            typer.echo(f"Go on: the same command with --resume --out {stop.path}", err=True)
+        raise typer.Exit(1) from None
+
+    front, failed = run.front, sum(t.failed for t in run.trials)
+    if as_json:
+        print_json(
+            sweep_document(
+                front,
+                **about(run),
+                out=str(run.path),
+                evaluated=len(run.trials),
+                failed=failed,
+                seconds=run.info["seconds"],
+            )
+        )
+    else:
+        printer().print(render_front(front, run.baseline))
+        trials_text = "1 trial" if len(run.trials) == 1 else f"{len(run.trials)} trials"
+        summary = f"{trials_text} in {run.info['seconds']:.0f} s, {len(front)} on the front"
+        print(f"{summary}, hypervolume {front.hypervolume():.4f}" + (f", {failed} failed" if failed else ""))
+        if failed:
+            first = next(t for t in run.trials if t.failed)
+            print(f"Trial {first.number} failed: {first.reason}")
+        print(f"The run is in {run.path}")
+    if not len(front):
+        limits = " and ".join(m.text for m in run.limits)
+        why = f"no trial keeps {limits}; loosen it, or" if limits else "every trial failed;"
+        typer.echo(f"error: the front is empty: {why} see `{program()} front {run.path}`", err=True)
+        raise typer.Exit(1)
+    if not as_json:
+        name, number = program(), front.knee.number
+        print("Next:")
+        print(f"  {name} front {run.path} --plot front.png")
+        print(f"  {name} show {run.path} {number}")
+        print(f"  {name} export {run.path} {number} --format pt2,onnx,state")

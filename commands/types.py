@@ -1,0 +1,19 @@
+"""Arguments that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TaskName = Annotated[
+    str, typer.Argument(metavar="TASK", help="digits, file.py:function or package.module:function")
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, as `sweep` says at its end")]
+TrialNumber = Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="number of a trial; 0 is unchanged")]
+Objectives = Annotated[
+    list[str] | None,
+    typer.Option("--objective", metavar="M", help="metric to trade off, or NAME:min, NAME:max; repeat"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")]
