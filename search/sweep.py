@@ -16,6 +16,7 @@ from ..spaces.rung import DEFAULT, parse_rungs, rungs_of, with_rungs
 from .base import Searcher, innermost, parse_limits
 from .budget import Budget
 from .lane_pool import make_pool
+from .mirrors import Mirror, Mirroring, mirror
 from .plan import (
     check_baseline,
     check_metrics,
@@ -72,6 +73,7 @@ def sweep(
     progress: Progress | None = None,
     window: int = WINDOW,
     seed_from: Iterable[Source] = (),
+    mirrors: Iterable[Mirror | str] = (),
 ) -> Run:
     """Search ``space`` for the best subnetworks of ``task``, and keep every outcome.
 
@@ -99,6 +101,8 @@ def sweep(
         window: candidates under way at a time, whatever the number of workers; part of the result.
         seed_from: what to begin with: candidates, earlier runs, JSON files (see :func:`warm_start`).
             Trials taken over from a run are not scored again and do not count towards ``trials``.
+        mirrors: other tools that are shown the trials as they come: ``"tensorboard"``, ``"mlflow"``,
+            ``"optuna"``, each also as ``"name:where"`` (see :mod:`.mirrors`).
 
     Raises:
         ValueError: anything in the arguments that cannot work, before any work: unknown searcher, metric or
@@ -138,6 +142,7 @@ def sweep(
     if trials is None and minutes is None:
         trials = TRIALS
     progress = progress or Silent()
+    followers = [mirror(m) if isinstance(m, str) else m for m in mirrors]
     begin = warm_start(() if resume else seed_from, space, settings, measured=METRICS_OF_A_PLACE)
     ledger = open_run(out, settings, resume=resume, given=begin.candidates, scored=begin.scored)
     if trials is not None:
@@ -147,6 +152,8 @@ def sweep(
     try:
         ledger.note("status", "running")
         note_environment(ledger)
+        if followers:
+            progress = Mirroring(progress, followers, folder=ledger.path.parent, settings=ledger.settings)
         progress.started(budget, goals, search.limits)
         known = next((t.scores.get("latency_ms") for t in ledger.trials(space) if t.number == 0), None)
         with make_pool(task, space, scorers, workers, address, trial_timeout, known) as pool:
@@ -157,6 +164,8 @@ def sweep(
             progress.says("measuring latency")
             measure_front(ledger, task, space)
         status = "finished"
+        if isinstance(progress, Mirroring):
+            progress.completed = True
     except KeyboardInterrupt:
         raise Interrupted(ledger.path.parent, len(ledger.trials())) from None
     finally:

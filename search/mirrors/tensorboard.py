@@ -1,0 +1,46 @@
+"""Trials as curves in TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...results.trial import Trial
+from .base import Mirror
+
+
+class TensorBoard(Mirror):
+    """Event files: every metric, the hypervolume and the size of the front, against the trial's number.
+
+    Args:
+        where: the folder for ``tensorboard --logdir``; a folder of the run's name is made in it. By default
+            ``tensorboard`` in the folder of the run.
+    """
+
+    needs = "tensorboardX"
+
+    def open(self, folder: Path, settings: Mapping[str, Any]) -> set[int]:
+        from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
+
+        target = folder / "tensorboard"
+        if self.where:
+            target = Path(self.where).expanduser() / folder.resolve().name
+        # What an earlier session wrote is hidden (purged from step 0) and written again, whole.
+        self._writer = SummaryWriter(str(target), purge_step=0)
+        goals = "\n".join(f"    {o['name']}: {o['goal']}" for o in settings["objectives"])
+        self._writer.add_text("run", f"    searcher {settings['searcher']}, seed {settings['seed']}\n{goals}")
+        return set()
+
+    def write(self, trial: Trial, *, front: int, volume: float) -> None:
+        step = trial.number
+        for name, value in trial.scores.items():
+            self._writer.add_scalar(f"metrics/{name}", value, step)
+        self._writer.add_scalar("front/hypervolume", volume, step)
+        self._writer.add_scalar("front/size", front, step)
+        self._writer.add_scalar("seconds", trial.seconds, step)
+        if trial.failed:
+            self._writer.add_text("failures", f"    trial {step}: {trial.reason}", step)
+
+    def close(self, *, finished: bool) -> None:
+        self._writer.close()

@@ -1,0 +1,166 @@
+"""Runs mirrored to other tools: what those tools read back is what the ledger holds."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from netcarve.results import Objective
+from netcarve.search import sweep
+from netcarve.search.mirrors import MIRRORS, Mirror, mirror
+from netcarve.search.mirrors.tensorboard import TensorBoard
+from netcarve.spaces import Choice, Space
+
+SPACE = Space([Choice(f"prune:{name}", (0.0, 0.25, 0.5)) for name in "ab"] + [Choice("drop:c", (False, True))])
+GOALS = (Objective("accuracy"), Objective("macs"))
+
+
+def scored(task, model, candidate) -> dict[str, float]:
+    a, b, c = candidate.indices
+    if candidate.indices == (2, 2, 1):
+        raise ArithmeticError("this one fails")
+    return {"accuracy": 1 - 0.1 * a - 0.05 * b**2 - 0.2 * c, "macs": 10.0 - 2 * a - b - 3 * c}
+
+
+def run(out: Path, *mirrors: Mirror | str, trials: int = 18, resume: bool = False):
+    return sweep(
+        None, SPACE, "grid", GOALS, trials=trials, workers=0, out=out, resume=resume,
+        evaluators=[scored], mirrors=mirrors,
+    )  # fmt: skip
+
+
+def events(folder: Path) -> dict[tuple[str, int], float]:
+    """Scalars of the last event file, by tag and step, read as TFRecords."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    raw = max(folder.glob("events.*"), key=lambda p: p.stat().st_mtime_ns).read_bytes()
+    found, at = {}, 0
+    while at < len(raw):
+        (length,) = struct.unpack_from("<Q", raw, at)
+        event = Event.FromString(raw[at + 12 : at + 12 + length])
+        at += 16 + length
+        for value in event.summary.value:
+            if value.HasField("simple_value"):
+                found[value.tag, event.step] = value.simple_value
+    return found
+
+
+def test_optuna_reads_the_same_front(tmp_path):
+    made = run(tmp_path / "r", f"optuna:sqlite:///{tmp_path}/o.db")
+    study = optuna.load_study(study_name="r", storage=f"sqlite:///{tmp_path}/o.db")
+    assert len(study.trials) == len(made.trials) == 18
+    best = {t.user_attrs["netcarve_number"]: (t.params, t.values) for t in study.best_trials}
+    on_front = {
+        t.number: (t.candidate.values, [t.scores["accuracy"], t.scores["macs"]]) for t in made.front
+    }
+    assert {n: best[n] for n in on_front} == on_front
+    values = [tuple(v) for _, v in best.values()]
+    assert set(values) == {tuple(v) for _, v in on_front.values()}  # equal points may be there twice
+    (failed,) = [t for t in study.trials if t.state == optuna.trial.TrialState.FAIL]
+    assert failed.user_attrs["error"] == "ArithmeticError: this one fails"
+
+
+def test_tensorboard_has_every_score_and_the_hypervolume(tmp_path):
+    made = run(tmp_path / "r", "tensorboard")
+    found = events(tmp_path / "r" / "tensorboard")
+    for t in made.trials:
+        for name, value in t.scores.items():
+            assert found[f"metrics/{name}", t.number] == pytest.approx(value, rel=1e-6)
+    assert found["front/hypervolume", 17] == pytest.approx(made.front.hypervolume(), rel=1e-6)
+    assert found["front/size", 17] == len({tuple(p) for p in made.front.points})
+    assert run(tmp_path / "s", f"tensorboard:{tmp_path}/boards")
+    assert events(tmp_path / "boards" / "s") == pytest.approx(
+        {k: v for k, v in found.items() if k[0] != "seconds"} | {
+            k: v for k, v in events(tmp_path / "boards" / "s").items() if k[0] == "seconds"
+        }
+    )  # fmt: skip
+
+
+def test_mlflow_has_a_run_for_each_trial(tmp_path):
+    mlflow = pytest.importorskip("mlflow")
+    uri = f"sqlite:///{tmp_path}/m.db"
+    made = run(tmp_path / "r", f"mlflow:{uri}", trials=10)
+    client = mlflow.tracking.MlflowClient(uri)
+    home = client.get_experiment_by_name("netcarve").experiment_id
+    runs = client.search_runs([home])
+    (parent,) = [r for r in runs if r.info.run_name == "r"]
+    assert parent.info.status == "FINISHED" and parent.data.params["searcher"] == "grid"
+    volumes = {m.step: m.value for m in client.get_metric_history(parent.info.run_id, "hypervolume")}
+    assert volumes[9] == pytest.approx(made.front.hypervolume())
+    children = {r.info.run_name: r for r in runs if r is not parent}
+    assert set(children) == {f"trial {n}" for n in range(10)}
+    for t in made.trials:
+        child = children[f"trial {t.number}"]
+        assert {k: child.data.metrics[k] for k in t.scores} == pytest.approx(dict(t.scores))
+        assert child.data.params["prune/a"] == str(t.candidate["prune:a"])
+
+    run(tmp_path / "r", f"mlflow:{uri}", trials=18, resume=True)  # goes on in the same parent
+    runs = client.search_runs([home])
+    assert sorted(r.info.run_name for r in runs) == sorted(["r", *(f"trial {n}" for n in range(18))])
+    assert [r.info.run_name for r in runs if r.info.status == "FAILED"] == [
+        f"trial {t.number}" for t in run(tmp_path / "again").trials if t.failed
+    ]
+
+
+@pytest.mark.parametrize("name", ["optuna", "tensorboard"])
+def test_a_resumed_run_is_not_there_twice(tmp_path, name):
+    run(tmp_path / "r", name, trials=7)
+    made = run(tmp_path / "r", name, trials=18, resume=True)
+    if name == "optuna":
+        study = optuna.load_study(study_name="r", storage=f"sqlite:///{tmp_path}/r/optuna.db")
+        assert [t.user_attrs["netcarve_number"] for t in study.trials] == list(range(18))
+    else:
+        steps = {step for tag, step in events(tmp_path / "r" / "tensorboard") if tag == "front/size"}
+        assert steps == {t.number for t in made.trials}
+
+
+class Broken(TensorBoard):
+    def write(self, trial, *, front, volume):
+        if trial.number == 3:
+            raise OSError("the server is gone")
+        super().write(trial, front=front, volume=volume)
+
+
+def test_a_mirror_that_fails_never_costs_the_sweep(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, logger="netcarve"):
+        made = run(tmp_path / "r", Broken(), "optuna")
+    assert len(made.trials) == 18
+    assert "Broken cannot write (the server is gone)" in caplog.text
+    study = optuna.load_study(study_name="r", storage=f"sqlite:///{tmp_path}/r/optuna.db")
+    assert len(study.trials) == 18  # the other one goes on
+
+
+def test_another_run_of_the_same_name_is_not_mixed_in(tmp_path, caplog):
+    where = f"optuna:sqlite:///{tmp_path}/o.db"
+    run(tmp_path / "a" / "r", where, trials=5)
+    other = Space([Choice("x", (0, 1, 2))])
+    sweep(
+        None, other, "random", ("accuracy", "macs"), trials=3, workers=0, out=tmp_path / "b" / "r",
+        evaluators=[lambda t, m, c: {"accuracy": 1.0 - c.indices[0], "macs": float(c.indices[0])}],
+        mirrors=[where],
+    )  # fmt: skip
+    assert "of another run" in caplog.text
+    assert len(optuna.load_study(study_name="r", storage=f"sqlite:///{tmp_path}/o.db").trials) == 5
+
+
+def test_bad_names_are_refused_before_any_work(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="unknown mirror 'wandb'; known are mlflow, optuna, tensorboard"):
+        run(tmp_path / "r", "wandb")
+    assert not (tmp_path / "r").exists()
+    monkeypatch.setattr("netcarve.search.mirrors.named.find_spec", lambda name: None)
+    for name in MIRRORS:
+        with pytest.raises(ValueError, match="is not installed: pip install"):
+            mirror(name)
+
+
+def test_scores_survive_the_way(tmp_path):
+    """Numbers are copied, not rounded: Optuna keeps doubles."""
+    made = run(tmp_path / "r", "optuna")
+    study = optuna.load_study(study_name="r", storage=f"sqlite:///{tmp_path}/r/optuna.db")
+    ours = np.array([t.scores["accuracy"] for t in made.trials if not t.failed])
+    theirs = np.array([t.values[0] for t in study.trials if t.values])
+    assert (ours == theirs).all()
