@@ -14,11 +14,23 @@ from .commands.compare import compare
 from .commands.export import export
 from .commands.front import front
 from .commands.inspect import inspect
+from .commands.list import list_runs
 from .commands.report import report
+from .commands.salvage import salvage
 from .commands.show import show
 from .commands.sweep import sweep
 
-COMMANDS = (sweep, inspect, front, show, report, export, compare)
+COMMANDS = {
+    "sweep": sweep,
+    "inspect": inspect,
+    "list": list_runs,
+    "front": front,
+    "show": show,
+    "report": report,
+    "export": export,
+    "compare": compare,
+    "salvage": salvage,
+}
 
 app = typer.Typer(
     help="Search what a trained network can become. `netcarve sweep digits` shows netcarve at work.",
@@ -44,5 +56,5 @@ def root(
     pass
 
 
-for command in COMMANDS:
-    app.command()(command)
+for name, command in COMMANDS.items():
+    app.command(name)(command)

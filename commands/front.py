@@ -19,6 +19,7 @@ def front(
     run: RunPath,
     objective: Objectives = None,
     csv: Annotated[Path | None, typer.Option(metavar="F", help="write the front's table")] = None,
+    parquet: Annotated[Path | None, typer.Option(metavar="F", help="the same as Parquet")] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="F.png", help="draw the front: .png, .svg or .pdf")
     ] = None,
@@ -36,6 +37,9 @@ def front(
     if csv is not None:
         csv.write_text(best.table.to_csv(), encoding="utf-8")
         typer.echo(f"wrote {csv}", err=True)
+    if parquet is not None:
+        best.table.to_parquet(parquet)
+        typer.echo(f"wrote {parquet}", err=True)
     if plot is not None:
         from ..results.plot import plot_front
 

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sqlite3
+import zlib
 from pathlib import Path
 from typing import IO
 
-SCHEMA_VERSION = 1  # stored as SQLite's user_version; raised when a table changes
+SCHEMA_VERSION = 2  # stored as SQLite's user_version; raised when a table changes. 1 had no checksums
 APPLICATION_ID = 0x4E434C44  # "NCLD": tells a ledger from any other SQLite file
 
 _SCHEMA = """
-CREATE TABLE settings (value TEXT NOT NULL);
+CREATE TABLE settings (value TEXT NOT NULL, crc INTEGER);
 CREATE TABLE info (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE proposals (number INTEGER PRIMARY KEY, candidate TEXT NOT NULL);
+CREATE TABLE proposals (number INTEGER PRIMARY KEY, candidate TEXT NOT NULL, crc INTEGER);
 CREATE TABLE outcomes (
-    number INTEGER PRIMARY KEY, scores TEXT NOT NULL, error TEXT, seconds REAL NOT NULL, worker TEXT NOT NULL
+    number INTEGER PRIMARY KEY, scores TEXT NOT NULL, error TEXT, seconds REAL NOT NULL, worker TEXT NOT NULL,
+    crc INTEGER
 );
 CREATE TABLE measurements (
-    id INTEGER PRIMARY KEY, number INTEGER NOT NULL, scores TEXT NOT NULL, detail TEXT NOT NULL
+    id INTEGER PRIMARY KEY, number INTEGER NOT NULL, scores TEXT NOT NULL, detail TEXT NOT NULL, crc INTEGER
 );
 """
+# What a row says, by table; the column ``crc`` holds its checksum.
+COLUMNS = {
+    "settings": ("value",),
+    "proposals": ("number", "candidate"),
+    "outcomes": ("number", "scores", "error", "seconds", "worker"),
+    "measurements": ("number", "scores", "detail"),
+}
+
+
+def checksum(table: str, *values: str | int | float | None) -> int:
+    """CRC-32 over a row, and the table that it is of."""
+    return zlib.crc32(json.dumps([table, *values]).encode())
 
 
 class LedgerError(RuntimeError):
@@ -64,6 +79,7 @@ def _open_checked(path: Path, *, write: bool, create: bool) -> sqlite3.Connectio
             # on: that can lose the last commits, never tear one. 200 times cheaper than FULL.
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
+            _upgrade(db)
     except BaseException:
         db.close()
         raise
@@ -105,6 +121,13 @@ def _create_schema(db: sqlite3.Connection) -> None:
     )
 
 
+def _upgrade(db: sqlite3.Connection) -> None:
+    """Give an older ledger the columns of this version; its rows stay without a checksum."""
+    if _pragma(db, "user_version") == 1:
+        added = " ".join(f"ALTER TABLE {table} ADD COLUMN crc INTEGER;" for table in COLUMNS)
+        db.executescript(f"BEGIN IMMEDIATE; {added} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+
 def _check(db: sqlite3.Connection, path: Path) -> None:
     if _pragma(db, "application_id") != APPLICATION_ID:
         raise LedgerError(f"{path} is an SQLite file of another program, not a netcarve ledger; give a run's")
@@ -123,8 +146,8 @@ def damaged(path: Path, what: str) -> LedgerError:
     """The error for contents that cannot be trusted."""
     what = " ".join(what.split())
     return LedgerError(
-        f"the ledger {path} is damaged ({what}); restore it from a copy, or save what can be read with: "
-        f"sqlite3 '{path}' .recover | sqlite3 recovered.db"
+        f"the ledger {path} is damaged ({what}); restore it from a copy, or save what is intact with: "
+        f"netcarve salvage '{path.parent}'"
     )
 
 

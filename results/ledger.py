@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from ..spaces import Candidate, Choice, Space
-from .database import LedgerError, connect, damaged, explain, lock
+from .database import COLUMNS, LedgerError, checksum, connect, damaged, explain, lock
 from .trial import Trial
 
 __all__ = ["Ledger", "LedgerError", "Measurement"]
@@ -54,9 +54,11 @@ class Ledger:
             self._lock = lock(self.path)
         try:
             self._db = connect(self.path, write=write, create=create)
+            version = self._read("PRAGMA user_version")[0][0]
         except BaseException:
             self._release()
             raise
+        self._crc = "crc" if version > 1 else "NULL"  # an old ledger is read as it is
 
     def close(self) -> None:
         """Let go of the file; the ledger cannot be used afterwards. Twice does no harm."""
@@ -76,7 +78,7 @@ class Ledger:
     @property
     def settings(self) -> dict[str, Any]:
         """What the run was started with; empty until :meth:`save_settings`."""
-        rows = self._read("SELECT value FROM settings")
+        rows = self._rows("settings")
         settings = self._json(rows[0][0]) if rows else {}
         if not isinstance(settings, dict):
             raise damaged(self.path, f"unreadable settings {rows[0][0][:40]!r}")
@@ -96,7 +98,7 @@ class Ledger:
             if kept and kept != json.loads(text):
                 raise LedgerError(f"the ledger {self.path} holds a run with other settings; use a new folder")
             if not kept:
-                db.execute("INSERT INTO settings VALUES (?)", (text,))
+                db.execute("INSERT INTO settings VALUES (?, ?)", (text, checksum("settings", text)))
 
     @property
     def info(self) -> dict[str, Any]:
@@ -119,7 +121,7 @@ class Ledger:
         rows = [(int(number), candidate.to_json()) for number, candidate in proposals]
         with self._writing() as db:
             for row in rows:
-                if not db.execute("INSERT INTO proposals VALUES (?, ?) ON CONFLICT DO NOTHING", row).rowcount:
+                if not self._add(db, "proposals", row):
                     self._must_equal("proposals", row, "was proposed as another candidate")
         self._proposed.update(proposals)
 
@@ -136,8 +138,7 @@ class Ledger:
                 if self._proposed.get(row[0]) != trial.candidate:
                     proposal = (row[0], trial.candidate.to_json())
                     self._must_equal("proposals", proposal, "was proposed as another candidate")
-                added = db.execute("INSERT INTO outcomes VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row)
-                if not added.rowcount:
+                if not self._add(db, "outcomes", row):
                     self._must_equal("outcomes", row, "is recorded with another outcome")
                 elif trial.detail and not trial.failed:
                     self._add_measurement(db, trial.number, "{}", trial.detail)  # the outcome's own
@@ -162,12 +163,11 @@ class Ledger:
     def _add_measurement(
         self, db: sqlite3.Connection, number: int, scores: str, detail: Mapping[str, Any]
     ) -> None:
-        row = (number, scores, json.dumps(dict(detail), allow_nan=False))
-        db.execute("INSERT INTO measurements (number, scores, detail) VALUES (?, ?, ?)", row)
+        self._add(db, "measurements", (number, scores, json.dumps(dict(detail), allow_nan=False)))
 
     def proposals(self, space: Space | None = None) -> dict[int, Candidate]:
         """Every proposal by number, in number order. ``space`` as in :meth:`trials`."""
-        rows = self._read("SELECT number, candidate FROM proposals ORDER BY number")
+        rows = self._rows("proposals", "ORDER BY number")
         rebuild = self._rebuild(space) if rows else None
         return {number: rebuild(text) for number, text in rows} if rebuild else {}
 
@@ -182,18 +182,14 @@ class Ledger:
         Raises:
             LedgerError: a candidate does not fit the space, or neither space nor settings tell the choices.
         """
-        rows = self._read(
-            "SELECT number, candidate, scores, error, seconds, worker "
-            "FROM outcomes JOIN proposals USING (number) ORDER BY number"
-        )
+        rows = self._rows("outcomes", "ORDER BY number")
+        asked = dict(self._rows("proposals"))
         if not rows:
             return []
         rebuild = self._rebuild(space)
         later: dict[int, dict[str, float]] = {}
         details: dict[int, dict[str, Any]] = {}
-        for number, scores, detail in self._read(
-            "SELECT number, scores, detail FROM measurements ORDER BY id"
-        ):
+        for number, scores, detail in self._rows("measurements", "ORDER BY id"):
             found = self._scores(scores)
             if measured or not found:
                 later.setdefault(number, {}).update(found)
@@ -201,22 +197,28 @@ class Ledger:
         return [
             Trial(
                 number,
-                rebuild(candidate),
+                rebuild(asked[number]),
                 self._scores(scores) | later.get(number, {}),
                 error,
                 seconds,
                 worker,
                 details.get(number, {}),
             )
-            for number, candidate, scores, error, seconds, worker in rows
+            for number, scores, error, seconds, worker in rows
+            if number in asked
         ]
 
     def measurements(self, number: int) -> list[Measurement]:
         """The later measurements of one trial, oldest first."""
-        rows = self._read(
-            "SELECT scores, detail FROM measurements WHERE number = ? ORDER BY id", (int(number),)
-        )
-        return [Measurement(int(number), self._scores(scores), self._json(detail)) for scores, detail in rows]
+        rows = self._rows("measurements", "WHERE number = ? ORDER BY id", (int(number),))
+        return [Measurement(n, self._scores(scores), self._json(detail)) for n, scores, detail in rows]
+
+    def restore(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
+        """Fill a new ledger with rows of another, by table (see :mod:`.salvage`), in one transaction."""
+        with self._writing() as db:
+            for table, found in rows.items():
+                for row in found:
+                    self._add(db, table, row)
 
     # Inside.
 
@@ -225,6 +227,21 @@ class Ledger:
             return self._db.execute(sql, values).fetchall()
         except sqlite3.Error as error:
             raise explain(error, self.path) from error
+
+    def _rows(self, table: str, rest: str = "", values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a table, each seen to be as it was written."""
+        rows = self._read(f"SELECT {', '.join(COLUMNS[table])}, {self._crc} FROM {table} {rest}", values)
+        for *row, crc in rows:
+            if crc is not None and crc != checksum(table, *row):
+                raise damaged(self.path, f"a row of {table} has changed: {row[0]!r:.40}")
+        return [row[:-1] for row in rows]
+
+    def _add(self, db: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> bool:
+        """Insert a row, unless its number is there already; was it inserted?"""
+        names = ", ".join((*COLUMNS[table], "crc"))
+        marks = ", ".join("?" * (len(row) + 1))
+        sql = f"INSERT INTO {table} ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+        return bool(db.execute(sql, (*row, checksum(table, *row))).rowcount)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -243,7 +260,8 @@ class Ledger:
             raise explain(error, self.path) from error
 
     def _must_equal(self, table: str, row: tuple[Any, ...], otherwise: str) -> None:
-        kept = self._db.execute(f"SELECT * FROM {table} WHERE number = ?", row[:1]).fetchone()
+        columns = ", ".join(COLUMNS[table])
+        kept = self._db.execute(f"SELECT {columns} FROM {table} WHERE number = ?", row[:1]).fetchone()
         if kept is None:
             raise LedgerError(f"trial {row[0]} of {self.path} was never proposed; call propose() first")
         if kept != row:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from netcarve import Choice, Ledger, Space, Trial
 from netcarve.results import LedgerError
-from netcarve.results.database import SCHEMA_VERSION
+from netcarve.results.database import COLUMNS, SCHEMA_VERSION
 
 SPACE = Space(
     [Choice("width", (1.0, 0.75, 0.5)), Choice("kind", ("conv", "separable")), Choice("on", (True, False))]
@@ -269,7 +269,7 @@ def change_inside(path, *statements):
 def test_an_unreadable_entry_is_damage(ledger):
     fill(ledger)
     ledger.close()
-    change_inside(ledger.path, "UPDATE outcomes SET scores = '{\"accuracy\": 0.' WHERE number = 2")
+    change_inside(ledger.path, "UPDATE outcomes SET scores = '{\"accuracy\": 0.', crc = NULL WHERE number = 2")
     with Ledger(ledger.path) as reader:
         refusal(reader.trials, "damaged", "unreadable entry")
 
@@ -278,7 +278,7 @@ def test_an_unreadable_entry_is_damage(ledger):
 def test_scores_that_are_not_finite_numbers_are_damage(ledger, text):
     fill(ledger)
     ledger.close()
-    change_inside(ledger.path, f"UPDATE outcomes SET scores = '{text}' WHERE number = 2")
+    change_inside(ledger.path, f"UPDATE outcomes SET scores = '{text}', crc = NULL WHERE number = 2")
     with Ledger(ledger.path) as reader:
         refusal(reader.trials, "damaged", "not finite numbers")
 
@@ -286,9 +286,33 @@ def test_scores_that_are_not_finite_numbers_are_damage(ledger, text):
 def test_settings_that_are_no_object_are_damage(ledger):
     fill(ledger)
     ledger.close()
-    change_inside(ledger.path, "UPDATE settings SET value = '[]'")
+    change_inside(ledger.path, "UPDATE settings SET value = '[]', crc = NULL")
     with Ledger(ledger.path) as reader:
         refusal(lambda: reader.settings, "damaged", "unreadable settings")
+
+
+def test_a_changed_number_is_damage(ledger):
+    """0.5 to 0.6 is good JSON; only the checksum tells."""
+    fill(ledger)
+    ledger.close()
+    change_inside(ledger.path, "UPDATE outcomes SET scores = '{\"accuracy\": 0.6}' WHERE number = 2")
+    with Ledger(ledger.path) as reader:
+        refusal(reader.trials, "damaged", "a row of outcomes has changed", "netcarve salvage")
+
+
+def test_a_ledger_without_checksums_is_read_and_goes_on(ledger):
+    """As schema 1 wrote it."""
+    fill(ledger, TRIALS[:2])
+    ledger.close()
+    drops = [f"ALTER TABLE {table} DROP COLUMN crc" for table in COLUMNS]
+    change_inside(ledger.path, *drops, "PRAGMA user_version = 1")
+    with Ledger(ledger.path) as reader:
+        assert (reader.settings, reader.trials()) == (SETTINGS, TRIALS[:2])
+    with Ledger(ledger.path, write=True) as writer:
+        fill(writer)
+        assert writer.trials() == TRIALS
+    with Ledger(ledger.path) as reader:
+        assert reader.trials() == TRIALS
 
 
 def test_a_newer_schema_is_refused(ledger):

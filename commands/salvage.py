@@ -1,0 +1,50 @@
+"""What is left of a damaged run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .terminal import program
+from .types import RunPath
+
+
+def salvage(
+    run: RunPath,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="new folder [default: RUN-salvaged]")
+    ] = None,
+) -> None:
+    """Save what is intact in a damaged run to a new one."""
+    from ..results.salvage import salvage as save
+    from ..search.settings import LEDGER, ledger_path
+
+    ledger = ledger_path(run)
+    folder = out or ledger.parent.with_name(f"{ledger.parent.resolve().name}-salvaged")
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        done = save(ledger, folder / LEDGER)
+    except BaseException:
+        if new:
+            folder.rmdir()
+        raise
+    print(f"Saved {done.outcomes} trials of {done.proposals} candidates to {folder}")
+    if done.lost:
+        print(f"Lost: {_ranges(done.lost)}")
+    if done.unscored:
+        print(f"Without an outcome, lost or never scored: {_ranges(done.unscored)}")
+    print(f"Look: {program()} front {folder}; go on: the command of the run with --resume --out {folder}")
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """``3, 7-9``."""
+    out: list[list[int]] = []
+    for n in numbers:
+        if out and n == out[-1][1] + 1:
+            out[-1][1] = n
+        else:
+            out.append([n, n])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in out)
