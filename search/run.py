@@ -13,7 +13,9 @@ from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective
 from ..results.table import metric_text, ratio_text
 from ..results.trial import Trial
+from ..results.trust import trusted
 from ..spaces import Space
+from .read_settings import check_settings
 from .rebuild import rebuild_space
 from .settings import RunError, ledger_path
 
@@ -54,6 +56,7 @@ class Run:
         self.path = file.parent
         with Ledger(file) as ledger:
             self.settings: dict[str, Any] = ledger.settings
+            check_settings(self.settings, self.path)
             self.info: dict[str, Any] = ledger.info
             self.trials: list[Trial] = ledger.trials(space)
         self._task = task
@@ -169,9 +172,16 @@ class Run:
         if task is None:
             if not self.settings.get("spec"):
                 raise RunError(f"{self.path} does not say where its task is; give it: load(path, task=...)")
-            from ..evaluators.resolve import resolve_task
+            from ..evaluators.resolve import known_tasks, resolve_task
 
-            task = resolve_task(self.settings["spec"])
+            spec = self.settings["spec"]
+            if spec not in known_tasks() and not trusted(spec, self.settings.get("signature")):
+                raise RunError(
+                    f"{self.path} says that its task is {spec}, and to go on that code would be executed; "
+                    "it was not you, here, who made this run. If you trust the code, name it yourself: "
+                    f"--task {spec}, or load(path, task=...)"
+                )
+            task = resolve_task(spec)
         if task.fingerprint() != self.settings["fingerprint"]:
             raise RunError(
                 f"the task {task.name!r} is not the one of {self.path}: the model's weights or the "

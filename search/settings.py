@@ -15,6 +15,7 @@ from ..evaluators.machine import environment
 from ..results.ledger import Ledger, LedgerError
 from ..results.objective import Limit, Objective
 from ..results.trial import Trial
+from ..results.trust import sign
 from ..spaces import Candidate, Choice, Space
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def describe(
     return {
         "task": task.name if task is not None else None,
         "spec": task.spec if task is not None else None,
+        "signature": sign(task.spec) if task is not None and task.spec else None,
         "fingerprint": task.fingerprint() if task is not None else None,
         "searcher": searcher,
         "seed": seed,

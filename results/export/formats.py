@@ -8,7 +8,9 @@ A format file has
   ``(args, kwargs)`` (:mod:`torch.utils._pytree` order; tensors as numpy arrays, constants as they are) and
   returns the output's tensors, flat, as arrays or tensors; ``structure`` is the inputs' tree spec as JSON;
 * ``NEEDS``: what a user must have installed to load the files;
-* ``STANDALONE``: the files load without netcarve and without the model's own code.
+* ``STANDALONE``: the files load without netcarve and without the model's own code;
+* ``EXACT`` (by default true): the files must answer as the module does. Of others the difference and the loss
+  of the metric are stated.
 
 ``load`` runs in a fresh process that must not import netcarve, where the file is loaded by its path alone:
 so a format file imports nothing of netcarve at its top level, and torch only inside functions.
@@ -33,6 +35,8 @@ FORMATS: dict[str, str] = {
     "pt2": f"{__package__}.pt2",
     "onnx": f"{__package__}.onnx",
     "state": f"{__package__}.state",
+    "int8": f"{__package__}.int8",
+    "executorch": f"{__package__}.executorch",
 }
 
 
@@ -48,6 +52,14 @@ class Format(Protocol):
     def write(self, source: Source, folder: Path) -> tuple[str, ...]: ...
 
     def load(self, folder: Path, structure: str, threads: int) -> Run: ...
+
+
+USUAL = ("pt2", "onnx", "state")  # where nobody says which
+
+
+def is_exact(code: Format) -> bool:
+    """Must its files answer as the module does?"""
+    return bool(getattr(code, "EXACT", True))
 
 
 def known_formats(names: Iterable[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ NEEDS = "onnxruntime"
 STANDALONE = True
 
 # A protobuf message ends at 2 GiB; larger weights go to a file beside the graph.
-_ONE_FILE_BYTES = 1_900_000_000
+ONE_FILE_BYTES = 1_900_000_000
 
 
 def require(describe: Mapping[str, Any]) -> None:
@@ -42,17 +42,17 @@ def write(source: Source, folder: Path) -> tuple[str, ...]:
         dynamic_shapes=source.dynamic_shapes,  # the program has them already; this carries their names over
     )
     assert program is not None
-    program.save(folder / FILE, external_data=source.bytes > _ONE_FILE_BYTES)
+    program.save(folder / FILE, external_data=source.bytes > ONE_FILE_BYTES)
     return tuple(sorted(path.name for path in folder.glob(f"{FILE}*")))
 
 
 def load(folder: Path, structure: str, threads: int) -> Callable[[list[Any]], list[Any]]:
-    import onnxruntime  # type: ignore[import-untyped]
+    return run_file(folder / FILE, threads)
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = threads
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(str(folder / FILE), options, providers=["CPUExecutionProvider"])
+
+def run_file(path: Path, threads: int) -> Callable[[list[Any]], list[Any]]:
+    """A graph as a function of flat leaves."""
+    session = _session(path, threads)
     names = [node.name for node in session.get_inputs()]
 
     def run(leaves: list[Any]) -> list[Any]:
@@ -61,3 +61,17 @@ def load(folder: Path, structure: str, threads: int) -> Callable[[list[Any]], li
         return list(session.run(None, dict(zip(names, arrays, strict=True))))
 
     return run
+
+
+def inputs_of(path: Path) -> list[str]:
+    """Names of a graph's inputs, in order."""
+    return [node.name for node in _session(path, 1).get_inputs()]
+
+
+def _session(path: Path, threads: int) -> Any:
+    import onnxruntime  # type: ignore[import-untyped]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = threads
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

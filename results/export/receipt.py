@@ -7,10 +7,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from ..significance import Figure
 
 RECEIPT = "receipt.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,11 @@ class FormatRecord:
 
     files: tuple[str, ...]  # names within the folder
     needs: str  # what must be installed to load them
+    exact: bool  # it must answer as the module does; else the difference is stated, and no more
     max_relative_difference: float  # to the module in memory, relative to the largest absolute output
     score: float | None  # the task's metric, measured again from these files; None: no metric given
+    test: float | None  # the same on the test data, where the format is not exact
+    latency: Mapping[str, Any] | None  # there, of the shortest checked batch: median_ms, q25_ms, q75_ms, ...
     write_seconds: float
     check_seconds: float
 
@@ -49,6 +54,8 @@ class Receipt:
     ]  # as given by the exporter's caller: candidate, costs, task, fingerprints, ...
     metric: str  # name of the score
     score: float | None  # of the module in memory, on the same samples
+    figure: Figure | None  # the same with its interval
+    test: Figure | None  # on data that neither training nor the search has seen
     samples: int  # real samples that every format answered
     batches: tuple[int, ...]  # further batch lengths tried; one alone: the module has a fixed batch
     macs: int  # multiply-accumulates of one sample, counted on the module
@@ -77,23 +84,30 @@ class Receipt:
         """The receipt of an exported folder.
 
         Raises:
-            ValueError: the folder has no receipt, or one of another version.
+            ValueError: the folder has no receipt, or one of another version, or one that is damaged.
         """
         directory = Path(directory)
         try:
-            data = json.loads((directory / RECEIPT).read_text(encoding="utf-8"))
+            text = (directory / RECEIPT).read_text(encoding="utf-8")
+            data = json.loads(text, parse_constant=_no_number)
             if data.pop("schema") != SCHEMA:
                 raise ValueError(f"schema is not {SCHEMA}")
+            data["files"] = {_plain(name): FileRecord(**record) for name, record in data["files"].items()}
             data["formats"] = {
-                name: FormatRecord(**{**record, "files": tuple(record["files"])})
+                str(name): FormatRecord(**{**record, "files": tuple(map(_plain, record["files"]))})
                 for name, record in data["formats"].items()
             }
-            data["files"] = {name: FileRecord(**record) for name, record in data["files"].items()}
+            if strays := {f for r in data["formats"].values() for f in r.files} - data["files"].keys():
+                raise ValueError(f"no hash of {min(strays)}")
             data["batches"] = tuple(data["batches"])
+            for name in ("figure", "test"):
+                data[name] = None if data[name] is None else Figure.from_json(data[name])
+            if not isinstance(data["describe"], dict) or not isinstance(data["versions"], dict):
+                raise TypeError("describe and versions must be objects")
             return cls(
                 directory=directory, **{f.name: data[f.name] for f in fields(cls) if f.name != "directory"}
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{directory} is not a folder that this version of netcarve exported "
                 f"({type(error).__name__}: {error})"
@@ -106,3 +120,14 @@ class Receipt:
             for name, record in self.files.items()
             if not (self.directory / name).is_file() or FileRecord.of(self.directory / name) != record
         ]
+
+
+def _plain(name: str) -> str:
+    """A file of the folder itself: a receipt from elsewhere must not have others read."""
+    if not name or name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise ValueError(f"{name!r} is not the name of a file in the folder")
+    return name
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON number")

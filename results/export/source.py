@@ -18,6 +18,9 @@ from .plain import PlainOutput, is_plain, plain
 from .quiet import quiet
 
 
+MOST = 256  # samples in a batch, for runtimes that want to know
+
+
 class Source:
     """A module in eval mode on the CPU, with one batch of example inputs.
 
@@ -27,6 +30,7 @@ class Source:
             first axis of that length carries it.
         inputs: real batches; axes that differ between batches are exported as dynamic, like the batch.
         describe: what the description and the receipt say about the module (JSON).
+        calibration: batches for the ranges of activations; by default ``inputs``.
 
     Raises:
         ExportError: the inputs have no batch axis or not all the same structure, or the model fails on them.
@@ -39,11 +43,13 @@ class Source:
         kwargs: Mapping[str, Any],
         inputs: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]],
         describe: Mapping[str, Any],
+        calibration: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
     ) -> None:
         self.describe = describe
         with quiet():  # copies of captured graphs warn
             self.model = _evaluating(copy.deepcopy(model)).cpu()
         self.inputs: list[Inputs] = [on_cpu(one) for one in inputs]
+        self.calibration: list[Inputs] = [on_cpu(one) for one in calibration] or self.inputs
         example = on_cpu((args, kwargs))
         self._check_structure(example)
         self.batch = batch_length(example)  # samples in the example
@@ -77,7 +83,18 @@ class Source:
     @cached_property
     def program(self) -> torch.export.ExportedProgram:
         """Captured once, shared by the formats that start from it."""
-        module, shapes = self._plain_module, self.dynamic_shapes
+        program = self._captured(self.dynamic_shapes)
+        # A file that is passed on shall not carry the user's data.
+        program.example_inputs = None
+        return program
+
+    @cached_property
+    def bounded_program(self) -> torch.export.ExportedProgram:
+        """The same for at most :data:`MOST` samples, for runtimes that plan their memory ahead."""
+        return self._captured(self._shapes(MOST))
+
+    def _captured(self, shapes: Any) -> torch.export.ExportedProgram:
+        module = self._plain_module
         try:
             with quiet(), torch.no_grad():
                 args, kwargs = self.example
@@ -86,14 +103,15 @@ class Source:
             raise ExportError(
                 f"torch.export cannot capture {type(self.model).__name__}: {first_line(error)}"
             ) from error
-        # A file that is passed on shall not carry the user's data.
-        program.example_inputs = None
         return program
 
     @cached_property
     def dynamic_shapes(self) -> Any:
         """``torch.export``'s description of the axes whose length may change; ``None``: none may."""
-        batch = torch.export.Dim("batch", min=1)
+        return self._shapes(None)
+
+    def _shapes(self, most: int | None) -> Any:
+        batch = torch.export.Dim("batch", min=1, max=most)
         shapes = torch.export.ShapesCollection()
         others = [pytree.tree_leaves(one) for one in self.inputs]
         for position, leaf in enumerate(pytree.tree_leaves(self.example)):

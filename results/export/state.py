@@ -23,6 +23,8 @@ WEIGHTS = "weights.safetensors"
 DESCRIPTION = "description.json"
 NEEDS = "netcarve"
 STANDALONE = False
+TASK: str | None = None  # text of the task to rebuild from; by default the one that the description names
+REBUILD = "netcarve.search.rebuild:rebuild"  # makes the model from a task
 
 
 def require(describe: Mapping[str, Any]) -> None:
@@ -56,7 +58,7 @@ def load(folder: Path, structure: str, threads: int) -> Callable[[list[Any]], li
 
     torch.set_num_threads(threads)
     # Whoever exports named the function a moment ago, in the process that waits for this one.
-    module = _rebuilt(folder, _description(folder))
+    module = _rebuilt(folder, _description(folder), TASK)
     inputs = pytree.treespec_loads(structure)
 
     def run(leaves: list[Any]) -> list[Any]:
@@ -69,18 +71,21 @@ def load(folder: Path, structure: str, threads: int) -> Callable[[list[Any]], li
     return run
 
 
-def load_state(folder: str | Path, *, trust: Iterable[str] = ()) -> nn.Module:
+def load_state(folder: str | Path, *, task: Any = None, trust: Iterable[str] = ()) -> nn.Module:
     """The module of an exported ``state``, in eval mode.
 
-    The description names the function that rebuilds it, and a file from elsewhere could name any function
-    of any package; so only functions that netcarve itself defines are called.
+    The description names the function that rebuilds it and the task that it starts from, and a file from
+    elsewhere could name any code there; so only functions that netcarve itself defines are called, and of
+    tasks only those that are installed under a name, unless the caller says more.
 
     Args:
         folder: holds ``weights.safetensors`` and ``description.json``.
+        task: the task, or the text that names it (``"my_task.py:task"``); its model is the user's class.
         trust: further packages whose functions may be called, e.g. ``["my_package"]``.
 
     Raises:
-        ValueError: no such folder or files, a description that is not one, a function that is not trusted.
+        ValueError: no such folder or files, a description that is not one, code that is not trusted, weights
+            that do not fit the module.
     """
     folder = Path(folder)
     try:
@@ -97,7 +102,24 @@ def load_state(folder: str | Path, *, trust: Iterable[str] = ()) -> nn.Module:
             f"{folder / DESCRIPTION} asks to call a function of {module!r}; if you trust that package, "
             f"pass trust=[{module.partition('.')[0]!r}]"
         )
-    return _rebuilt(folder, description)
+    spec = str(description["rebuild"].get("arguments", {}).get("spec", ""))
+    if description["rebuild"]["function"] == REBUILD and task is None and not _installed(spec):
+        if spec.rpartition(":")[0].partition(".")[0] not in trust:
+            raise ValueError(
+                f"{folder / DESCRIPTION} asks to run {spec!r}, which makes the model's class; "
+                f"if you trust it, or have it elsewhere, say so: task={spec!r}"
+            )
+    try:
+        return _rebuilt(folder, description, task)
+    except RuntimeError as error:  # of torch, for other names and shapes
+        raise ValueError(f"{folder / WEIGHTS} does not fit the model: {str(error).splitlines()[0]}") from error
+
+
+def _installed(spec: str) -> bool:
+    """Is it the name of a task that an installed package declares?"""
+    from importlib.metadata import entry_points
+
+    return spec in {"digits", *(point.name for point in entry_points(group="netcarve.tasks"))}
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -105,7 +127,7 @@ def _description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _rebuilt(folder: Path, description: Mapping[str, Any]) -> nn.Module:
+def _rebuilt(folder: Path, description: Mapping[str, Any], task: Any = None) -> nn.Module:
     from safetensors.torch import load_model
     from torch import nn
 
@@ -115,7 +137,10 @@ def _rebuilt(folder: Path, description: Mapping[str, Any]) -> nn.Module:
     if getattr(function, "__module__", None) != module_name:
         # An imported name (say, of os) would widen the trust in a package to all that it imports.
         raise ValueError(f"{module_name} does not itself define {name!r}")
-    module = function(**rebuild.get("arguments", {}))
+    arguments = dict(rebuild.get("arguments", {}))
+    if task is not None:
+        arguments |= {"spec": task}
+    module = function(**arguments)
     if not isinstance(module, nn.Module):
         raise TypeError(f"{rebuild['function']} must return an nn.Module, got {type(module).__name__}")
     load_model(module, str(folder / WEIGHTS))

@@ -2,8 +2,6 @@
 
 const BIGGEST = 1e150; // beyond it plotly's arithmetic on ranges overflows
 const plottable = (value) => value !== null && value !== undefined && Math.abs(value) < BIGGEST;
-const escaped = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-const CONFIG = { displaylogo: false, responsive: true, displayModeBar: false, doubleClick: false };
 
 function axisLayout(name, palette) {
   const metric = metricOf.get(name);
@@ -15,14 +13,6 @@ function axisLayout(name, palette) {
     tickformat: metric.kind === "percent" ? ".3~%" : metric.kind === "count" ? "~s" : "",
     gridcolor: palette.faint, linecolor: palette.grey, zeroline: false, showline: true, ticks: "",
     tickfont: { size: 11, color: palette.muted }, automargin: true, nticks: 7, hoverformat: "",
-  };
-}
-
-function plotLayout(palette, more) {
-  return {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
-    font: { family: palette.font, color: palette.ink, size: 12 }, margin: { l: 56, r: 12, t: 12, b: 48 },
-    ...more,
   };
 }
 

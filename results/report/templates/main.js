@@ -23,11 +23,6 @@ function drawHead() {
   }
 }
 
-function problem(text) {
-  $("problem").textContent = text;
-  $("problem").hidden = false;
-}
-
 function startAxes() {
   const goals = runs[0].objectives.filter((name) => column(0, name));
   const names = metrics.map((metric) => metric.name).filter((name) => runs.some((_, r) => column(r, name)));
@@ -86,8 +81,6 @@ function listen() {
   drawn.filter.push(drawChips, fadeFront, drawChoices, () => { sorting.count = PAGE; drawTable(); });
   drawn.chosen.push(drawTrial, ringFront, drawChoices, markOpenRow);
 }
-
-const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
 
 async function start() {
   if (!("DecompressionStream" in window)) throw new Error("it needs a browser of 2023 or later");

@@ -1,0 +1,86 @@
+"""What an explanation is made of: sections, and in them pictures that a page can draw without knowing more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+KINDS = ("bars", "lines", "heat", "intervals", "images", "table", "text")
+
+
+class Skipped(ValueError):  # noqa: N818, it is a result
+    """An analysis that does not apply here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture.
+
+    ``content`` holds plain JSON values, by kind:
+
+    - ``bars``, ``lines``: ``labels`` [n], ``series`` ``[{"name", "values" [n]}]``, ``percent`` (bool), ``axis``
+    - ``intervals``: ``labels`` [n], ``low``, ``middle``, ``high`` [n], ``percent``, ``axis``
+    - ``heat``: ``across`` [m], ``down`` [n], ``values`` [n][m], ``signed`` (bool), ``axis``
+    - ``images``: ``rows`` ``[{"name", "pictures": [{"name", "pixels" [h][w], "signed"}]}]``
+    - ``table``: ``head`` [m], ``rows`` [n][m] of text
+    - ``text``: ``lines`` of text
+    """
+
+    kind: str  # of KINDS
+    title: str
+    read: str  # one sentence on how to read it
+    content: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"no picture of kind {self.kind!r}; known are {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True)
+class Section:
+    """One analysis: what came of it in a sentence, its pictures, and its figures for machines."""
+
+    name: str
+    title: str
+    summary: str = ""  # one sentence for the terminal
+    basis: str = ""  # what it was computed on: samples, trials, method
+    figures: tuple[Figure, ...] = ()
+    data: dict[str, Any] = field(default_factory=dict)  # plain JSON values
+    skipped: str = ""  # why there is nothing; then only name and title are set
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; every number is finite or None."""
+        return plain_json(asdict(self))
+
+
+def plain_json(value: Any) -> Any:
+    """Arrays as lists, NumPy's numbers as Python's, None for what is not finite."""
+    if isinstance(value, dict):
+        return {str(k): plain_json(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain_json(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain_json(v) for v in value]
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return value if value is None else str(value)
+
+
+def series(**columns: Sequence[float] | np.ndarray) -> list[dict[str, Any]]:
+    """Named columns as a figure's ``series``."""
+    return [{"name": name, "values": list(values)} for name, values in columns.items()]
+
+
+def clipped(array: np.ndarray, digits: int = 4) -> list[Any]:
+    """Numbers with so many significant digits, as nested lists: a page needs no more, and is smaller."""
+    rounded = np.array([float(f"{v:.{digits}g}") for v in np.ravel(array)])
+    return rounded.reshape(np.shape(array)).tolist()

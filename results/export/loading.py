@@ -1,0 +1,62 @@
+"""The module of an export, back in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .error import ExportError
+from .receipt import FileRecord, Receipt
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LOADABLE = ("pt2", "state")  # by preference
+
+
+def load_export(directory: str | Path, *, task: Any = None, format: str | None = None) -> nn.Module:
+    """The module of an exported folder, ready to be called.
+
+    ``pt2`` needs torch alone: a graph module that answers and cannot be trained further. ``state`` needs
+    what made the user's class, and is an ordinary module. Nothing is unpickled; see ``pt2_check``.
+
+    Args:
+        directory: of an export.
+        task: what ``state`` is rebuilt from: a Task, or the text that names one. Prefers ``state``.
+        format: ``"pt2"`` or ``"state"``; by default ``pt2`` where it is there.
+
+    Raises:
+        ValueError: no export; none of these formats in it; a file that is not the one that was exported; code
+            that is not trusted (see :func:`load_state`).
+    """
+    receipt = Receipt.load(directory)
+    preferred = LOADABLE if task is None else LOADABLE[::-1]
+    wanted = preferred if format is None else (format,)
+    name = next((n for n in wanted if n in LOADABLE and n in receipt.formats), None)
+    if name is None:
+        what = "pt2 or state" if format is None else repr(format)
+        hint = "; open model.onnx with onnxruntime.InferenceSession" if "onnx" in receipt.formats else ""
+        raise ValueError(f"{directory} holds {', '.join(receipt.formats)}, not {what}{hint}")
+    for file in receipt.formats[name].files:
+        path = receipt.directory / file
+        if not path.is_file():
+            raise ValueError(f"{path} is missing; export again")
+        if FileRecord.of(path) != receipt.files[file]:
+            raise ValueError(f"{path} is not the file that was exported; see netcarve verify {directory}")
+    if name == "state":
+        from .state import load_state
+
+        return load_state(receipt.directory, task=task)
+    return _program(receipt.directory / receipt.formats[name].files[0])
+
+
+def _program(path: Path) -> nn.Module:
+    import torch
+
+    from .pt2_check import check_pt2
+
+    try:
+        check_pt2(path)
+    except ExportError as error:
+        raise ValueError(f"{error}; if you trust it, open it with torch.export.load") from error
+    return torch.export.load(path).module()

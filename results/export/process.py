@@ -1,0 +1,157 @@
+"""Asking an exported file in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import fresh
+from .error import ExportError
+from .fresh import as_array
+from .formats import Format
+
+if TYPE_CHECKING:
+    from .batches import Inputs
+
+Arrays = list[list[np.ndarray]]  # [batch][output leaf]
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Calls of a model, flat: what a process can be given that imports nothing of netcarve."""
+
+    structure: str  # tree spec of (args, kwargs), as torch.utils._pytree writes it
+    constants: list[
+        list[Any] | None
+    ]  # per leaf: None for a tensor, [value] for what is the same in all calls
+    arrays: list[dict[int, np.ndarray]]  # per call: tensor leaves by their position
+
+    @classmethod
+    def of(cls, batches: Sequence[Inputs]) -> Calls:
+        import torch
+        from torch.utils import _pytree as pytree
+
+        leaves, structure = pytree.tree_flatten(batches[0])
+        return cls(
+            pytree.treespec_dumps(structure),
+            [None if isinstance(leaf, torch.Tensor) else [leaf] for leaf in leaves],
+            [
+                {
+                    position: as_array(leaf)
+                    for position, leaf in enumerate(pytree.tree_leaves(batch))
+                    if isinstance(leaf, torch.Tensor)
+                }
+                for batch in batches
+            ],
+        )
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a file answered, and how fast."""
+
+    outputs: Arrays
+    latency: dict[str, Any] | None  # of the first call: median_ms, q25_ms, q75_ms, repeats, threads
+
+
+def ask(
+    name: str,
+    code: Format,
+    folder: Path,
+    calls: Calls,
+    scratch: Path,
+    *,
+    threads: int = 1,
+    task: str | None = None,
+) -> Given:
+    """Load one format's files in a fresh process and call them; the first call is timed afterwards.
+
+    Args:
+        folder: of the files.
+        scratch: an existing folder for what is passed to and fro.
+        task: what to rebuild from, where that is not what the files say.
+
+    Raises:
+        ExportError: they do not load or do not run, or need netcarve and should not.
+    """
+    inputs, outputs, report = (scratch / f"{name}.{end}" for end in ("in.npz", "out.npz", "report.json"))
+    np.savez(
+        inputs,
+        **{  # type: ignore[arg-type]
+            f"{number}.{position}": array
+            for number, call in enumerate(calls.arrays)
+            for position, array in call.items()
+        },
+    )
+    job = {
+        "code": str(Path(code.__file__).resolve()),
+        "folder": str(folder),
+        "inputs": str(inputs),
+        "batches": len(calls.arrays),
+        "constants": calls.constants,
+        "structure": calls.structure,
+        "threads": threads,
+        "task": task,
+        # A format that is rebuilt by code may need the code beside the user's script.
+        "search_path": [] if code.STANDALONE else [path or "." for path in sys.path],
+        "outputs": str(outputs),
+        "report": str(report),
+    }
+    job_file = scratch / f"{name}.job.json"
+    job_file.write_text(json.dumps(job), encoding="utf-8")
+    # -P: this folder holds an onnx.py that must not be taken for the package.
+    command = [sys.executable, "-P", "-W", "ignore", str(Path(fresh.__file__).resolve()), str(job_file)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ExportError(f"{name}: the exported file fails in a fresh process: {last}", done.stderr)
+    told = json.loads(report.read_text(encoding="utf-8"))
+    if code.STANDALONE and "netcarve" in told["modules"]:
+        raise ExportError(f"{name}: the exported file needs netcarve to load, and should not")
+    answers: Arrays = [[] for _ in calls.arrays]
+    with np.load(outputs, allow_pickle=False) as arrays:
+        for key in arrays.files:  # in the order of their writing
+            answers[int(key.partition(".")[0])].append(arrays[key])
+    inputs.unlink()
+    return Given(answers, told["latency"])
+
+
+def relative_difference(name: str, got: Arrays, expected: Arrays) -> float:
+    """Largest absolute difference, per output relative to its largest absolute expected value.
+
+    Equal values, infinities and NaN among them, differ by 0; a NaN in the place of a number by infinity.
+
+    Raises:
+        ExportError: outputs are missing, or have other shapes.
+    """
+    worst = 0.0
+    for position in range(len(expected[0])):
+        largest, difference = 0.0, 0.0
+        for got_leaves, leaves in zip(got, expected, strict=True):
+            if len(got_leaves) != len(leaves):
+                raise ExportError(
+                    f"{name}: the exported file has {len(got_leaves)} outputs, not {len(leaves)}"
+                )
+            a, b = got_leaves[position], leaves[position]
+            if a.shape != b.shape:
+                raise ExportError(f"{name}: output {position} has shape {a.shape}, the model's has {b.shape}")
+            if a.size == 0:
+                continue
+            wide = np.complex128 if np.iscomplexobj(b) else np.float64
+            a, b = a.astype(wide), b.astype(wide)
+            finite = np.abs(b[np.isfinite(b)])
+            largest = max(largest, float(finite.max(initial=0.0)))
+            equal = (a == b) | (np.isnan(a) & np.isnan(b))
+            with np.errstate(invalid="ignore"):
+                apart = np.nan_to_num(np.abs(a - b)[~equal], nan=np.inf, posinf=np.inf)
+            difference = max(difference, float(apart.max(initial=0.0)))
+        if difference > 0:
+            worst = max(worst, difference / largest if largest > 0 else np.inf)
+    return worst

@@ -1,0 +1,181 @@
+"""An export checked again, anywhere: its hashes, and what its files answer in fresh processes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .error import ExportError
+from .formats import FORMATS, Format, format_file
+from .process import Calls, ask, relative_difference
+from .receipt import RECEIPT, FileRecord, FormatRecord, Receipt
+from .samples import SAMPLES, Samples
+from .versions import versions
+
+TOLERANCE = 1e-4  # as when it was exported
+SCORE_TOLERANCE = 0.01  # of the metric, relative: near a tie another processor may decide otherwise
+
+
+@dataclass(frozen=True)
+class FormatVerdict:
+    """What became of one format."""
+
+    status: str  # "same", "differs", "fails", "changed" (its files are not those), "not checked"
+    reason: str = ""
+    difference: float | None = None  # from the answers of the model in memory, relative to the largest
+    score: float | None = None  # the task's metric, measured here from the files; None without the task
+    recorded_score: float | None = None
+    latency: dict[str, Any] | None = None  # here
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The check of one export."""
+
+    directory: Path
+    files: dict[str, str]  # name -> "same", "changed", "missing"; "unknown": not in the receipt
+    formats: dict[str, FormatVerdict]
+    versions: dict[str, tuple[str, str]]  # package -> (when exported, here, "" where it is missing), if different
+    metric: str
+
+    @property
+    def ok(self) -> bool:
+        """No file that was exported is missing or changed, and none answers otherwise than it did."""
+        files = all(status in ("same", "unknown") for status in self.files.values())
+        return files and all(f.status in ("same", "not checked") for f in self.formats.values())
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "directory": str(self.directory), "ok": self.ok}
+
+
+def recheck(
+    directory: str | Path,
+    *,
+    inputs: Sequence[Any] = (),
+    score: Callable[[list[Any]], float] | None = None,
+    task: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Verdict:
+    """Check an export against its receipt; nothing in it is unpickled, and no code that it names is run.
+
+    Each format's files are loaded in a fresh process and called on the samples that the export keeps; the
+    answers must be within 1e-4 of the largest one from those of the model that was exported (for int8: within
+    twice what was seen then). Files whose hashes differ are not opened.
+
+    Args:
+        directory: of the export.
+        inputs, score: of the task: its validation batches ``(args, kwargs)``, and from outputs (one tensor or
+            plain container a batch) to the metric, which is then measured again from every file.
+        task: text of the task to rebuild ``state`` from; without it that format is not called.
+        progress: told what is being done.
+
+    Raises:
+        ValueError: the folder has no receipt that this version can read.
+    """
+    receipt = Receipt.load(Path(directory).expanduser())
+    folder = receipt.directory.resolve()
+    files = {name: _status(folder / name, record) for name, record in receipt.files.items()}
+    seen = {path.name for path in folder.iterdir()} - {RECEIPT}
+    files |= dict.fromkeys(sorted(seen - files.keys()), "unknown")
+    here = versions()
+    formats = {}
+    for name, record in receipt.formats.items():
+        (progress or (lambda _: None))(f"{name}: checking in a fresh process")
+        formats[name] = _checked(name, record, receipt, folder, files, inputs, score, task)
+    return Verdict(
+        directory=folder,
+        files=files,
+        formats=formats,
+        versions={
+            name: (str(then), here.get(name, ""))
+            for name, then in receipt.versions.items()
+            if then != here.get(name, "")
+        },
+        metric=receipt.metric,
+    )
+
+
+def _status(path: Path, record: FileRecord) -> str:
+    try:
+        return "same" if FileRecord.of(path) == record else "changed"
+    except OSError:
+        return "missing"
+
+
+def _checked(
+    name: str,
+    record: FormatRecord,
+    receipt: Receipt,
+    folder: Path,
+    files: dict[str, str],
+    inputs: Sequence[Any],
+    score: Callable[[list[Any]], float] | None,
+    task: str | None,
+) -> FormatVerdict:
+    broken = [file for file in record.files if files[file] != "same"]
+    if broken:
+        return FormatVerdict("changed", f"{broken[0]} is {files[broken[0]]}; not opened")
+    if name not in FORMATS:
+        return FormatVerdict("not checked", "this netcarve does not know the format")
+    if find_spec(record.needs.partition(".")[0]) is None:
+        return FormatVerdict("not checked", f"needs {record.needs}; pip install {record.needs}")
+    code = format_file(name)
+    if not code.STANDALONE and task is None:
+        return FormatVerdict("not checked", "it is rebuilt by the code of its task; give the task")
+    kept = files.get(SAMPLES) == "same"
+    try:
+        if name == "pt2":
+            from .pt2_check import check_pt2
+
+            for file in record.files:
+                check_pt2(folder / file)
+        with tempfile.TemporaryDirectory() as place:
+            return _asked(name, code, record, folder, kept, Path(place), inputs, score, task)
+    except ExportError as error:
+        return FormatVerdict("fails", str(error))
+
+
+def _asked(
+    name: str,
+    code: Format,
+    record: FormatRecord,
+    folder: Path,
+    kept: bool,
+    scratch: Path,
+    inputs: Sequence[Any],
+    score: Callable[[list[Any]], float] | None,
+    task: str | None,
+) -> FormatVerdict:
+    difference, measured, reasons = None, None, []
+    allowed = TOLERANCE if record.exact else TOLERANCE + 2 * record.max_relative_difference
+    samples = Samples.load(folder) if kept else None
+    calls = samples.calls if samples else Calls("", [], [])
+    given = ask(name, code, folder, calls, scratch, task=task)
+    if samples is not None:
+        difference = relative_difference(name, given.outputs, samples.expected)
+        if not difference <= allowed:
+            reasons.append(f"answers differ by {difference:.2g} of the largest, {allowed:.2g} is allowed")
+    if score is not None and inputs:
+        measured = score(_outputs(ask(name, code, folder, Calls.of(inputs), scratch, task=task).outputs))
+        was = record.score
+        if was is not None and not abs(measured - was) <= SCORE_TOLERANCE * max(1.0, abs(was)):
+            reasons.append(f"the metric is {measured:.4g}, was {was:.4g}")
+    if reasons:
+        status, reason = "differs", "; ".join(reasons)
+    else:
+        status = "same" if samples is not None or measured is not None else "not checked"
+        reason = "" if status == "same" else "it loads; without samples or the task its answers are not known"
+    latency = given.latency
+    return FormatVerdict(status, reason, difference, measured, record.score, latency)
+
+
+def _outputs(outputs: list[list[Any]]) -> list[Any]:
+    """One tensor, or a tuple of them, per batch."""
+    import torch
+
+    made = [tuple(torch.from_numpy(array) for array in leaves) for leaves in outputs]
+    return [tensors[0] if len(tensors) == 1 else tensors for tensors in made]

@@ -1,0 +1,60 @@
+"""Which code a run or an export may name: what this user wrote down himself.
+
+A run says by text where its task is (``file.py:function``), and to export from it that code is executed. A
+folder that came from somebody else could name any code. So the text is signed with a key that stays in the
+user's data folder; one without this signature is only followed when the user himself says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+KEY_BYTES = 32
+
+
+def sign(spec: str) -> str | None:
+    """Signature (hex) of a text that names code; ``None`` where no key can be kept."""
+    key = _key()
+    return None if key is None else _signature(key, spec)
+
+
+def trusted(spec: str, signature: object) -> bool:
+    """Was this text signed by this user? Where no key can be kept nothing was, and all is trusted."""
+    key = _key()
+    if key is None:
+        return True
+    return isinstance(signature, str) and hmac.compare_digest(
+        signature.encode("utf-8", "replace"), _signature(key, spec).encode()
+    )
+
+
+def _signature(key: bytes, spec: str) -> str:
+    return hmac.new(key, spec.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+
+
+def _key() -> bytes | None:
+    """The user's key, made at the first need."""
+    from platformdirs import user_data_path
+
+    path = Path(user_data_path("netcarve")) / "key"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Written whole under another name first: two processes may both be the first.
+            new = path.with_name(f"key-{os.getpid()}-{secrets.token_hex(4)}")
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(KEY_BYTES))
+            try:
+                os.link(new, path)
+            except FileExistsError:
+                pass
+            finally:
+                new.unlink()
+        key = path.read_bytes()
+    except OSError:
+        return None
+    return key if len(key) == KEY_BYTES else None

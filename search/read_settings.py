@@ -1,0 +1,74 @@
+"""Settings of a run as a file has them: whoever wrote that, they are checked before anything uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..results.objective import Limit, Objective
+from ..spaces import Choice
+from .settings import RunError
+
+TEXT = 300  # characters of a name: enough for any module's path
+MANY = 100_000  # choices, or options of one
+
+
+def check_settings(settings: Mapping[str, Any], path: object) -> None:
+    """
+    Raises:
+        RunError: the settings are not those of a run: none, or a value of another kind than netcarve writes.
+    """
+    if not settings:
+        raise RunError(f"the run in {path} stopped before it began; remove the folder and start it again")
+    try:
+        _check(settings)
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"they lack {error}" if isinstance(error, KeyError) else str(error)
+        raise RunError(f"{path} holds no run that this netcarve can read: of its settings, {what}") from None
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    for key in ("searcher", "version"):
+        _text(key, settings.get(key, ""))
+    for key in ("task", "spec", "fingerprint"):
+        if settings.get(key) is not None:
+            _text(key, settings[key], longest=4096)
+    if type(settings["seed"]) is not int or settings["searcher"] == "":
+        raise ValueError(f"seed is {settings['seed']!r:.40}, searcher {settings['searcher']!r:.40}")
+    for o in _list("objectives", settings["objectives"]):
+        _text("an objective", Objective(**{k: _text(k, v) for k, v in o.items()}).name)
+    for text in _list("limits", settings["limits"]):
+        Limit(_text("a limit", text))
+    names = []
+    for choice in _list("choices", settings["choices"]):
+        name, options = choice
+        for option in _list(f"options of {name!r:.40}", options):
+            if not isinstance(option, str | int | float | bool):
+                raise ValueError(f"{name!r:.40} has an option of type {type(option).__name__}")
+        names.append(Choice(_text("a choice", name), tuple(options)).name)
+    if not names or len(set(names)) < len(names):
+        raise ValueError("its choices are none, or two of the same name")
+    for name, kept in _dict("kept", settings.get("kept", {})).items():
+        if name not in names or not all(type(n) is int for n in _list("kept", kept)):
+            raise ValueError(f"kept of {name!r:.40} is not understood")
+    lengths = {name: len(options) for name, options in settings["choices"]}
+    if any(len(kept) != lengths[name] for name, kept in settings.get("kept", {}).items()):
+        raise ValueError("kept and choices disagree")
+
+
+def _text(what: str, value: Any, longest: int = TEXT) -> str:
+    if not isinstance(value, str) or len(value) > longest:
+        raise ValueError(f"{what} is {value!r:.40}, not a text of at most {longest} characters")
+    return value
+
+
+def _list(what: str, value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) > MANY:
+        raise ValueError(f"{what} is {type(value).__name__}, not a list of at most {MANY:,}")
+    return value
+
+
+def _dict(what: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is {type(value).__name__}, not an object")
+    return value
