@@ -6,11 +6,13 @@ import os
 import signal
 import struct
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from netcarve import Choice, Ledger, Space, sweep
+from netcarve.results import LedgerError
 from netcarve.results.trial import Trial
 from netcarve.search.progress import Silent
 
@@ -78,7 +80,7 @@ def kill_drivers(folder: Path, *, kills: int, trials: int, seed: int = 0) -> Kil
             records = set(RECORD.iter_unpack(log.read_bytes())) if log.exists() else set()
             missing += sum(kept.get(number) != accuracy for number, accuracy in records)
             told += len(records)
-        done = _sweep(out, trials, None, resume=out.exists() and (out / "ledger.sqlite").exists())
+        done = _sweep(out, trials, None, resume=_begun(out))
         same &= [(t.candidate, dict(t.scores)) for t in done.front] == wanted
     return Killed(hit, sessions, told, missing, unreadable, same)
 
@@ -93,12 +95,10 @@ def _sweep(out: Path, trials: int, log: Path | None, *, resume: bool = False):  
 
 def _session(out: Path, trials: int, log: Path, *, delay: float) -> bool:
     """One driver, killed after ``delay`` seconds; True where it had finished by then."""
-    started = (out / "ledger.sqlite").exists() and _begun(out)
+    started = _begun(out)
     child = os.fork()
     if child == 0:
         try:
-            if not started and (out / "ledger.sqlite").exists():
-                os.unlink(out / "ledger.sqlite")  # killed before the run was one
             _sweep(out, trials, log, resume=started)
         finally:
             os._exit(0)
@@ -113,8 +113,9 @@ def _session(out: Path, trials: int, log: Path, *, delay: float) -> bool:
 
 
 def _begun(out: Path) -> bool:
-    try:
-        with Ledger(out / "ledger.sqlite") as ledger:
-            return bool(ledger.settings)
-    except Exception:
-        return False
+    """Is there a run? One that was killed before it was one is removed, as its message asks for."""
+    with suppress(LedgerError), Ledger(out / "ledger.sqlite") as ledger:
+        if ledger.settings:
+            return True
+    (out / "ledger.sqlite").unlink(missing_ok=True)
+    return False

@@ -36,7 +36,7 @@ def _check(settings: Mapping[str, Any]) -> None:
     if type(settings["seed"]) is not int or settings["searcher"] == "":
         raise ValueError(f"seed is {settings['seed']!r:.40}, searcher {settings['searcher']!r:.40}")
     for o in _list("objectives", settings["objectives"]):
-        _text("an objective", Objective(**{k: _text(k, v) for k, v in o.items()}).name)
+        Objective(**{k: _text(k, v) for k, v in _dict("an objective", o).items()})
     for text in _list("limits", settings["limits"]):
         Limit(_text("a limit", text))
     names = []

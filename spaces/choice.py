@@ -84,8 +84,10 @@ def indices_of(choices: tuple[Choice, ...], values: Mapping[str, Option]) -> tup
     """Indices for a complete ``{choice name: option}``.
 
     Raises:
-        ValueError: a name is missing or unknown, or a value is not an option.
+        ValueError: no mapping, a name is missing or unknown, or a value is not an option.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"a candidate is {{choice name: option}}, got {type(values).__name__}")
     names = [c.name for c in choices]
     known = set(names)
     missing = [n for n in names if n not in values]
