@@ -10,7 +10,7 @@ import typer
 from .arguments import about, front_of
 from .terminal import printer
 from .types import AsJson, Objectives, RunPath
-from .views import print_json
+from .views import print_json, print_sketch
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -49,6 +49,7 @@ def front(
         print_json(front_document(best, **about(loaded)))
     elif len(best):
         printer().print(render_front(best, loaded.baseline))
+        print_sketch(best, loaded.trials)
         if loaded.certificate is not None:
             print(loaded.certificate.line())
     else:

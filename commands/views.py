@@ -11,6 +11,7 @@ from .terminal import printer
 if TYPE_CHECKING:
     from ..results import Front
     from ..results.export import Receipt
+    from ..results.trial import Trial
     from ..search import Run
 
 
@@ -33,6 +34,19 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     for row in rows:
         table.add_row(*row)
     printer().print(table)
+
+
+def print_sketch(front: Front, trials: Sequence[Trial]) -> None:
+    """The front as a small picture, where a person looks at a terminal that can show it."""
+    console = printer()
+    if not console.is_terminal or console.legacy_windows or not console.encoding.startswith("utf"):
+        return
+    from rich.text import Text
+
+    from ..results.sketch import COLUMNS, sketch
+
+    for line in sketch(front, trials, columns=min(COLUMNS, console.width - 16)):
+        console.print(Text.assemble(*line))
 
 
 def print_inspection(found: Mapping[str, Any]) -> None:
@@ -78,11 +92,12 @@ def _artifact(graph: Mapping[str, str]) -> str:
 
 def print_receipt(receipt: Receipt) -> None:
     """What was exported, and how well each format was seen to reproduce."""
+    from ..results.export.card import figure_cells
     from ..results.table import metric_text
 
     print_table(
         f"Exported to {receipt.directory}",
-        ("format", "files", "size", "max relative difference", receipt.metric),
+        ("format", "files", "size", "max relative difference", receipt.metric, "latency"),
         [
             (
                 name,
@@ -90,11 +105,20 @@ def print_receipt(receipt: Receipt) -> None:
                 f"{sum(receipt.files[file].bytes for file in record.files) / 1e6:.2f} MB",
                 f"{record.max_relative_difference:.1e}",
                 "" if record.score is None else metric_text(receipt.metric, record.score),
+                "" if record.latency is None else f"{record.latency['median_ms']:.3g} ms",
             )
             for name, record in receipt.formats.items()
         ],
     )
-    print(f"Checked in fresh processes on {receipt.samples} samples; all is in receipt.json beside the files")
+    print(
+        f"Checked in fresh processes on {receipt.samples} samples; all is in receipt.json and README.md there"
+    )
+    if receipt.test is not None:
+        value, interval, was = figure_cells(receipt.metric, receipt.test)
+        print(
+            f"On {receipt.test.samples} test samples that no search has seen: {receipt.metric} {value}, 95 % "
+            f"interval {interval}; the unchanged model has {was}"
+        )
 
 
 def print_comparison(

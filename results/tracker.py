@@ -26,6 +26,7 @@ class FrontTracker:
         self.limits = read_limits(limits)
         self._baseline: Trial | None = None
         self._points = np.empty((0, len(self.objectives)))  # [front, objectives], minimised
+        self._trials: list[Trial] = []  # in the order of the points
         self._worst = np.full(len(self.objectives), -np.inf)
         self._volume: float | None = None
 
@@ -47,8 +48,20 @@ class FrontTracker:
             return False
         stays = (self._points < point).any(axis=1)
         self._points = np.concatenate((self._points[stays], point[None]))
+        self._trials = [t for t, stay in zip(self._trials, stays, strict=True) if stay] + [trial]
         self._volume = None
         return True
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The front, best first objective first."""
+        lead = self.objectives[0]
+        return sorted(self._trials, key=lambda t: (lead.sign * t.scores[lead.name], t.number))
+
+    @property
+    def baseline(self) -> Trial | None:
+        """The unchanged model's trial, once it has come."""
+        return self._baseline
 
     @property
     def size(self) -> int:

@@ -12,9 +12,11 @@ from ..results.trial import Trial
 from .budget import Budget
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 REFRESH = 0.1  # seconds between two updates of the screen: the engine does not wait for a terminal
+REDRAW = 0.5  # seconds between two of the front so far
+ROWS = 8  # of the front so far
 
 
 class Progress(Protocol):
@@ -46,7 +48,9 @@ class Silent:
 
 
 class RichProgress:
-    """One line on standard error: trials, rate, time left, front size, hypervolume, failures.
+    """A line on standard error: trials, rate, time left, front size, hypervolume, failures.
+
+    On a terminal also the front so far, thinned to a few rows, below it.
 
     Args:
         console: where to draw; standard error by default.
@@ -54,26 +58,29 @@ class RichProgress:
 
     def __init__(self, console: Console | None = None) -> None:
         from rich.console import Console
+        from rich.live import Live
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+        console = console or Console(stderr=True)
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             TextColumn("{task.fields[facts]}"),
-            console=console or Console(stderr=True),
+            console=console,
         )
+        self._live = Live(self._bar, console=console, refresh_per_second=8) if console.is_terminal else None
         self._task = self._bar.add_task("starting", total=None, facts="")
         self._tracker: FrontTracker | None = None
         self._budget = Budget()
         self._done = self._failed = self._replayed = 0
-        self._shown = 0.0
+        self._shown = self._drawn = 0.0
         self._first: float | None = None  # when the first new trial came: starting workers is not in the rate
 
     def started(self, budget: Budget, objectives: Sequence[Objective], limits: Sequence[Limit]) -> None:
         self._tracker = FrontTracker(objectives, limits)
         self._budget = budget
-        self._bar.start()
+        (self._live or self._bar).start()
 
     def told(self, trial: Trial, *, replayed: bool) -> None:
         assert self._tracker is not None
@@ -87,6 +94,9 @@ class RichProgress:
         if now - self._shown >= REFRESH:
             self._shown = now
             self._show("searching")
+        if self._live is not None and now - self._drawn >= REDRAW:
+            self._drawn = now
+            self._live.update(self._view(self._tracker), refresh=True)
 
     def says(self, text: str) -> None:
         self._show(text)
@@ -94,7 +104,23 @@ class RichProgress:
     def finished(self) -> None:
         if self._done:
             self._show("searched")
-        self._bar.stop()
+        if self._live is not None:
+            self._live.update(self._bar)  # the front is printed by whoever has it whole
+            self._live.stop()
+        else:
+            self._bar.stop()
+
+    def _view(self, tracker: FrontTracker) -> RenderableType:
+        from rich.console import Group
+
+        from ..results.front import Front
+        from ..results.table import render_front
+
+        held = tracker.trials
+        if len(held) > ROWS:
+            held = [held[round(i * (len(held) - 1) / (ROWS - 1))] for i in range(ROWS)]
+        front = Front(held, tracker.objectives)
+        return Group(self._bar, render_front(front, tracker.baseline)) if len(front) else self._bar
 
     def _show(self, what: str) -> None:
         budget = self._budget

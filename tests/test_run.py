@@ -96,6 +96,21 @@ def test_progress_line(tmp_path):
     assert "40/40 trials" in stream.getvalue()
 
 
+def test_the_front_so_far_is_shown_on_a_terminal_only(tmp_path, monkeypatch):
+    from rich.console import Console
+
+    monkeypatch.setattr("netcarve.search.progress.REDRAW", 0.0)
+    shown = {}
+    for terminal in (True, False):
+        stream = io.StringIO()
+        progress = RichProgress(Console(file=stream, force_terminal=terminal, width=120))
+        made = run(tmp_path / f"run-{terminal}", progress=progress)
+        shown[terminal] = stream.getvalue()
+    assert "unchanged" in shown[True]
+    assert "unchanged" not in shown[False]
+    assert [t.number for t in progress._tracker.trials] == [t.number for t in made.front]
+
+
 def test_progress_after_resuming_counts_only_new_trials_in_the_rate(tmp_path):
     run(tmp_path / "run", trials=30)
 
