@@ -10,16 +10,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from netcarve.evaluators import Evaluator, Task
     from netcarve.results import Front, Ledger, Limit, Objective, Trial
-    from netcarve.search import Run, Searcher, load, searcher, sweep
+    from netcarve.search import Run, Searcher, searcher, sweep
+    from netcarve.search.decompose import Decomposition, decompose
+    from netcarve.search.exporting import verify
+    from netcarve.search.opening import load
     from netcarve.spaces import Blueprint, Candidate, Choice, Space, trace
+    from netcarve.spaces.devices import Device, Link
 
 __version__ = "0.1.0"
 
 _HOME = {
     "netcarve.spaces": ("Blueprint", "Candidate", "Choice", "Space", "trace"),
+    "netcarve.spaces.devices": ("Device", "Link"),
     "netcarve.results": ("Front", "Ledger", "Limit", "Objective", "Trial"),
     "netcarve.evaluators": ("Evaluator", "Task"),
-    "netcarve.search": ("Run", "Searcher", "load", "searcher", "sweep"),
+    "netcarve.search.decompose": ("Decomposition", "decompose"),
+    "netcarve.search": ("Run", "Searcher", "searcher", "sweep"),
+    "netcarve.search.exporting": ("verify",),
+    "netcarve.search.opening": ("load",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -27,20 +35,25 @@ __all__ = [
     "Blueprint",
     "Candidate",
     "Choice",
+    "Decomposition",
+    "Device",
     "Evaluator",
     "Front",
     "Ledger",
     "Limit",
+    "Link",
     "Objective",
     "Run",
     "Searcher",
     "Space",
     "Task",
     "Trial",
+    "decompose",
     "load",
     "searcher",
     "sweep",
     "trace",
+    "verify",
 ]
 
 

@@ -11,23 +11,31 @@ from typing import Annotated
 import typer
 
 from .commands.compare import compare
+from .commands.explain import explain
 from .commands.export import export
 from .commands.front import front
 from .commands.inspect import inspect
 from .commands.list import list_runs
+from .commands.partition import partition
 from .commands.report import report
 from .commands.salvage import salvage
+from .commands.serve import serve
 from .commands.show import show
 from .commands.sweep import sweep
+from .commands.verify import verify
 
 COMMANDS = {
     "sweep": sweep,
     "inspect": inspect,
+    "partition": partition,
     "list": list_runs,
     "front": front,
     "show": show,
     "report": report,
+    "explain": explain,
     "export": export,
+    "verify": verify,
+    "serve": serve,
     "compare": compare,
     "salvage": salvage,
 }

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..spaces import Blueprint
     from ..spaces.rung import Rung
 
-KINDS = ("prune", "drop", "mask")  # what this version can decide about a model
+KINDS = ("prune", "drop", "mask", "exits", "branches")  # what this version can decide about a model
 LATER_KINDS = ("operators", "splits", "bits")
 
 

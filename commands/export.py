@@ -17,11 +17,16 @@ def export(
     run: RunPath,
     trial: TrialNumber,
     formats: Annotated[
-        str, typer.Option("--format", metavar="LIST", help="of pt2, onnx, state; with commas")
+        str,
+        typer.Option("--format", metavar="LIST", help="of pt2, onnx, state, int8, executorch; with commas"),
     ] = "pt2,onnx,state",
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="new folder [default: RUN/export-TRIAL]")
     ] = None,
+    samples: Annotated[
+        bool,
+        typer.Option("--samples/--no-samples", help="keep a few validation samples, for `netcarve verify`"),
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier export there")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -35,7 +40,7 @@ def export(
     loaded = load(run)
     folder = loaded.path / f"export-{trial}" if out is None else out
     with busy() as say:
-        receipt = loaded.export(trial, folder, names, overwrite=overwrite, progress=say)
+        receipt = loaded.export(trial, folder, names, samples=samples, overwrite=overwrite, progress=say)
     if as_json:
         print_json({"out": str(folder), **receipt.to_json()})
     else:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .pool import InProcessPool, Job, Outcome, Pool
     from .ray_pool import RayPool
     from .resolve import known_tasks, resolve_task
+    from .robustness import Robustness
+    from .stability import Stability, ranking_stability
     from .task import Task
 
 _HOME = {
@@ -30,6 +32,8 @@ _HOME = {
     ".pool": ("InProcessPool", "Job", "Outcome", "Pool"),
     ".ray_pool": ("RayPool",),
     ".resolve": ("known_tasks", "resolve_task"),
+    ".robustness": ("Robustness",),
+    ".stability": ("Stability", "ranking_stability"),
     ".task": ("Task",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -48,10 +52,13 @@ __all__ = [
     "PoolError",
     "Quality",
     "RayPool",
+    "Robustness",
+    "Stability",
     "Task",
     "TaskError",
     "known_tasks",
     "measure_latency",
+    "ranking_stability",
     "reestimate_batchnorm",
     "resolve_task",
 ]

@@ -25,6 +25,7 @@ class Quality(Evaluator):
     name = "quality"
     metrics = ("accuracy", "loss")
     only_runs = True
+    of_network = True
 
     def __init__(self, *, each: bool = False) -> None:
         self.each = each

@@ -34,6 +34,8 @@ class Evaluator(ABC):
         lane: ``True`` where a measurement is only right with nothing else running (latency).
         only_runs: ``True`` where it does nothing with the model but call it. Weights may then be views of a
             larger network's, which are had faster than copies and are not contiguous.
+        of_network: ``True`` where the scores depend on the network alone, and not on the candidate that it
+            was made of: one network is scored once then, however many candidates are that network.
 
     An instance is sent to every worker: keep only what pickles, and keep no state between candidates.
     Python's, NumPy's and torch's global generators are seeded from the candidate before each call.
@@ -43,6 +45,7 @@ class Evaluator(ABC):
     metrics: tuple[str, ...] = ()
     lane: bool = False
     only_runs: bool = False
+    of_network: bool = False
 
     @abstractmethod
     def __call__(

@@ -34,6 +34,7 @@ class Counted(Evaluator):
     name = "counted"
     metrics = ("macs", "params")
     only_runs = True
+    of_network = True
 
     def __call__(self, task: Task | None, model: nn.Module | None, candidate: Candidate) -> dict[str, float]:
         if task is None or model is None:

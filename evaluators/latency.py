@@ -82,7 +82,7 @@ def measure_latency(
         for _ in range(warmup):
             ours()
             theirs()
-        with _no_collection():
+        with no_collection():
             end = time.perf_counter() + seconds
             while len(taken) < repeats and (len(taken) < MIN_REPEATS or time.perf_counter() < end):
                 reference.append(_time(theirs))
@@ -114,6 +114,7 @@ class Latency(Evaluator):
     name = "latency"
     metrics = ("latency_ms",)
     lane = True
+    of_network = True
 
     def __init__(
         self,
@@ -156,7 +157,7 @@ def _time(call: Callable[[], Any]) -> int:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     was = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -19,9 +19,11 @@ import numpy as np
 
 from ..spaces import Candidate, Space
 from ..spaces.rung import rung_of
+from ..spaces.splits import unsplit
 from .seeding import seeded
 
 if TYPE_CHECKING:
+    from ..spaces.staged import PlacedStage
     from .task import Task
 
 Scorer = Callable[[Any, Any, Candidate], Mapping[str, float]]  # an Evaluator, or a function of its form
@@ -67,25 +69,38 @@ class Job:
         error: str | None = None
         detail: dict[str, Any] = {}
         try:
-            with seeded(_seed(candidate)), self._one_thread():
+            with seeded(_seed(unsplit(candidate))), self._one_thread():
                 scores, detail = self._score(candidate)
         except (Exception, SystemExit):  # a user's metric may call sys.exit
             error = traceback.format_exc()
         return Outcome(number, scores, error, time.perf_counter() - start, worker_name(), detail)
 
     def build(self, candidate: Candidate) -> Any:
-        """The repaired model in eval mode, independent; ``None`` for a space without a model."""
+        """The repaired model in one piece, in eval mode; ``None`` for a space without a model."""
         if self.space.model is None:
             return None
-        return self._repaired(self.space.build(candidate).eval(), candidate)
+        whole = unsplit(candidate)
+        return self._repaired(self.space.build(whole).eval(), whole)
+
+    def stages(self, candidate: Candidate) -> list[PlacedStage]:
+        """The repaired model cut into its stages, each with its device.
+
+        Raises:
+            ValueError: the space has no splits, or the model cannot be cut there.
+        """
+        cut = getattr(self.space.model, "cut", None)
+        if cut is None:
+            raise ValueError("stages need a space of a model, with splits: space('prune', 'splits')")
+        return cut(self.build(candidate), candidate)
 
     @contextmanager
     def lend(self, candidate: Candidate) -> Iterator[Any]:
         """The repaired model for as long as the context lasts: this process's resident network, switched.
 
         What is done to it is undone afterwards. A model is built where none can be switched, where that is
-        in use, and in the latency lane.
+        in use, and in the latency lane. Where the candidate is cut makes no difference.
         """
+        candidate = unsplit(candidate)
         make = getattr(self.space.model, "elastic", None)
         elastic = None if make is None or self._in_lane() else make(self.space.choices)
         if elastic is None or not elastic.free or not elastic.switches(candidate):
@@ -104,6 +119,8 @@ class Job:
             for mend in self._repairs():
                 mend(model, self.task.calibration_batches)
             self._tune(model, candidate)
+            if callable(refit := getattr(model, "refit", None)):  # heads that it was given (see Rewrite.wrap)
+                refit(self.task.calibration_batches)
         return model
 
     def _tune(self, model: Any, candidate: Candidate) -> None:

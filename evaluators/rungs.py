@@ -25,6 +25,7 @@ class OnRung(Evaluator):
         self.name = getattr(inner, "name", "") or getattr(inner, "__name__", type(inner).__name__)
         self.metrics = getattr(inner, "metrics", ())
         self.only_runs = getattr(inner, "only_runs", False)
+        self.of_network = getattr(inner, "of_network", False)
         self._parts: dict[float, Task] = {}  # by share of the data, of the task seen last
         self._task: Task | None = None
 

@@ -44,7 +44,7 @@ def pack(job: Job) -> Parcel:
     """
     data = None
     if job.task is not None:
-        light = copy.copy(job.task) if tunes(job.space) else job.task.without_train()
+        light = job.task.without_test() if tunes(job.space) else job.task.without_train()
         data = _map(_to_array, (light.batches, light.calibration_batches))
         light.batches, light.calibration_batches = [], []
         job = replace(job, task=light)

@@ -32,6 +32,8 @@ class Task:
         train: the same, for calibration and fine-tuning; never read in full.
         calibration: inputs for statistics (BatchNorm), in any of these forms, targets not needed;
             by default about 512 samples spread over ``train``, else over ``validation``.
+        test: the same as ``validation``, of samples that are in neither of the others. No search ever sees
+            it; :meth:`Run.export` measures each exported network on it, once.
         metric: ``"accuracy"`` or ``"loss"`` (cross-entropy) for class indices as targets, or a function
             ``(outputs, targets) -> float`` that is called once with all validation samples.
         name: for run folders and tables; by default the model's class.
@@ -41,6 +43,7 @@ class Task:
         example: ``(args, kwargs)``.
         batches: ``(args, kwargs, targets)``, each at most 100 samples where they can be cut.
         calibration_batches: ``(args, kwargs)``.
+        test_batches: like ``batches``; empty without ``test``.
         metric_name: ``"accuracy"``, ``"loss"`` or the function's name.
         metrics: the names that :meth:`measure` gives.
         spec: text from which :func:`resolve_task` makes this task again, if it came from there.
@@ -57,6 +60,7 @@ class Task:
         *,
         train: Any = None,
         calibration: Any = None,
+        test: Any = None,
         metric: Metric = "accuracy",
         name: str | None = None,
     ) -> None:
@@ -73,6 +77,7 @@ class Task:
         for number, (args, kwargs, _) in enumerate(batches):
             check_like((args, kwargs), self.example, f"validation batch {number}")
         self.batches: list[Batch] = recut(batches)
+        self.test_batches: list[Batch] = [] if test is None else self._test(test)
         self.calibration_batches: list[Inputs] = self._calibration(calibration)
         self.metrics: tuple[str, ...] = self._trial_run()
 
@@ -92,6 +97,10 @@ class Task:
             TaskError: outputs and targets do not fit, or the metric raises.
         """
         return self._measure(zip(outputs, (targets for _, _, targets in self.batches), strict=True))
+
+    def measure_on(self, outputs: Iterable[Any], targets: Iterable[Any]) -> float:
+        """The metric of outputs for other batches than :attr:`batches`, with these targets."""
+        return self._measure(zip(outputs, targets, strict=True))[self.metric_name]
 
     def score(self, outputs: Any, targets: Any) -> float:
         """The metric for one batch."""
@@ -114,9 +123,15 @@ class Task:
         return digest.hexdigest()
 
     def without_train(self) -> Task:
-        """The same task without its training data: what scoring needs, cheap to send to a worker."""
-        light = copy.copy(self)
+        """The same task without its training and test data: what scoring needs, cheap to send to a worker."""
+        light = self.without_test()
         light.train = None
+        return light
+
+    def without_test(self) -> Task:
+        """The same task without its test data: all that a search may see."""
+        light = copy.copy(self)
+        light.test_batches = []
         return light
 
     def part(self, share: float) -> Task:
@@ -160,6 +175,12 @@ class Task:
                 "write `x = x - mean` instead of `x -= mean`, and no inplace=True on the input"
             )
         _check_finite(outputs, "its example")
+
+    def _test(self, test: Any) -> list[Batch]:
+        batches = read(test, "test")
+        for number, (args, kwargs, _) in enumerate(batches):
+            check_like((args, kwargs), self.example, f"test batch {number}")
+        return recut(batches)
 
     def _calibration(self, calibration: Any) -> list[Inputs]:
         if calibration is not None:

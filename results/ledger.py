@@ -149,7 +149,7 @@ class Ledger:
         """Append scores that were measured later for a successful trial.
 
         Raises:
-            ValueError: a score that is not finite, or none at all.
+            ValueError: a score that is not finite; neither scores nor detail.
             LedgerError: the trial is not recorded, or failed.
         """
         number = int(number)
@@ -158,7 +158,8 @@ class Ledger:
             if found is None or found[0] is not None:
                 what = "is not recorded" if found is None else "failed"
                 raise LedgerError(f"trial {number} of {self.path} {what}; measure trials that have scores")
-            self._add_measurement(db, number, _scores_text(number, scores), detail or {})
+            text = _scores_text(number, scores) if scores or not detail else "{}"
+            self._add_measurement(db, number, text, detail or {})
 
     def _add_measurement(
         self, db: sqlite3.Connection, number: int, scores: str, detail: Mapping[str, Any]

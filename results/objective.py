@@ -18,12 +18,27 @@ METRICS: dict[str, tuple[str, str]] = {
     "activation_mb": ("min", "MB"),
     "memory_mb": ("min", "MB"),
     "traffic_kb": ("min", "kB"),
+    "stages": ("min", ""),
     "latency_ms": ("min", "ms"),
+    "latency_change": ("min", ""),
     "throughput_per_s": ("max", "1/s"),
+    "throughput_change": ("min", ""),
     "robust_accuracy": ("max", ""),
     "energy_mj": ("min", "mJ"),
 }
-ALIASES = {"latency": "latency_ms", "memory": "memory_mb", "size": "size_mb", "traffic": "traffic_kb"}
+ALIASES = {
+    "latency": "latency_ms",
+    "memory": "memory_mb",
+    "size": "size_mb",
+    "traffic": "traffic_kb",
+    "throughput": "throughput_per_s",
+    "energy": "energy_mj",
+}
+
+
+def known_metric(name: str) -> tuple[str, str]:
+    """Goal and unit of a metric that netcarve itself reports, ``memory_mb:edge`` included; else empty."""
+    return METRICS.get(name.partition(":")[0], ("", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +60,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         name = ALIASES.get(self.name, self.name)
-        known = METRICS.get(name, ("", ""))
+        known = known_metric(name)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "goal", self.goal or known[0])
         object.__setattr__(self, "unit", self.unit or known[1])
@@ -59,8 +74,11 @@ class Objective:
 
     @classmethod
     def parse(cls, text: str) -> Objective:
-        """``"macs"`` or ``"my_metric:max"``."""
-        name, _, goal = text.partition(":")
+        """``"macs"``, ``"my_metric:max"`` or, of one device, ``"memory_mb:edge"``."""
+        name, _, goal = text.rpartition(":")
+        of_device = name.strip() in METRICS and goal.strip() not in ("min", "max")
+        if not name or of_device:
+            return cls(text.strip())
         return cls(name.strip(), goal.strip())
 
     @property
@@ -69,7 +87,7 @@ class Objective:
         return 1.0 if self.goal == "min" else -1.0
 
 
-_LIMIT = re.compile(r"\s*(\w+)\s*(<=|>=)\s*(-?[0-9.]+(?:[eE][+-]?\d+)?)\s*(x?)\s*")
+_LIMIT = re.compile(r"\s*([\w:.-]+)\s*(<=|>=)\s*(-?[0-9.]+(?:[eE][+-]?\d+)?)\s*(x?)\s*")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How sure a measured share or metric is: intervals, and a paired test of two networks. Pure array functions."""
+"""How sure a measured metric is: intervals, and a paired test of two networks. Pure array functions."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .objective import ALIASES, METRICS
+from .objective import ALIASES, known_metric
 from .trial import Trial
 
 if TYPE_CHECKING:
@@ -68,10 +68,8 @@ def metric_text(name: str, value: float, unit: str = "") -> str:
         return f"{100 * value:.2f} %"
     if name in COUNTS:
         return si(value)
-    known = name in METRICS
-    return (
-        f"{plain(value, 3 if known else 4)} {METRICS[name][1] if known and name != 'loss' else unit}".strip()
-    )
+    goal, own = known_metric(name)
+    return f"{plain(value, 3 if goal else 4)} {own if goal and name != 'loss' else unit}".strip()
 
 
 def ratio_text(value: float, base: float) -> str:
@@ -128,7 +126,7 @@ def _cell(name: str, trial: Trial, baseline: Trial | None, unit: str) -> str:
     if name not in trial.scores:
         return ""
     text = metric_text(name, trial.scores[name], unit)
-    is_cost = METRICS.get(name, ("", ""))[0] == "min" and name != "loss"
+    is_cost = known_metric(name)[0] == "min" and name != "loss"
     if baseline is None or trial.number == baseline.number or name not in baseline.scores or not is_cost:
         return text
     ratio = ratio_text(trial.scores[name], baseline.scores[name])

@@ -30,7 +30,7 @@ def make_pool(
     Args:
         reference_ms: latency of the unchanged model where an earlier session has measured it.
     """
-    light = task if task is None or tunes(space) else task.without_train()
+    light = task and (task.without_test() if tunes(space) else task.without_train())
     beside = [s for s in scorers if not getattr(s, "lane", False)]
     alone = [s for s in scorers if getattr(s, "lane", False)]
     job = Job(light, space, beside)

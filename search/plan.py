@@ -10,7 +10,9 @@ from ..results.objective import METRICS, Limit, Objective
 from ..results.trial import Trial
 from ..spaces import Space
 from ..spaces.rung import rungs_of, tunes
+from ..spaces.splits import plan_of
 from .base import Searcher, parse_objectives
+from .devices import modelled
 from .settings import RunError
 
 if TYPE_CHECKING:
@@ -32,9 +34,11 @@ def check_types(task: Any, space: Any) -> None:
 
 
 def choose_objectives(
-    given: Iterable[Objective | str] | None, searcher: str | Searcher, task: Task | None
+    given: Iterable[Objective | str] | None, searcher: str | Searcher, task: Task | None, space: Space
 ) -> tuple[Objective, ...]:
     """The objectives given, else those of a searcher that is given, else the task's metric and MACs.
+
+    For networks that are split, latency takes the place of MACs, traffic where no times are known.
 
     Raises:
         ValueError: others than the searcher was made with; an unknown metric without a goal.
@@ -49,7 +53,9 @@ def choose_objectives(
                 f"{metric!r} is a metric of your own, so say which way is better and what to trade it off "
                 f"against: objectives '{metric}:max' (or ':min') and 'macs'"
             )
-        return parse_objectives((metric, "macs"))
+        if plan_of(space.choices) is None:
+            return parse_objectives((metric, "macs"))
+        return parse_objectives((metric, "latency_ms" if modelled(space) else "traffic_kb"))
     objectives = parse_objectives(given)
     if own is not None and own != objectives:
         raise ValueError(
@@ -64,11 +70,15 @@ def choose_evaluators(
     given: Sequence[Scorer] | None,
     objectives: Sequence[Objective],
     limits: Sequence[Limit],
+    space: Space,
 ) -> list[Scorer]:
-    """What scores a candidate: ``given`` or the task's quality, and latency where it is wanted.
+    """What scores a candidate: ``given`` or the task's quality; latency and robustness where they are wanted.
+
+    The latency of a split network is none of these: it is computed, for the devices of the space.
 
     Raises:
-        ValueError: neither a task nor evaluators.
+        ValueError: neither a task nor evaluators; latency of a split network without devices.
+        TaskError: robustness is wanted, and means nothing for the task's inputs.
     """
     if task is None:
         if not given:
@@ -79,9 +89,29 @@ def choose_evaluators(
 
     scorers: list[Scorer] = [Quality()] if given is None else list(given)
     wanted = {o.name for o in objectives} | {m.metric for m in limits}
-    if "latency_ms" in wanted and "latency_ms" not in metrics_of(scorers, task):
+    if "latency_ms" in wanted.difference(metrics_of(scorers, task), modelled(space)):
+        if plan_of(space.choices) is not None:
+            raise ValueError(
+                "the latency of a split network depends on what runs its stages: give devices and what joins "
+                "them, --device edge=0.2x --device server=1x --link 20mbps,5ms"
+            )
         scorers.append(Latency())
+    if "robust_accuracy" in wanted and "robust_accuracy" not in metrics_of(scorers, task):
+        from ..evaluators.robustness import Robustness
+
+        robustness = Robustness()
+        robustness.applied(task)  # refused now, and not by every candidate
+        scorers.append(robustness)
     return scorers
+
+
+def with_measured_costs(space: Space, scorers: Sequence[Scorer]) -> list[Scorer]:
+    """The evaluators, and who measures costs that the data decide (see ``Rewrite.measured``)."""
+    if not any(getattr(choice.edit, "measured", ()) for choice in space.choices):
+        return list(scorers)
+    from ..evaluators.reach import reached
+
+    return reached(space, scorers)
 
 
 def on_rungs(space: Space, scorers: Sequence[Scorer], task: Task | None) -> list[Scorer]:

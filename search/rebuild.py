@@ -48,12 +48,12 @@ def rebuild_space(task: Task, settings: Mapping[str, Any]) -> Space:
 
 
 def rebuild(
-    *, spec: str, space: Mapping[str, Any], choices: list[Any], candidate: Mapping[str, Option]
+    *, spec: str | Task, space: Mapping[str, Any], choices: list[Any], candidate: Mapping[str, Option]
 ) -> torch.nn.Module:
     """The module of an exported candidate, for its weights to be loaded into.
 
     Args:
-        spec: text that names the task.
+        spec: text that names the task, or the task.
         space, choices: as for :func:`rebuild_space`.
         candidate: option of each choice, by name.
 
@@ -64,6 +64,7 @@ def rebuild(
     from ..evaluators.resolve import resolve_task
     from ..spaces.threads import one_thread
 
-    made = rebuild_space(resolve_task(spec), {"space": space, "choices": choices})
+    task = resolve_task(spec) if isinstance(spec, str) else spec
+    made = rebuild_space(task, {"space": space, "choices": choices})
     with one_thread():
         return made.build(made.from_values(candidate)).eval()

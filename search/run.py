@@ -15,6 +15,7 @@ from ..results.table import metric_text, ratio_text
 from ..results.trial import Trial
 from ..results.trust import trusted
 from ..spaces import Space
+from ..spaces.splits import plan_of
 from .read_settings import check_settings
 from .rebuild import rebuild_space
 from .settings import RunError, ledger_path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from ..evaluators.serving import Deployment
     from ..evaluators.task import Task
     from ..results.export import Receipt
     from .exact.certificate import Certificate
@@ -90,6 +92,16 @@ class Run:
     @property
     def limits(self) -> tuple[Limit, ...]:
         return tuple(Limit(text) for text in self.settings["limits"])
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """What runs the stages of its networks; empty where they are not split."""
+        return stored_platform(self.settings)[0]
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """What joins :attr:`devices`."""
+        return stored_platform(self.settings)[1]
 
     @property
     def baseline(self) -> Trial | None:
@@ -217,51 +229,55 @@ class Run:
         directory: str | Path,
         formats: Sequence[str] | None = None,
         *,
+        samples: bool = True,
         overwrite: bool = False,
         progress: Callable[[str], None] | None = None,
     ) -> Receipt:
         """Files of one trial's subnetwork, each proven in a fresh process; see :func:`results.export.export`.
 
+        Where the task has test data, this is where they are looked at: the receipt and the model card state
+        the metric on them, with an interval and against the unchanged model.
+
         Args:
-            formats: of ``pt2``, ``onnx``, ``state``; by default all, without ``state`` where the run's task
-                was made in a script, since nothing could find it again to rebuild the module.
+            formats: of ``pt2``, ``onnx``, ``state``, ``int8``, ``executorch``; by default the first three,
+                without ``state`` where the run's task was made in a script, since nothing could find it again
+                to rebuild the module.
+            samples: keep a few validation samples with their answers, so that the folder can be checked
+                anywhere; False where they must not be passed on.
             progress: told in a few words what is being done.
 
         Raises:
             RunError: no such trial, one that failed, or the task cannot be found again.
             ExportError: a file that cannot be made or does not reproduce; nothing is left behind.
         """
-        from ..results.export import FORMATS, check_target, export, known_formats
+        from .exporting import export_trial
 
-        trial = self[number]
-        if trial.failed:
-            raise RunError(f"trial {number} of {self.path} failed ({trial.reason}); {self._others()}")
-        if formats is None:
-            formats = [name for name in FORMATS if name != "state" or self.settings.get("spec")]
-        known_formats(formats)
-        target = Path(directory).expanduser().resolve()
-        check_target(target, overwrite)  # before the task is loaded, which may take a while
-        say = progress or (lambda _: None)
-        say("reading the task of the run")
-        from ..spaces.threads import one_thread
+        return export_trial(
+            self,
+            number,
+            directory,
+            formats,
+            samples=samples,
+            overwrite=overwrite,
+            progress=progress or (lambda _: None),
+        )
 
-        task = self.task
-        args, kwargs = task.example
-        with one_thread():
-            say(f"building trial {number}")
-            return export(
-                self.model(number),
-                example_args=args,
-                example_kwargs=kwargs,
-                inputs=[(a, k) for a, k, _ in task.batches],
-                score=lambda outputs: task.measure(outputs)[task.metric_name],
-                metric_name=task.metric_name,
-                directory=target,
-                formats=formats,
-                describe=self._description(trial),
-                overwrite=overwrite,
-                progress=say,
-            )
+    def deploy(self, number: int, *, simulate: bool = True, **options: Any) -> Deployment:
+        """The stages of one trial as processes, to be used in a ``with`` block; see :class:`Deployment`.
+
+        A trial without cuts is one stage.
+
+        Args:
+            simulate: slow down stages and hold back messages as the run's devices and links would.
+            options: of :class:`Deployment`; ``link`` and ``speeds`` take the place of the run's.
+
+        Raises:
+            RunError: no such trial, one that failed, or the task cannot be found again.
+            ServeError, ValueError: see :class:`Deployment`.
+        """
+        from .deploying import deploy
+
+        return deploy(self, number, simulate=simulate, **options)
 
     def report(self, path: str | Path = "report.html") -> Path:
         """Write one interactive HTML page about the run; see :func:`results.report.write_report`.
@@ -274,24 +290,40 @@ class Run:
 
         return write_report([self], path)
 
-    def _description(self, trial: Trial) -> dict[str, Any]:
-        settings = self.settings
-        about = {
-            "run": self.path.resolve().name,  # an export may travel, the folders around it do not
-            "trial": trial.number,
-            "candidate": trial.candidate.values,
-            "scores": dict(trial.scores),
-            "choices": settings["choices"],
-            "task": settings["task"],
-            "fingerprint": settings["fingerprint"],
-        }
-        if settings.get("spec"):
-            arguments = {key: settings[key] for key in ("spec", "space", "choices")}
-            about["rebuild"] = {
-                "function": "netcarve.search.rebuild:rebuild",
-                "arguments": {**arguments, "candidate": trial.candidate.values},
-            }
-        return about
+    def explain(
+        self, number: int, path: str | Path = "explain.html", *, only: Sequence[str] = (), samples: int = 200
+    ) -> dict[str, Any]:
+        """Write one HTML page that explains one trial's subnetwork; see :func:`.explaining.explain`.
+
+        Args:
+            only: names of analyses, of :data:`.explaining.NAMES`; by default all.
+            samples: validation samples that are looked at.
+
+        Returns:
+            What the page shows, as plain JSON values.
+
+        Raises:
+            RunError: no such trial, one that failed, or nothing that was asked for applies to the run.
+            OSError: the file cannot be written.
+        """
+        from ..results.report import check_output, write_explanation
+        from .explaining import explain
+
+        check_output(path)
+        document = explain(self, number, only=only, samples=samples)
+        write_explanation(document, path)
+        return document
+
+    def scored(self, number: int) -> Trial:
+        """The trial with this number, which did not fail.
+
+        Raises:
+            RunError: there is none, or it failed.
+        """
+        trial = self[number]
+        if trial.failed:
+            raise RunError(f"trial {number} of {self.path} failed ({trial.reason}); {self._others()}")
+        return trial
 
 
 def load(path: str | Path, task: Task | None = None, *, space: Space | None = None) -> Run:
@@ -312,7 +344,12 @@ def measure_front(ledger: Ledger, task: Task, space: Space) -> None:
 
     Nothing else may run meanwhile. All latencies are shares of one time of the unchanged model: the median
     of all that were seen here, or what is known of it. A model that fails here stays without a latency.
+    Where networks are split, their stages are timed instead (see :func:`.staged_front.measure_stages`).
     """
+    if plan_of(space.choices) is not None:
+        from .staged_front import measure_stages
+
+        return measure_stages(ledger, task, space)
     from ..evaluators.lane import Lane, steadied
     from ..evaluators.latency import Latency
 

@@ -6,10 +6,10 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..evaluators.machine import environment
 from ..results.ledger import Ledger, LedgerError
@@ -20,6 +20,7 @@ from ..spaces import Candidate, Choice, Space
 
 if TYPE_CHECKING:
     from ..evaluators import Task
+    from ..spaces import Blueprint
 
 LEDGER = "ledger.sqlite"  # in the folder of a run
 HOME = Path("runs")  # folders of runs are made here, in the working directory
@@ -65,7 +66,9 @@ def describe(
         "metrics": list(metrics),
         "choices": [[c.name, list(c.options)] for c in space.choices],
         "kept": kept_units(space),
+        "layers": kept_layers(space),
         "space": getattr(space, "recipe", None),
+        "modelled": modelled(space),
         "version": _version(),
     }
 
@@ -74,6 +77,15 @@ def kept_units(space: Space) -> dict[str, list[int]]:
     """By choice, how many units each option keeps; for choices that keep some of many."""
     kept = {c.name: getattr(c.edit, "kept", None) for c in space.choices}
     return {name: [int(n) for n in numbers] for name, numbers in kept.items() if numbers is not None}
+
+
+def kept_layers(space: Space) -> list[dict[str, Any]]:
+    """What decides the width of each layer, in network order; see :mod:`netcarve.spaces.layer_widths`."""
+    if getattr(space.model, "coupling", None) is None:
+        return []
+    from ..spaces.layer_widths import layer_widths
+
+    return [asdict(layer) for layer in layer_widths(cast("Blueprint", space.model), space.choices)]
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

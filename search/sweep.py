@@ -15,6 +15,9 @@ from ..spaces import Candidate, Space
 from ..spaces.rung import DEFAULT, parse_rungs, rungs_of, with_rungs
 from .base import Searcher, innermost, parse_limits
 from .budget import Budget
+from .clock import Clock
+from .known import Known
+from .devices import memory_limits
 from .lane_pool import make_pool
 from .mirrors import Mirror, Mirroring, mirror
 from .plan import (
@@ -26,6 +29,7 @@ from .plan import (
     choose_objectives,
     metrics_of,
     on_rungs,
+    with_measured_costs,
 )
 from .progress import Progress, Silent
 from .registry import guard
@@ -113,9 +117,11 @@ def sweep(
     check_types(task, space)
     if searcher == "progressive" and task is not None and not rungs_of(space):
         space = with_rungs(space, parse_rungs(DEFAULT))
-    goals = choose_objectives(objectives, searcher, task)
-    bounds = parse_limits(limits)
-    scorers = on_rungs(space, choose_evaluators(task, evaluators, goals, bounds), task)
+    goals = choose_objectives(objectives, searcher, task, space)
+    bounds = parse_limits([*limits, *memory_limits(space)])
+    scorers = on_rungs(
+        space, with_measured_costs(space, choose_evaluators(task, evaluators, goals, bounds, space)), task
+    )
     check_numbers(
         trials=trials,
         minutes=minutes,
@@ -157,7 +163,9 @@ def sweep(
         progress.started(budget, goals, search.limits)
         known = next((t.scores.get("latency_ms") for t in ledger.trials(space) if t.number == 0), None)
         with make_pool(task, space, scorers, workers, address, trial_timeout, known) as pool:
-            Driver(search, pool, ledger, budget=budget, progress=progress, window=window).run()
+            Driver(
+                search, pool, ledger, budget=budget, progress=progress, window=window, scorers=scorers
+            ).run()
         if search.certificate is not None:
             ledger.note("certificate", search.certificate.to_json())
         if task is not None:
@@ -186,6 +194,7 @@ class Driver:
 
     Args:
         window: candidates that are under way logically; at least 1. More workers than this stay idle.
+        scorers: the evaluators, where all of them judge networks alone: equal ones are scored once then.
     """
 
     def __init__(
@@ -197,6 +206,7 @@ class Driver:
         budget: Budget,
         progress: Progress,
         window: int,
+        scorers: Sequence[Scorer] | None = None,
     ) -> None:
         self.searcher, self.space = searcher, searcher.space
         self.pool, self.ledger = pool, ledger
@@ -204,12 +214,14 @@ class Driver:
         self.asked = self.told = 0  # how many candidates, and the number of the next
         self._proposed = ledger.proposals(self.space)  # by number: what earlier sessions asked for
         self._recorded = {t.number: t for t in ledger.trials(self.space, measured=False)}
+        self._known = Known(self.space, scorers, list(self._recorded.values()))
         self._new: list[tuple[int, Candidate]] = []  # not in the ledger yet
         self._todo: deque[tuple[int, Candidate]] = deque()  # not submitted yet
         self._in_flight: dict[int, Candidate] = {}
         self._ready: dict[int, Trial] = {}  # known outcomes that wait for their turn
         self._given = ledger.settings.get("given", 0)  # first trials that the searcher was not asked for
         self._noted = 0.0
+        self._clock = Clock(ledger.info.get("clock", ()))
 
     def run(self) -> None:
         """Everything, to the end.
@@ -227,6 +239,9 @@ class Driver:
                 self._ask()
             self._dispatch()
             if not self._in_flight:
+                if self.told in self._ready:
+                    continue
+                self.ledger.note("clock", self._clock.points)
                 return
             self._collect()
 
@@ -265,20 +280,37 @@ class Driver:
             self._todo.extend(self._new)
             self._new = []
         room = self.pool.room() if self._todo else 0
-        jobs = [self._todo.popleft() for _ in range(min(room, len(self._todo)))]
+        jobs: list[tuple[int, Candidate]] = []
+        known: list[Outcome] = []
+        while self._todo and len(jobs) < room:
+            number, candidate = self._todo.popleft()
+            if outcome := self._known.outcome(number, candidate):
+                self._in_flight[number] = candidate
+                known.append(outcome)
+            else:
+                jobs.append((number, candidate))
+        if known:
+            self._keep(known)
         if jobs:
             self._in_flight.update(jobs)
             self.pool.submit(jobs)
 
     def _collect(self) -> None:
-        """Wait for outcomes, and make them durable before the searcher hears of them."""
         outcomes = self.pool.finished()
+        for o in outcomes:
+            self._known.learn(self._in_flight[o.number], o)
+        self._keep(outcomes)
+
+    def _keep(self, outcomes: list[Outcome]) -> None:
+        """Make outcomes durable before the searcher hears of them."""
         trials = self._trials(outcomes)
         self.ledger.record(trials)
         self._ready.update((t.number, t) for t in trials)
+        self._clock.add(self.told + len(self._ready), self.budget.seconds)
         if self.budget.seconds - self._noted > NOTE_EVERY:
             self._noted = self.budget.seconds
             self.ledger.note("seconds", self._noted)
+            self.ledger.note("clock", self._clock.points)
 
     def _trials(self, outcomes: list[Outcome]) -> list[Trial]:
         """Outcomes with the analytic costs of their candidates; the measured wins over the computed."""

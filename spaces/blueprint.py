@@ -17,28 +17,28 @@ from .capture import Captured, capture, unlift
 from .choice import Candidate, Choice
 from .costs import Costs
 from .coupling import Coupling, Group, find_coupling
+from .cutting import Cutting
 from .decoding import Decoder
-from .drop import Drop, dropping_choice
 from .elastic import Elastic
-from .importance import CALIBRATED, Criterion, criterion, order
-from .importance.cluster import Cluster
+from .importance import Criterion
 from .importance.measured import Evidence, Measure
-from .masks.choice import SPARSITIES, maskable, masking_choice
+from .kinds import make_kinds
+from .kinds.base import Making
 from .mending import Mending, Repair
-from .proof import Proof, own_differs, prove, separating
+from .proof import Proof, own_differs, prove
 from .proof_blocks import prove_blocks
 from .proof_cache import ProofCache
-from .prune import pruning_choice
+from .ranking import rank, spanning
 from .repair import Calibration
 from .repair.gram import Inputs
 from .repair.least_squares import RIDGE
-from .repair.merging import Merging
+from .rewrite import Built, is_rewrite, rewrites_of, rewritten
 from .space import Space
+from .splits import plan_of
+from .staged import PlacedStage, Staged, place
+from .stages import Cut
 from .surgery import Alive, Surgeon
 from .threads import one_thread
-
-KINDS = ("prune", "drop", "mask")
-DONE = {"prune": "pruned", "drop": "dropped", "mask": "masked"}
 
 
 def trace(model: nn.Module, example: Any) -> Blueprint:
@@ -65,17 +65,37 @@ class Blueprint:
     def __init__(self, captured: Captured) -> None:
         self.coupling: Coupling = find_coupling(captured)
         self._blocks: tuple[Block, ...] = find_blocks(captured, self.coupling)
-        self._decoder = Decoder(self.coupling, self._blocks, Costs(captured, self.coupling, self._blocks))
+        costs = Costs(captured, self.coupling, self._blocks)
+        self.cutting = Cutting(captured, self.coupling, self._blocks, costs)
+        self._decoder = Decoder(self.coupling, self._blocks, costs, self.cutting)
         self._surgeon = Surgeon(captured.graph_module, captured.source, self.coupling, self._blocks)
         self._captured: Captured | None = captured
         self._unreturned = captured.unreturned
+        self._rewrites = False  # whether a space of it has rewriting choices: they need the graph
         self._program: bytes | None = None  # of a copy that has travelled and needs the graph to build
         self._proof: Proof | None = None
         self._drops: Proof | None = None  # of the blocks
         self._cache: ProofCache | None = None  # made with the proof
         self.mending = Mending()
+        self.kinds_left_out: dict[str, str] = {}  # "kind:name" -> reason, noted by kinds of choices
         self._example: tuple[tuple[Any, ...], dict[str, Any]] | None = captured.args, captured.kwargs
         self._elastic: tuple[Any, Elastic] | None = None  # with what it depends on
+
+    @property
+    def captured(self) -> Captured:
+        """The unchanged network as captured.
+
+        Raises:
+            RuntimeError: this is a copy that has travelled to a worker, which holds none.
+        """
+        if self._captured is None:
+            raise RuntimeError("this copy of the blueprint holds no captured graph; use the original")
+        return self._captured
+
+    @property
+    def surgeon(self) -> Surgeon:
+        """Slices the network; knows its tensors and nodes."""
+        return self._surgeon
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -90,6 +110,15 @@ class Blueprint:
         return tuple(b for b in self._blocks if b.name not in out)
 
     @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Legal cuts of the unchanged network, in its order; found at the first call.
+
+        Raises:
+            CutError: the model has state between calls, or effects whose order matters.
+        """
+        return self.cutting.cuts
+
+    @property
     def left_out(self) -> dict[str, str]:
         """Modules and groups that may not be pruned, and blocks (``drop:<name>``), with the reason."""
         drops = self._drops.left_out if self._drops else {}
@@ -97,6 +126,7 @@ class Blueprint:
             **self.coupling.frozen,
             **(self._proof.left_out if self._proof else {}),
             **{f"drop:{name}": reason for name, reason in drops.items()},
+            **self.kinds_left_out,
             **{f"output {kind}": "is no tensor: the captured graph gives None" for kind in self._unreturned},
         }
 
@@ -118,9 +148,7 @@ class Blueprint:
         (see :mod:`.proof_cache`).
         """
         if self._proof is None:
-            if self._captured is None:
-                raise RuntimeError("this copy of the blueprint holds no captured graph; prove the original")
-            captured, coupling, surgeon = self._captured, self.coupling, self._surgeon
+            captured, coupling, surgeon = self.captured, self.coupling, self._surgeon
             self._cache = ProofCache(captured)
             found = self._cache.once(
                 "proof", lambda: asdict(prove(captured, coupling, surgeon, progress=progress))
@@ -133,9 +161,8 @@ class Blueprint:
         """Execute the network without each residual block (see :mod:`.proof_blocks`); done once, and kept."""
         if self._drops is None:
             proof = self.prove()
-            if self._captured is None or self._cache is None:
-                raise RuntimeError("this copy of the blueprint holds no captured graph; prove the original")
-            captured, coupling, surgeon = self._captured, self.coupling, self._surgeon
+            captured, coupling, surgeon = self.captured, self.coupling, self._surgeon
+            assert self._cache is not None
             found = self._cache.once(
                 "blocks",
                 lambda: asdict(prove_blocks(captured, coupling, surgeon, proof, progress=progress)),
@@ -167,9 +194,7 @@ class Blueprint:
             raise ValueError(f"ridge must not be negative, got {ridge}")
         if repair not in (True, False, "once"):
             raise ValueError(f"repair is True, False or 'once', got {repair!r}")
-        if self._captured is None:
-            raise RuntimeError("this copy of the blueprint holds no captured graph; calibrate the original")
-        return self.mending.calibrate(self._captured, self.coupling, batches, repair=repair, ridge=ridge)
+        return self.mending.calibrate(self.captured, self.coupling, batches, repair=repair, ridge=ridge)
 
     @one_thread()
     def space(
@@ -180,16 +205,15 @@ class Blueprint:
         round_to: int = 1,
         calibration: Sequence[Inputs] | None = None,
         repair: Repair = True,
-        sparsities: Sequence[float] = SPARSITIES,
-        granularity: str = "element",
-        norm: int = 1,
         progress: Callable[[int, int], None] | None = None,
+        **options: Any,
     ) -> Space:
         """Search space over this model, proven by execution.
 
         Args:
             kinds: what to search: ``"prune"`` (the default), ``"drop"`` (residual blocks), ``"mask"``
-                (weights set to zero in place, after pruning and repair), or several.
+                (weights set to zero in place, after pruning and repair), ``"splits"`` (where the network is
+                cut, and which device runs which stage), or several; :data:`.kinds.KINDS` lists all.
             ratios: pruning ratios per group, as a number or a list (see :func:`pruning_choice`).
             importance: which units go first: ``"l1"``, ``"l2"``, ``"batchnorm"``, ``"cluster"``,
                 ``"random"``; with calibration ``"reconstruction"``, ``"taylor"``, ``"gradient"``,
@@ -201,101 +225,61 @@ class Blueprint:
             repair: how built networks are repaired from then on; see :meth:`calibrate`. ``"merge"`` needs no
                 calibration but ``importance="cluster"``: a cluster's strongest unit outlives the others and
                 takes over their outgoing weights.
-            sparsities: shares of each weight that masks set to zero, 0 first.
-            granularity, norm: of the masks; see :class:`.masks.Sparsify`.
             progress: called with (operators checked, operators) during the proof.
+            options: of single kinds: the fields of their classes, such as ``sparsities`` of
+                :class:`.kinds.mask.Masking`.
 
         Raises:
             ValueError: an unknown kind, nothing in this model may be changed (with the reasons), or
                 an importance that needs calibration without it.
+            TypeError: an option that none of these kinds takes.
         """
-        if self._captured is None:
-            raise RuntimeError("this copy of the blueprint holds no captured graph; use the original")
-        unknown = [k for k in kinds if k not in KINDS]
-        if unknown:
-            raise ValueError(f"unknown kind of space {unknown[0]!r}; this version knows {', '.join(KINDS)}")
-        kinds = kinds or KINDS[:1]
+        kinds = kinds or ("prune",)
+        makers = make_kinds(kinds, options)
+        assert self.captured is not None
         least = self.prove(progress=progress).least
         groups = self.groups if "prune" in kinds else ()
-        if "drop" in kinds:
-            self.prove_blocks(progress=progress)
-        blocks = self.blocks if "drop" in kinds else ()
-        weights = maskable(self._captured.graph_module.graph, self.coupling) if "mask" in kinds else []
-        if not groups and not blocks and not weights:
-            what = " or ".join(DONE[k] for k in kinds)
-            reasons = "; ".join(f"{k}: {v}" for k, v in list(self.left_out.items())[:3])
-            raise ValueError(f"nothing in this model may be {what}" + (f" ({reasons})" if reasons else ""))
         if calibration is not None:
             self.calibrate(calibration, repair=False if repair == "merge" else repair)
         if repair != "merge":
             self.mending.stop_merging()
         if importance is None:
             importance = "l1" if self.mending.calibration is None else "reconstruction"
-        key = self._order(importance, groups, merge=repair == "merge")
-        widths: dict[str, Any] = {"ratios": ratios, "round_to": round_to, "order": key}
-        choices = [pruning_choice(g, least=least.get(g.name, 1), **widths) for g in groups]
-        choices += [dropping_choice(b) for b in blocks]
-        masks: dict[str, Any] = {"sparsities": sparsities, "granularity": granularity, "norm": norm}
-        choices += [masking_choice(w, **masks) for w in weights]
+        evidence = Evidence(self.captured, self.coupling, self.groups, self.mending.batches)
+        orders, merge = self._decoder.orders, repair == "merge"
+        key = rank(importance, groups, orders, self._surgeon, self.mending, evidence, merge=merge)
+        making = Making(kinds, key, least, ratios, round_to, progress)
+        choices = [choice for maker in makers for choice in maker.choices(self, making)]
+        if not choices:
+            what = " or ".join(maker.done for maker in makers)
+            reasons = "; ".join(f"{k}: {v}" for k, v in list(self.left_out.items())[:3])
+            raise ValueError(f"nothing in this model may be {what}" + (f" ({reasons})" if reasons else ""))
+        self._rewrites |= any(map(is_rewrite, choices))
         calibrated = self.mending.calibration is not None
-        options = {
-            "ratios": ratios if isinstance(ratios, int) else [float(r) for r in ratios],
-            "importance": importance,
-            "round_to": round_to,
-            "repair": self.mending.repair if calibrated else repair,
-            **({**masks, "sparsities": [float(s) for s in sparsities]} if weights else {}),
-        }
         recipe: dict[str, Any] | None = None
         if isinstance(importance, str):
-            recipe = {"kinds": list(kinds), "options": options, "calibrated": calibrated}
+            shared = {
+                "ratios": ratios if isinstance(ratios, int) else [float(r) for r in ratios],
+                "importance": importance,
+                "round_to": round_to,
+                "repair": self.mending.repair if calibrated else repair,
+            }
+            own = {name: value for maker in makers for name, value in maker.recorded().items()}
+            recipe = {"kinds": list(kinds), "options": {**shared, **own}, "calibrated": calibrated}
         space = Space([c for c in choices if len(c) > 1] or choices, model=self, recipe=recipe)
-        self._check_widths(space)
+        if self.artifact == "module" and (candidates := spanning(space)):
+            self._check_widths(candidates)
         return space
 
-    def _order(self, importance: str | Criterion | Measure, groups: Sequence[Group], *, merge: bool) -> str:
-        """Rank the units of all groups; the name under which the order is kept."""
-        by = criterion(importance, self.mending.calibration, self._evidence())
-        orders = self._decoder.orders
-        key = importance if isinstance(importance, str) else f"{type(by).__name__}-{len(orders)}"
-        if isinstance(importance, str) and importance in CALIBRATED:
-            key = f"{importance}-{self.mending.count}"  # another calibration gives another order
-        if merge:
-            if not isinstance(by, Cluster):
-                raise ValueError(
-                    "repair='merge' lets one unit of a cluster stand for the others, so importance must be "
-                    f"'cluster' or Cluster(...), got {importance!r}"
-                )
-            by, key = by.keeping_one(), f"{key}-merged"
-        if groups and key not in orders:
-            orders[key] = {g.name: order(g, self._surgeon.tensors, by) for g in self.groups}
-        if isinstance(by, Cluster) and merge and self._captured is not None:
-            clusters = {g.name: by.clusters(g, self._surgeon.tensors) for g in groups}
-            graph = self._captured.graph_module.graph
-            self.mending.merge(Merging(graph, self.coupling, orders=orders.get(key, {}), clusters=clusters))
-        return key
-
-    def _evidence(self) -> Evidence | None:
-        if self._captured is None:
-            return None
-        return Evidence(self._captured, self.coupling, self.groups, self.mending.batches)
-
-    def _check_widths(self, space: Space) -> None:
-        """Run the user's module at the widths that ``space`` offers: its forward may branch on them.
-
-        Every option of every choice is taken once, with all blocks in place and, compressed most, without;
-        of every two choices each is once compressed most while the other is unchanged.
-        """
-        if self._captured is None or self._cache is None or self.artifact == "graph":
-            return
-        last = space.counts - 1
-        drops = np.array([isinstance(c.edit, Drop) for c in space.choices])
-        steps = [np.where(drops, 0, np.minimum(k, last)) for k in range(1, last.max() + 1)]
-        steps += [last] if drops.any() else []
-        steps += [np.where(np.isin(np.arange(len(space)), part), last, 0) for part in separating(len(space))]
-        cuts = [self.alive(space.candidate(indices)) for indices in steps]
-        captured, coupling, surgeon = self._captured, self.coupling, self._surgeon
+    def _check_widths(self, candidates: Sequence[Candidate]) -> None:
+        """Run the user's module at their widths: its forward may branch on them."""
+        assert self._cache is not None
+        captured, coupling, surgeon = self.captured, self.coupling, self._surgeon
+        cuts = [self.alive(c) for c in candidates]
         name = f"widths {hashlib.sha256(np.packbits(cuts).tobytes()).hexdigest()}"
-        reason = self._cache.once(name, lambda: own_differs(captured, coupling, surgeon, cuts))
+        reason = (
+            self._cache.once(name, lambda: own_differs(captured, coupling, surgeon, cuts)) if cuts else ""
+        )
         if reason:
             self._proof = replace(self.prove(), own=False, own_reason=reason)
 
@@ -323,12 +307,54 @@ class Blueprint:
     def build(self, candidate: Candidate) -> nn.Module:
         """Independent smaller module in eval mode: the user's class where proven, else the captured graph.
 
-        Repaired where there was calibration (see :meth:`calibrate`).
+        Repaired where there was calibration (see :meth:`calibrate`). A candidate that takes rewriting
+        options (see :mod:`.rewrite`) is the captured graph, changed by their edits. One that is cut is a
+        :class:`.staged.Staged`, its stages in order.
         """
+        whole = self._build(candidate)
+        if not self._decoder.is_split(candidate):
+            return whole
+        return Staged(self.cut(whole, candidate))
+
+    @one_thread()
+    def stages(self, candidate: Candidate) -> list[PlacedStage]:
+        """The stages of a candidate as independent modules, each with the name of its device.
+
+        Built, captured again, cut, and compared with the whole at two batch sizes.
+
+        Raises:
+            ValueError: the candidate's space has no splits.
+            CutError: the built network cannot be cut there, or the comparison fails.
+        """
+        return self.cut(self._build(candidate), candidate)
+
+    def cut(self, network: nn.Module, candidate: Candidate) -> list[PlacedStage]:
+        """:meth:`stages` of a network built of this candidate before, in one piece (and trained, say)."""
+        plan = plan_of(candidate.choices)
+        if plan is None:
+            raise ValueError("this space has no splits; make one by space('prune', 'splits')")
+        staging = self.cutting.staging(plan.indices)
+        example = self.captured.args, self.captured.kwargs
+        return place(network, example, plan, staging, *self._decoder.placed(candidate))
+
+    def _build(self, candidate: Candidate) -> nn.Module:
+        """The network in one piece."""
         alive = self.alive(candidate)
         mend = self.mending.of(candidate, self._surgeon)
+        if edits := rewrites_of(candidate):
+            run = self.mending.sequential
+            sample = None if run is None else run.inputs
+            built = Built(candidate, alive, self._surgeon, self.mending.calibration, mend, sample)
+            return rewritten(self._surgeon.graph(alive, mend), edits, built)
         make = self._surgeon.own if self.artifact == "module" else self._surgeon.graph
         return make(alive, mend)
+
+    def network_key(self, candidate: Candidate) -> bytes:
+        """Equal for candidates of one space that are the same network, scored in the same way.
+
+        What stays, is masked and is rewritten, and the rung; not where it is cut and runs.
+        """
+        return self._decoder.network_key(candidate)
 
     def elastic(self, choices: tuple[Choice, ...]) -> Elastic:
         """One network that switches between the candidates of a space with these ``choices``.
@@ -356,7 +382,7 @@ class Blueprint:
         state = self.__dict__ | {"_captured": None, "_elastic": None}
         if self.mending.repair:
             state["_example"] = None  # only sorted weights are checked on it, and repair copies weights
-        needed = self.artifact == "graph" or self.mending.sequential is not None
+        needed = self.artifact == "graph" or self.mending.sequential is not None or self._rewrites
         if needed and self._captured is not None:
             buffer = io.BytesIO()
             torch.export.save(self._captured.program, buffer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from .capture import Captured
 from .coupling import Coupling
 from .coupling.units import Vector
 from .coupling.walk import get_attribute
+from .forms import Forms, evaluate, total
 from .lifetimes import Lifetimes
 from .liveness import ALWAYS, Liveness
 
@@ -27,13 +28,7 @@ class Costs:
     """
 
     def __init__(self, captured: Captured, coupling: Coupling, blocks: Sequence[Block] = ()) -> None:
-        self._group_of = np.full(coupling.units + 1, -1, dtype=np.int64)
-        for g, group in enumerate(coupling.groups):
-            self._group_of[group.labels] = g
-        self._sizes = np.array([g.size for g in coupling.groups], dtype=np.int64)
-        self._rows: list[np.ndarray] = []  # forms: [1 + groups], fixed part first
-        self._form_of: dict[bytes, int] = {}
-
+        self._forms = Forms(coupling)
         liveness = Liveness(captured.graph_module.graph, blocks)
         self._liveness = liveness
         macs = [(liveness.of[node], (t.factor, t.vectors)) for (node, _), t in coupling.macs.items()]
@@ -57,23 +52,27 @@ class Costs:
         params += [(ALWAYS, (float(t.numel()), ())) for t in extra]
         size += [(ALWAYS, (float(t.numel() * t.element_size()), ())) for t in extra]
         self._macs, self._params, self._bytes = (
-            self._merge(term for _, term in terms) for terms in (macs, params, size)
+            self._forms.merged(term for _, term in terms) for terms in (macs, params, size)
         )
         # The same apart by condition, for when blocks are dropped.
         self._macs_of, self._params_of, self._bytes_of = (
-            {c: self._merge(term for d, term in terms if c == d) for c in dict(terms)}
+            {c: self._forms.merged(term for d, term in terms if c == d) for c in dict(terms)}
             for terms in (macs, params, size)
         )
         self._lifetimes = Lifetimes(captured, coupling, blocks, liveness)
-        self._tensors = [self._term(factor, vectors) for factor, vectors in self._lifetimes.tensors]
+        self._tensors = [self._forms.product(factor, vectors) for factor, vectors in self._lifetimes.tensors]
         self._live = self._lifetimes.alive
-        self._forms = np.array(self._rows, dtype=np.float64).reshape(-1, 1 + len(self._sizes))
+
+    @property
+    def liveness(self) -> Liveness:
+        """When the nodes of the graph are computed."""
+        return self._liveness
 
     @property
     def positive(self) -> bool:
         """Whether no coefficient is negative, so that costs cannot fall as widths grow."""
         terms = (self._macs, self._params, self._bytes, self._tensors)
-        return bool((self._forms >= 0).all()) and all(factor >= 0 for t in terms for factor, _ in t)
+        return all(factor >= 0 for t in terms for factor, _ in t)
 
     def evaluate(self, widths: np.ndarray, dropped: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """Costs for kept units per group.
@@ -105,22 +104,29 @@ class Costs:
         out = np.tile(np.array(shape, dtype=np.float64), (len(widths), 1))
         for axis, v in enumerate(labels):
             if v is not None:
-                counts = np.bincount(self._group_of[v] + 1, minlength=len(self._sizes) + 1)
-                out[:, axis] = counts[0] + widths @ (counts[1:] / self._sizes)
+                out[:, axis] = self.count(v, widths)
         return out * self._liveness.evaluate(dropped)[condition][:, None] if dropped.any() else out
+
+    def count(self, labels: Vector, widths: np.ndarray) -> np.ndarray:
+        """Kept positions of an axis with these labels in each network, float64 [n]."""
+        return self._forms.count(labels, widths)
+
+    def present(self, node: str, dropped: np.ndarray) -> np.ndarray:
+        """Whether a node of the captured graph is computed in each network, bool [n]."""
+        return self._liveness.evaluate(dropped)[self._liveness.of[node]]
 
     def _evaluate(self, widths: np.ndarray, dropped: np.ndarray | None) -> dict[str, np.ndarray]:
         n = len(widths)
-        lengths = np.concatenate([np.ones((n, 1)), widths], axis=1) @ self._forms.T  # [n, forms]
-        alive = np.stack([_product(term, lengths) for term in self._tensors], axis=1)  # [n, tensors] bytes
+        lengths = self._forms.lengths(widths)  # [n, forms]
+        alive = np.stack([evaluate(term, lengths) for term in self._tensors], axis=1)  # [n, tensors] bytes
         if dropped is None or not dropped.any():
-            macs, params, size = (_total(t, lengths) for t in (self._macs, self._params, self._bytes))
+            macs, params, size = (total(t, lengths) for t in (self._macs, self._params, self._bytes))
             alive = alive[:, : len(self._live)]
             activation, peak = alive.sum(axis=1), (alive @ self._live.T).max(axis=1)
         else:
             holds = self._liveness.evaluate(dropped)
             macs, params, size = (
-                sum((holds[c] * _total(terms, lengths) for c, terms in of.items()), np.zeros(n))
+                sum((holds[c] * total(terms, lengths) for c, terms in of.items()), np.zeros(n))
                 for of in (self._macs_of, self._params_of, self._bytes_of)
             )
             activation, peak = self._lifetimes.peak(alive, dropped, holds)
@@ -135,19 +141,19 @@ class Costs:
 
     # -- construction --------------------------------------------------------------------------------
 
-    def _form(self, v: Vector) -> int:
-        key = v.tobytes()
-        if key not in self._form_of:
-            row = np.zeros(1 + len(self._sizes))
-            row[0] = np.count_nonzero(v == 0)
-            groups = self._group_of[v[v > 0]]
-            row[1:] = np.bincount(groups, minlength=len(self._sizes)) / np.maximum(self._sizes, 1)
-            self._form_of[key] = len(self._rows)
-            self._rows.append(row)
-        return self._form_of[key]
+    def peaks(self, widths: np.ndarray, dropped: np.ndarray, begins: Sequence[int]) -> np.ndarray:
+        """Bytes of the largest set of intermediate tensors alive together within segments, one sample.
 
-    def _term(self, factor: float, vectors: Iterable[Vector]) -> tuple[float, tuple[int, ...]]:
-        return factor, tuple(sorted(self._form(v) for v in vectors))
+        Args:
+            widths, dropped: as for :meth:`evaluate`.
+            begins: steps (see :class:`Lifetimes`) at which segments begin, rising, the first 0.
+
+        Returns:
+            float64 [n, segments]: 0 where a segment makes no tensor.
+        """
+        lengths = self._forms.lengths(widths)
+        alive = np.stack([evaluate(term, lengths) for term in self._tensors], axis=1)
+        return self._lifetimes.peaks(alive, dropped, self._liveness.evaluate(dropped), begins)
 
     def _numel(
         self, coupling: Coupling, name: str, tensor: torch.Tensor, itemsize: int = 1
@@ -157,25 +163,3 @@ class Costs:
         for length, v in zip(tensor.shape, axes, strict=True):
             factor *= length if v is None else 1
         return factor, tuple(v for v in axes if v is not None)
-
-    def _merge(self, terms: Iterable[tuple[float, Sequence[Vector]]]) -> list[tuple[float, tuple[int, ...]]]:
-        merged: dict[tuple[int, ...], float] = {}
-        for factor, vectors in terms:
-            factor, forms = self._term(factor, vectors)
-            merged[forms] = merged.get(forms, 0.0) + factor
-        return [(factor, forms) for forms, factor in merged.items()]
-
-
-def _product(term: tuple[float, tuple[int, ...]], lengths: np.ndarray) -> np.ndarray:
-    factor, forms = term
-    out = np.full(len(lengths), factor)
-    for f in forms:
-        out *= lengths[:, f]
-    return out
-
-
-def _total(terms: Sequence[tuple[float, tuple[int, ...]]], lengths: np.ndarray) -> np.ndarray:
-    total = np.zeros(len(lengths))
-    for term in terms:
-        total += _product(term, lengths)
-    return total

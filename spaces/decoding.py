@@ -9,12 +9,18 @@ import numpy as np
 from .blocks import Block
 from .choice import Candidate, Choice
 from .cost_bounds import falling_costs
+from .cost_tables import Tables
 from .costs import Costs
 from .coupling import Coupling
+from .cutting import Cutting
+from .dividing import Divide, branch_macs
 from .drop import Drop
 from .masks.choice import Mask, zeros
 from .masks.program import Sparsify
 from .prune import Prune
+from .rewrite import Rewrite
+from .splits import Split, plan_of
+from .staging import split_costs
 from .surgery import Alive
 
 
@@ -25,8 +31,8 @@ class Decoder:
         orders: importance criterion -> group -> units, best first.
     """
 
-    def __init__(self, coupling: Coupling, blocks: Sequence[Block], costs: Costs) -> None:
-        self.coupling, self.costs = coupling, costs
+    def __init__(self, coupling: Coupling, blocks: Sequence[Block], costs: Costs, cutting: Cutting) -> None:
+        self.coupling, self.costs, self.cutting = coupling, costs, cutting
         self.orders: dict[str, dict[str, np.ndarray]] = {}
         self._group_at = {g.name: i for i, g in enumerate(coupling.groups)}
         self._block_at = {b.name: k for k, b in enumerate(blocks)}
@@ -34,8 +40,19 @@ class Decoder:
     def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]:
         """Analytic costs of candidates given as option indices [n, choices] (see :meth:`Costs.evaluate`).
 
-        Where weights are masked also ``nonzeros``: parameters that no mask sets to zero.
+        Where weights are masked also ``nonzeros``: parameters that no mask sets to zero. Where the network
+        is split also what :func:`pipeline_costs` gives, of which ``memory_mb`` takes the place of that of
+        the whole, and what takes time is there if all devices have profiles.
         """
+        widths, dropped = self.widths(choices, indices)
+        costs = self._whole(choices, indices, widths, dropped)
+        if (plan := plan_of(choices)) is not None:
+            staging = self.cutting.staging(plan.indices)
+            costs |= split_costs(plan, staging, *plan.decode(choices, indices), widths, dropped)
+        return costs
+
+    def widths(self, choices: tuple[Choice, ...], indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Kept units int64 [n, groups] and dropped blocks bool [n, blocks] of candidates."""
         sizes = np.array([g.size for g in self.coupling.groups], dtype=np.int64)
         widths = np.tile(sizes, (len(indices), 1))
         dropped = np.zeros((len(indices), len(self._block_at)), dtype=bool)
@@ -45,6 +62,12 @@ class Decoder:
                 widths[:, self._group_at[choice.edit.group]] = kept[indices[:, column]]
             elif isinstance(choice.edit, Drop):
                 dropped[:, self._block_at[choice.edit.block]] = indices[:, column] > 0
+        return widths, dropped
+
+    def _whole(
+        self, choices: tuple[Choice, ...], indices: np.ndarray, widths: np.ndarray, dropped: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """Costs of the networks in one piece."""
         costs = self.costs.evaluate(widths, dropped)
         masked = [(column, c) for column, c in enumerate(choices) if isinstance(c.edit, Mask)]
         if masked:
@@ -54,6 +77,17 @@ class Decoder:
             for index, share in enumerate(choice.options):
                 rows = indices[:, column] == index
                 costs["nonzeros"][rows] -= zeros(choice.edit, float(share), lengths[rows])
+        tables = Tables(self.costs, self.coupling, widths, dropped)
+        for column, choice in enumerate(choices):
+            if isinstance(choice.edit, Rewrite):
+                for index, option in enumerate(choice.options[1:], start=1):
+                    rows = indices[:, column] == index
+                    if rows.any():
+                        choice.edit.adjust(costs, option, rows, tables)
+        if any(isinstance(choice.edit, Divide) for choice in choices):
+            costs["branch_macs"] = branch_macs(choices, indices, tables, costs["macs"])
+        for name in {name for choice in choices for name in getattr(choice.edit, "measured", ())}:
+            costs.pop(name, None)  # the data decide: an evaluator tells
         return costs
 
     def cost_bounds(
@@ -64,7 +98,9 @@ class Decoder:
         Only of costs that :func:`falling_costs` names: the corners of a box bound them.
         """
         names = falling_costs(choices, positive=self.costs.positive)
-        least, most = (self.cost_arrays(choices, x) if names else {} for x in (high, low))
+        if not names:
+            return {}
+        least, most = (self._whole(choices, x, *self.widths(choices, x)) for x in (high, low))
         return {name: (least[name], most[name]) for name in names}
 
     def kept(self, candidate: Candidate) -> dict[str, np.ndarray]:
@@ -87,6 +123,33 @@ class Decoder:
             alive[labels] = False
             alive[labels[units]] = True
         return alive
+
+    def placed(self, candidate: Candidate) -> tuple[list[int], list[int], np.ndarray]:
+        """Boundaries [parts - 1] and devices [parts] of a split candidate, and its dropped blocks [blocks].
+
+        Boundaries are where stages really begin (see :attr:`.staging.Segments.snap`).
+        """
+        plan = plan_of(candidate.choices)
+        assert plan is not None
+        indices = np.array([candidate.indices])
+        begins, on = plan.decode(candidate.choices, indices)
+        widths, dropped = self.widths(candidate.choices, indices)
+        snap = self.cutting.staging(plan.indices).evaluate(widths, dropped).snap
+        return snap[0, begins[0]].tolist(), on[0].tolist(), dropped[0]
+
+    def is_split(self, candidate: Candidate) -> bool:
+        """Has it more than one stage?"""
+        plan = plan_of(candidate.choices)
+        return plan is not None and any(0 < b < plan.segments for b in self.placed(candidate)[0])
+
+    def network_key(self, candidate: Candidate) -> bytes:
+        """See :meth:`Blueprint.network_key`."""
+        others = [
+            (c.name, i)
+            for c, i in zip(candidate.choices, candidate.indices, strict=True)
+            if i and not isinstance(c.edit, Prune | Drop | Split)
+        ]
+        return np.packbits(self.alive(candidate)).tobytes() + repr(others).encode()
 
     @staticmethod
     def masks(candidate: Candidate) -> Mapping[str, Sparsify]:

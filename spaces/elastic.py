@@ -25,6 +25,7 @@ from .elastic_storage import Storage, Widths
 from .proof import relative_difference
 from .prune import Prune
 from .rung import is_rung
+from .splits import is_split
 from .surgery import Alive, Mend, Surgeon
 
 
@@ -188,4 +189,4 @@ class Elastic:
 
 def _keeps_the_network(choice: Choice) -> bool:
     """Does no option change what the network computes with its weights?"""
-    return choice.edit is None or is_rung(choice)
+    return choice.edit is None or is_rung(choice) or is_split(choice)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -108,12 +109,40 @@ class Lifetimes:
             dropped: [n, blocks] bool.
             holds: [conditions, n] bool, of :meth:`Liveness.evaluate`.
         """
+        sizes = self._made(sizes, dropped, holds)
+        return sizes.sum(axis=1), self._after_births(sizes, dropped, holds)[1].max(axis=1)
+
+    def peaks(
+        self, sizes: np.ndarray, dropped: np.ndarray, holds: np.ndarray, begins: Sequence[int]
+    ) -> np.ndarray:
+        """Bytes of the largest set alive together within each of consecutive segments, [n, segments].
+
+        Args:
+            sizes, dropped, holds: as for :meth:`peak`.
+            begins: first step of each segment, rising.
+        """
+        if dropped.any():
+            births, after = self._after_births(self._made(sizes, dropped, holds), dropped, holds)
+        else:
+            roots = len(self.alive)
+            births, after = self._born[:roots], sizes[:, :roots] @ self.alive.T
+        edges = [*np.searchsorted(births, begins).tolist(), len(births)]
+        spans = pairwise(edges)
+        return np.stack([after[:, i:j].max(axis=1, initial=0.0) for i, j in spans], axis=1)
+
+    def _made(self, sizes: np.ndarray, dropped: np.ndarray, holds: np.ndarray) -> np.ndarray:
+        """Bytes [n, tensors] of those tensors that come to be, else 0."""
         made = holds[self._conditions].T
         for t, k in self._goes.items():
             made[:, t] &= ~dropped[:, k]
         for t, k in self._comes.items():
             made[:, t] &= dropped[:, k]
-        sizes = sizes * made
+        return sizes * made
+
+    def _after_births(
+        self, sizes: np.ndarray, dropped: np.ndarray, holds: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Steps at which tensors are born, rising; bytes alive right after each birth, [n, births]."""
         rows, tensors = sizes.shape
         order = np.argsort(self._born, kind="stable")
         needed = self._needed(dropped, holds)
@@ -123,7 +152,7 @@ class Lifetimes:
         change[:, :tensors] = sizes[:, order]
         place = freed + np.arange(rows)[:, None] * (tensors + 1)
         change -= np.bincount(place.ravel(), sizes.ravel(), change.size).reshape(change.shape)
-        return sizes.sum(axis=1), np.cumsum(change, axis=1).max(axis=1)
+        return self._born[order], np.cumsum(change, axis=1)[:, :tensors]
 
     def _needed(self, dropped: np.ndarray, holds: np.ndarray) -> dict[int, np.ndarray]:
         """For the tensor of every step the last step [n] at which its memory is read; 0: never."""

@@ -57,6 +57,11 @@ class Space:
             raise ValueError(f"choices must have distinct names; given more than once: {twice}")
         self.counts = np.array([len(c) for c in self.choices], dtype=np.int64)  # [choices], options each
 
+    @property
+    def neutral(self) -> np.ndarray:
+        """[choices] bool: those that decide where a network runs, and nothing about what it computes."""
+        return np.array([getattr(c.edit, "neutral", False) for c in self.choices], dtype=bool)
+
     def __len__(self) -> int:
         return len(self.choices)
 

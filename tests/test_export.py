@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from netcarve.results.export import ExportError, Receipt, export, load_state
-from netcarve.results.export.verify import relative_difference
+from netcarve.results.export.process import relative_difference
 from torch import nn
 
 # A module of the user's, in a folder that only this process has on its search path.
@@ -117,7 +117,8 @@ class TestExported:
         for name in ("model.pt2", "model.onnx", "weights.safetensors", "description.json"):
             assert data["files"][name]["bytes"] == (exported.directory / name).stat().st_size
             assert len(data["files"][name]["sha256"]) == 64
-        assert set(data["files"]) == {name for record in exported.formats.values() for name in record.files}
+        files = {name for record in exported.formats.values() for name in record.files}
+        assert set(data["files"]) == files | {"README.md", "samples.safetensors"}
 
     def test_receipt_round_trip_and_changed_files(self, exported, tmp_path):
         assert Receipt.load(exported.directory) == exported

@@ -15,7 +15,9 @@ from netcarve.search.mirrors import MIRRORS, Mirror, mirror
 from netcarve.search.mirrors.tensorboard import TensorBoard
 from netcarve.spaces import Choice, Space
 
-SPACE = Space([Choice(f"prune:{name}", (0.0, 0.25, 0.5)) for name in "ab"] + [Choice("drop:c", (False, True))])
+SPACE = Space(
+    [Choice(f"prune:{name}", (0.0, 0.25, 0.5)) for name in "ab"] + [Choice("drop:c", (False, True))]
+)
 GOALS = (Objective("accuracy"), Objective("macs"))
 
 
@@ -54,9 +56,7 @@ def test_optuna_reads_the_same_front(tmp_path):
     study = optuna.load_study(study_name="r", storage=f"sqlite:///{tmp_path}/o.db")
     assert len(study.trials) == len(made.trials) == 18
     best = {t.user_attrs["netcarve_number"]: (t.params, t.values) for t in study.best_trials}
-    on_front = {
-        t.number: (t.candidate.values, [t.scores["accuracy"], t.scores["macs"]]) for t in made.front
-    }
+    on_front = {t.number: (t.candidate.values, [t.scores["accuracy"], t.scores["macs"]]) for t in made.front}
     assert {n: best[n] for n in on_front} == on_front
     values = [tuple(v) for _, v in best.values()]
     assert set(values) == {tuple(v) for _, v in on_front.values()}  # equal points may be there twice

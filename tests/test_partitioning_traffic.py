@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from netcarve.search.partitioning import Device, Graph, Node, least_traffic
+from netcarve.search.partitioning import Graph, Host, Node, least_traffic
 from netcarve.search.partitioning.limits import limits
 from netcarve.search.partitioning.mincut_pool import mincut_pool
 from netcarve.search.partitioning.refine import refine
@@ -29,7 +29,7 @@ def case(seed):
     graph = random_graph(seed, int(rng.integers(3, 9 if count == 2 else 7)))
     total = graph.memory.sum()
     devices = [
-        Device(f"d{k}", float(rng.integers(1, 3)), float(rng.choice([np.inf, 0.6 * total + 5])))
+        Host(f"d{k}", float(rng.integers(1, 3)), float(rng.choice([np.inf, 0.6 * total + 5])))
         for k in range(count)
     ]
     parts = devices if rng.random() < 0.5 else count
@@ -190,9 +190,8 @@ def test_same_seed_same_partition():
         (2, {"imbalance": -0.1}, "imbalance must be 0 or more"),
         (2, {"method": "magic"}, "method is one of"),
         (2, {"host": 2}, "host is one of the parts 0 to 1, got 2"),
-        (2, {"method": "gcn", "ordered": True}, "knows no order of the parts"),
         (8, {"imbalance": 0.0}, "alone is more work than a part may have; it needs imbalance="),
-        ([Device("x", 1.0, 1.0), Device("y", 1.0, 1.0)], {}, "are missing"),
+        ([Host("x", 1.0, 1.0), Host("y", 1.0, 1.0)], {}, "are missing"),
     ],
 )
 def test_bad_arguments(parts, options, says):

@@ -35,9 +35,9 @@ def test_finds_which_choices_matter_and_says_so():
     texts = str(tree).splitlines()
     counts = [sum(loss(c) == value for c in candidates) for value in (0.0, 0.3, 2.0)]
     assert texts == [
-        f"loss 0 ({counts[0]} trials) where cut:a = False and keep:b in (1.0, 0.75)",
-        f"loss 0.3 ({counts[1]} trials) where cut:a = True and keep:b in (1.0, 0.75)",
-        f"loss 2 ({counts[2]} trials) where keep:b in (0.5, 0.25)",
+        f"loss 0 ({counts[0]} trials) where cut:a = False and keep:b >= 0.75",
+        f"loss 0.3 ({counts[1]} trials) where cut:a = True and keep:b >= 0.75",
+        f"loss 2 ({counts[2]} trials) where keep:b <= 0.5",
     ]
     for candidate in trials(50, seed=1):
         assert tree.predict(candidate) == pytest.approx(loss(candidate))

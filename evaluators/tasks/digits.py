@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 EPOCHS = 25
 BATCH = 64
 LEARNING_RATE = 3e-3
-VALIDATION = 0.25  # fraction of the samples
+VALIDATION = 0.25  # fraction of the samples that training does not see
+TEST = 1 / 3  # fraction of those that no search sees either
 
 
 class Block(nn.Module):
@@ -78,6 +79,17 @@ def data() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     )
     x, y = torch.from_numpy(images), torch.from_numpy(digits.target.astype(np.int64))
     return (x[train], y[train]), (x[validation], y[validation])
+
+
+def held_out() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """``(validation, test)``: what training does not see, a third of it for the test figure."""
+    from sklearn.model_selection import train_test_split
+
+    _, (images, classes) = data()
+    validation, test = train_test_split(
+        np.arange(len(images)), test_size=TEST, random_state=0, stratify=classes.numpy()
+    )
+    return (images[validation], classes[validation]), (images[test], classes[test])
 
 
 def train(seed: int = 0) -> DigitsNet:
@@ -143,13 +155,15 @@ def trained(cache: Path | None = None) -> DigitsNet:
 
 
 def task() -> Task:
-    """Digits, as ``netcarve sweep digits`` uses them: 1347 images to train on, 450 to score."""
-    train_set, validation = data()
+    """Digits, as ``netcarve sweep digits`` uses them: 1347 images to train on, 300 to score, 150 to test."""
+    train_set, _ = data()
+    validation, test = held_out()
     return Task(
         trained(),
         torch.zeros(1, 1, 8, 8),
         validation,
         train=torch.utils.data.TensorDataset(*train_set),
+        test=test,
         name="digits",
     )
 

@@ -1,4 +1,4 @@
-"""What an explanation is made of: sections, and in them pictures that a page can draw without knowing more."""
+"""What an explanation is made of: sections, with pictures that a page can draw without knowing more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Figure:
 
     ``content`` holds plain JSON values, by kind:
 
-    - ``bars``, ``lines``: ``labels`` [n], ``series`` ``[{"name", "values" [n]}]``, ``percent`` (bool), ``axis``
+    - ``bars``, ``lines``: ``labels`` [n], ``series`` ``[{"name", "values" [n]}]``, ``percent``, ``axis``
     - ``intervals``: ``labels`` [n], ``low``, ``middle``, ``high`` [n], ``percent``, ``axis``
     - ``heat``: ``across`` [m], ``down`` [n], ``values`` [n][m], ``signed`` (bool), ``axis``
     - ``images``: ``rows`` ``[{"name", "pictures": [{"name", "pixels" [h][w], "signed"}]}]``

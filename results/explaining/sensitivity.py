@@ -98,16 +98,16 @@ def sensitivity_section(trials: Sequence[Trial], objectives: Sequence[Objective]
     basis = (
         f"all {found.trials} candidates, exactly"
         if found.exact
-        else f"{found.trials} trials, random forest of {TREES} trees, which explains {_percent(found.fit)} of the "
-        "variance of trials it has not seen"
+        else f"{found.trials} trials, random forest of {TREES} trees, which explains {_percent(found.fit)} of "
+        "the variance of trials it has not seen"
     )
     shown = sorted(order.tolist())
     figures = [
         Figure(
             "bars",
             f"What moves {label}",
-            f"The longer a bar, the more of the variation of {label} over the whole space comes from that choice "
-            "alone.",
+            f"The longer a bar, the more of the variation of {label} over the whole space comes from that "
+            "choice alone.",
             {
                 "labels": [found.names[d] for d in order],
                 "series": series(**{"share of variance": clipped(found.main[order])}),
@@ -118,7 +118,7 @@ def sensitivity_section(trials: Sequence[Trial], objectives: Sequence[Objective]
     ]
     if len(found.paired) > 1 and pairs[0][1] > 0:
         figures.append(_pairs(found, label))
-    figures.append(_effects(found, [d for d in shown if found.main[d] >= 0.01][:8] or shown[:1], label))
+    figures.append(_effects(found, [d for d in shown if found.main[d] >= 0.01 and d in order[:6]] or shown[:1], label))
     return Section(
         name="sensitivity",
         title="Sensitivity to each choice",
@@ -219,7 +219,7 @@ def _pairs(found: Sensitivity, label: str) -> Figure:
     return Figure(
         "heat",
         "Pairs of choices",
-        f"A dark square is a pair whose joint effect on {label} is more than the sum of both alone.",
+        f"A strong square is a pair whose joint effect on {label} is not the sum of what both do alone.",
         {
             "across": names,
             "down": names,
@@ -239,7 +239,7 @@ def _effects(found: Sensitivity, which: Sequence[int], label: str) -> Figure:
     return Figure(
         "lines",
         f"Mean {label} by option",
-        f"A falling line is a choice that costs {label} the further it is compressed, all others taken at random.",
+        f"A line that falls is a choice that costs {label} as it compresses, all others taken at random.",
         {
             "labels": ["unchanged", *(f"step {i}" for i in range(1, longest))],
             "series": [

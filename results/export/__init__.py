@@ -1,20 +1,29 @@
 """Export of a finished module: files that are proven, in a fresh process, to do what the module does."""
 
 from .error import ExportError
-from .exporter import export
+from .exporter import Test, export
 from .folder import check_target
-from .formats import FORMATS, known_formats
-from .receipt import FileRecord, FormatRecord, Receipt
+from .formats import FORMATS, USUAL, known_formats
+from .loading import load_export
+from .receipt import RECEIPT, FileRecord, FormatRecord, Receipt
+from .recheck import FormatVerdict, Verdict, recheck
 from .state import load_state
 
 __all__ = [
     "FORMATS",
+    "RECEIPT",
+    "USUAL",
     "ExportError",
     "FileRecord",
     "FormatRecord",
+    "FormatVerdict",
     "Receipt",
+    "Test",
+    "Verdict",
     "check_target",
     "export",
     "known_formats",
+    "load_export",
     "load_state",
+    "recheck",
 ]

@@ -8,16 +8,20 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..significance import Figure
+from .card import CARD, card, snippet
 from .error import ExportError, first_line
 from .folder import check_target, partial_folder
-from .formats import format_file, known_formats
+from .formats import USUAL, format_file, is_exact, known_formats
 from .quiet import quiet
 from .receipt import FileRecord, FormatRecord, Receipt
+from .samples import MOST, Samples
+from .versions import versions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +29,17 @@ if TYPE_CHECKING:
     from .source import Source
     from .verify import Verifier
 
-_PACKAGES = ("netcarve", "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "safetensors")
+Score = Callable[[list[Any]], float]  # from the outputs, one per batch as the model returns them
+Batches = Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]  # each (args, kwargs)
+
+
+@dataclass(frozen=True)
+class Test:
+    """Data that neither training nor the search has seen, and what is stated of them."""
+
+    inputs: Batches
+    score: Score
+    figure: Callable[[list[Any]], Figure]  # the score with its interval
 
 
 def export(
@@ -33,19 +47,24 @@ def export(
     *,
     example_args: tuple[Any, ...],
     example_kwargs: Mapping[str, Any] | None = None,
-    inputs: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]],
-    score: Callable[[list[Any]], float] | None = None,
+    inputs: Batches,
+    score: Score | None = None,
+    figure: Callable[[list[Any]], Figure] | None = None,
     metric_name: str = "accuracy",
+    test: Test | None = None,
+    calibration: Batches = (),
     directory: str | Path,
-    formats: Sequence[str] = ("pt2", "onnx", "state"),
+    formats: Sequence[str] = USUAL,
     describe: Mapping[str, Any] | None = None,
+    samples: bool = True,
     overwrite: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Receipt:
     """Export a finished module and prove every file in a fresh process.
 
     Each file must answer batches of 1, 3 and the example's number of samples, and all of ``inputs``, within
-    1e-4 of the largest absolute output. A module that takes only one batch length is exported with it.
+    1e-4 of the largest absolute output; ``int8`` need not, its difference is stated. A module that takes only
+    one batch length is exported with it. Beside the files come ``receipt.json`` and a model card, README.md.
 
     Args:
         model: is copied, put in eval mode on the CPU, and not changed.
@@ -53,12 +72,17 @@ def export(
         inputs: real batches, each ``(args, kwargs)``; axes whose length differs between them become
             dynamic.
         score: from the outputs on ``inputs``, one per batch as the model returns them, to the metric.
+        figure: from the same to the metric with its interval.
         metric_name: of that score.
-        directory: missing or empty; receives the files and ``receipt.json``.
-        formats: of :data:`FORMATS`: ``"pt2"``, ``"onnx"``, ``"state"``.
+        test: the same on other data, which is stated beside it.
+        calibration: batches that show ``int8`` the ranges of activations; by default ``inputs``.
+        directory: missing or empty; receives the files.
+        formats: of :data:`FORMATS`: ``"pt2"``, ``"onnx"``, ``"state"``, ``"int8"``, ``"executorch"``, ...
         describe: JSON for the receipt and the description: ``candidate``, ``choices``, ``costs``, ``task``,
             fingerprints, and for ``"state"`` ``rebuild``: ``{"function": "package.module:function",
-            "arguments": {...}}``, which must return the module with weights of any value.
+            "arguments": {...}}``, which must return the module with weights of any value; ``baseline``:
+            scores of the unchanged model, for the card.
+        samples: keep a few of ``inputs`` with their answers, so that whoever has the folder can check it.
         overwrite: replace an earlier export in ``directory`` (and nothing else).
         progress: told in a word or two what is being done.
 
@@ -75,36 +99,47 @@ def export(
     if len(inputs) == 0:
         raise ExportError("inputs is empty; give at least one batch of real inputs to check the files on")
 
-    from .batches import samples  # torch, only now
+    from .batches import on_cpu  # torch, only now
+    from .batches import samples as count
+    from .process import Calls
     from .source import Source
     from .verify import Verifier
 
-    source = Source(model, tuple(example_args), example_kwargs or {}, inputs, describe)
+    source = Source(model, tuple(example_args), example_kwargs or {}, inputs, describe, calibration)
     with partial_folder(target, needed_bytes=_room(source, len(names))) as folder:
         scratch = folder / ".check"
         scratch.mkdir()
-        verifier = Verifier(source, scratch)
+        verifier = Verifier(source, scratch, [] if test is None else [on_cpu(one) for one in test.inputs])
         records = {
-            name: _export_one(name, source, verifier, folder, score, progress or (lambda _: None))
+            name: _export_one(name, source, verifier, folder, score, test, progress or (lambda _: None))
             for name in names
         }
         shutil.rmtree(scratch)
+        if samples:
+            short = sum(n <= MOST for n in source.lengths) or 1
+            Samples(Calls.of(verifier.checks[:short]), verifier.expected[:short]).save(folder)
         receipt = Receipt(
             directory=target,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             describe=describe,
             metric=metric_name,
             score=_scored(score, verifier.outputs),
-            samples=samples(source.inputs),
+            figure=None if figure is None else figure(verifier.outputs),
+            test=None if test is None else test.figure(verifier.test_outputs),
+            samples=count(source.inputs),
             batches=source.lengths,
             macs=source.macs,
             params=source.params,
             formats=records,
             files={path.name: FileRecord.of(path) for path in sorted(folder.iterdir())},
-            versions=_versions(),
+            versions=versions(),
             machine=f"{platform.system()} {platform.machine()}",
         )
+        (folder / CARD).write_text(card(receipt, snippet(receipt, source.one())), encoding="utf-8")
+        receipt = replace(receipt, files={**receipt.files, CARD: FileRecord.of(folder / CARD)})
         receipt.save(folder)
+        for path in folder.iterdir():  # safetensors writes files that nobody else may read
+            path.chmod((folder / CARD).stat().st_mode)
     return receipt
 
 
@@ -113,7 +148,8 @@ def _export_one(
     source: Source,
     verifier: Verifier,
     folder: Path,
-    score: Callable[[list[Any]], float] | None,
+    score: Score | None,
+    test: Test | None,
     progress: Callable[[str], None],
 ) -> FormatRecord:
     code = format_file(name)
@@ -132,14 +168,17 @@ def _export_one(
     return FormatRecord(
         files=files,
         needs=code.NEEDS,
+        exact=is_exact(code),
         max_relative_difference=answers.difference,
         score=_scored(score, answers.outputs),
+        test=_scored(test.score, answers.test) if test is not None and answers.test else None,
+        latency=answers.latency,
         write_seconds=round(written - start, 3),
         check_seconds=round(time.perf_counter() - written, 3),
     )
 
 
-def _scored(score: Callable[[list[Any]], float] | None, outputs: list[Any]) -> float | None:
+def _scored(score: Score | None, outputs: list[Any]) -> float | None:
     if score is None:
         return None
     value = float(score(outputs))
@@ -159,13 +198,3 @@ def _as_json(describe: Mapping[str, Any]) -> dict[str, Any]:
 def _room(source: Source, formats: int) -> int:
     """Bytes to be free: the weights once per format, inputs and outputs of the checks, the graphs."""
     return int(1.2 * formats * source.bytes) + 3 * source.input_bytes + 16_000_000
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

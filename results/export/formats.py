@@ -37,6 +37,7 @@ FORMATS: dict[str, str] = {
     "state": f"{__package__}.state",
     "int8": f"{__package__}.int8",
     "executorch": f"{__package__}.executorch",
+    "stages": f"{__package__}.stages",
 }
 
 

@@ -1,8 +1,8 @@
 """``model.int8.onnx``: the ONNX graph with weights and activations of 8 bits. Loading it needs onnxruntime.
 
-Static quantisation: the range of every activation is what calibration data show; weights have a scale for each
-output channel. It answers something else than the model, so that no equality is demanded: the receipt states
-how far it is off, and its own accuracy.
+Static quantisation: the range of every activation is what calibration data show; weights have a scale for
+each output channel. It answers something else than the model, so that no equality is demanded: the receipt
+states how far it is off, and its own accuracy.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ import numpy as np
 
 from . import fresh
 from .error import ExportError
-from .fresh import as_array
 from .formats import Format
+from .fresh import as_array
 
 if TYPE_CHECKING:
     from .batches import Inputs

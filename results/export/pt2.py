@@ -24,7 +24,14 @@ def require(describe: Mapping[str, Any]) -> None:
 def write(source: Source, folder: Path) -> tuple[str, ...]:
     import torch
 
+    from .error import ExportError
+    from .pt2_check import check_pt2
+
     torch.export.save(source.program, folder / FILE)
+    try:
+        check_pt2(folder / FILE)  # what we write, we must also be ready to open
+    except ExportError as error:
+        raise ExportError(f"pt2 cannot hold this model without code: {error}") from None
     return (FILE,)
 
 

@@ -2,7 +2,7 @@
 
 ``torch.export.load`` unpickles tensors of subclasses and custom objects, evaluates the strings of symbolic
 shapes (``sympy.sympify``), executes guards, and resolves operators by walking attributes from ``torch``. So a
-crafted file could do anything. Of what netcarve writes none of this is needed but shapes and guards in a small
+crafted file could do anything. What netcarve writes needs none of this but shapes and guards in a small
 arithmetic; all else is refused here, before torch opens the file.
 """
 
@@ -43,7 +43,8 @@ _CALLS = re.compile(r"[A-Z][A-Za-z]*|size|stride|storage_offset|dim|len|abs|max|
 _ATTRIBUTES = ("shape", "size", "stride", "storage_offset", "dim", "ndim")
 _NODES = (
     ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.Attribute, ast.Subscript,
-    ast.Tuple, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.operator, ast.unaryop, ast.boolop, ast.cmpop,
+    ast.Tuple, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.operator, ast.unaryop, ast.boolop,
+    ast.cmpop,
 )  # fmt: skip
 _TEXT = re.compile(r"[\w.\[\]]*")
 

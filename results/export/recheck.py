@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +40,9 @@ class Verdict:
     directory: Path
     files: dict[str, str]  # name -> "same", "changed", "missing"; "unknown": not in the receipt
     formats: dict[str, FormatVerdict]
-    versions: dict[str, tuple[str, str]]  # package -> (when exported, here, "" where it is missing), if different
+    versions: dict[
+        str, tuple[str, str]
+    ]  # package -> (when exported, here, "" where it is missing), if different
     metric: str
 
     @property
@@ -56,7 +59,7 @@ def recheck(
     directory: str | Path,
     *,
     inputs: Sequence[Any] = (),
-    score: Callable[[list[Any]], float] | None = None,
+    score: Callable[[list[list[Any]]], float] | None = None,
     task: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Verdict:
@@ -68,8 +71,8 @@ def recheck(
 
     Args:
         directory: of the export.
-        inputs, score: of the task: its validation batches ``(args, kwargs)``, and from outputs (one tensor or
-            plain container a batch) to the metric, which is then measured again from every file.
+        inputs, score: of the task: its validation batches ``(args, kwargs)``, and from the outputs' tensors,
+            flat, per batch to the metric, which is then measured again from every file.
         task: text of the task to rebuild ``state`` from; without it that format is not called.
         progress: told what is being done.
 
@@ -99,6 +102,11 @@ def recheck(
     )
 
 
+def _installed(needs: str) -> bool:
+    """Is one of the packages there that a format can be loaded with?"""
+    return any(find_spec(name) is not None for name in re.findall(r"\w+", needs) if name != "or")
+
+
 def _status(path: Path, record: FileRecord) -> str:
     try:
         return "same" if FileRecord.of(path) == record else "changed"
@@ -113,7 +121,7 @@ def _checked(
     folder: Path,
     files: dict[str, str],
     inputs: Sequence[Any],
-    score: Callable[[list[Any]], float] | None,
+    score: Callable[[list[list[Any]]], float] | None,
     task: str | None,
 ) -> FormatVerdict:
     broken = [file for file in record.files if files[file] != "same"]
@@ -121,17 +129,17 @@ def _checked(
         return FormatVerdict("changed", f"{broken[0]} is {files[broken[0]]}; not opened")
     if name not in FORMATS:
         return FormatVerdict("not checked", "this netcarve does not know the format")
-    if find_spec(record.needs.partition(".")[0]) is None:
+    if not _installed(record.needs):
         return FormatVerdict("not checked", f"needs {record.needs}; pip install {record.needs}")
     code = format_file(name)
     if not code.STANDALONE and task is None:
         return FormatVerdict("not checked", "it is rebuilt by the code of its task; give the task")
     kept = files.get(SAMPLES) == "same"
     try:
-        if name == "pt2":
-            from .pt2_check import check_pt2
+        for file in record.files:
+            if file.endswith(".pt2"):
+                from .pt2_check import check_pt2
 
-            for file in record.files:
                 check_pt2(folder / file)
         with tempfile.TemporaryDirectory() as place:
             return _asked(name, code, record, folder, kept, Path(place), inputs, score, task)
@@ -147,9 +155,11 @@ def _asked(
     kept: bool,
     scratch: Path,
     inputs: Sequence[Any],
-    score: Callable[[list[Any]], float] | None,
+    score: Callable[[list[list[Any]]], float] | None,
     task: str | None,
 ) -> FormatVerdict:
+    import torch
+
     difference, measured, reasons = None, None, []
     allowed = TOLERANCE if record.exact else TOLERANCE + 2 * record.max_relative_difference
     samples = Samples.load(folder) if kept else None
@@ -160,7 +170,8 @@ def _asked(
         if not difference <= allowed:
             reasons.append(f"answers differ by {difference:.2g} of the largest, {allowed:.2g} is allowed")
     if score is not None and inputs:
-        measured = score(_outputs(ask(name, code, folder, Calls.of(inputs), scratch, task=task).outputs))
+        answers = ask(name, code, folder, Calls.of(inputs), scratch, task=task).outputs
+        measured = score([[torch.from_numpy(array) for array in leaves] for leaves in answers])
         was = record.score
         if was is not None and not abs(measured - was) <= SCORE_TOLERANCE * max(1.0, abs(was)):
             reasons.append(f"the metric is {measured:.4g}, was {was:.4g}")
@@ -171,11 +182,3 @@ def _asked(
         reason = "" if status == "same" else "it loads; without samples or the task its answers are not known"
     latency = given.latency
     return FormatVerdict(status, reason, difference, measured, record.score, latency)
-
-
-def _outputs(outputs: list[list[Any]]) -> list[Any]:
-    """One tensor, or a tuple of them, per batch."""
-    import torch
-
-    made = [tuple(torch.from_numpy(array) for array in leaves) for leaves in outputs]
-    return [tensors[0] if len(tensors) == 1 else tensors for tensors in made]

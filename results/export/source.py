@@ -17,7 +17,6 @@ from .error import ExportError, first_line
 from .plain import PlainOutput, is_plain, plain
 from .quiet import quiet
 
-
 MOST = 256  # samples in a batch, for runtimes that want to know
 
 
@@ -66,6 +65,10 @@ class Source:
     def checks(self) -> list[Inputs]:
         """Batches of these lengths, of real samples."""
         return [resized(self.inputs[0], length, self._batched) for length in self.lengths]
+
+    def one(self) -> Inputs:
+        """A call of the shortest batch."""
+        return resized(self.inputs[0], min(self.lengths), self._batched)
 
     def answer(self, inputs: Inputs) -> Any:
         """The module's output on ``(args, kwargs)``.

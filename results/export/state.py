@@ -103,16 +103,17 @@ def load_state(folder: str | Path, *, task: Any = None, trust: Iterable[str] = (
             f"pass trust=[{module.partition('.')[0]!r}]"
         )
     spec = str(description["rebuild"].get("arguments", {}).get("spec", ""))
-    if description["rebuild"]["function"] == REBUILD and task is None and not _installed(spec):
-        if spec.rpartition(":")[0].partition(".")[0] not in trust:
-            raise ValueError(
-                f"{folder / DESCRIPTION} asks to run {spec!r}, which makes the model's class; "
-                f"if you trust it, or have it elsewhere, say so: task={spec!r}"
-            )
+    named = description["rebuild"]["function"] == REBUILD and task is None and not _installed(spec)
+    if named and spec.rpartition(":")[0].partition(".")[0] not in trust:
+        raise ValueError(
+            f"{folder / DESCRIPTION} asks to run {spec!r}, which makes the model's class; "
+            f"if you trust it, or have it elsewhere, say so: task={spec!r}"
+        )
     try:
         return _rebuilt(folder, description, task)
     except RuntimeError as error:  # of torch, for other names and shapes
-        raise ValueError(f"{folder / WEIGHTS} does not fit the model: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{folder / WEIGHTS} does not fit the model: {reason}") from error
 
 
 def _installed(spec: str) -> bool:

@@ -78,7 +78,7 @@ class Verifier:
             difference,
             [_built_like(o, a) for o, a in zip(self.expected_outputs[first:], got[first:], strict=True)],
             [_built_like(o, a) for o, a in zip(self.test_outputs, tested, strict=False)],
-            given.latency,
+            None if given.latency is None else given.latency | {"batch": min(self.source.lengths)},
         )
 
 

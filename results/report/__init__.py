@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .document import Reported, report_document
-from .page import render
+from .page import EXPLANATION, render
 
-__all__ = ["Reported", "check_output", "report_document", "write_report"]
+__all__ = ["Reported", "check_output", "report_document", "write_explanation", "write_report"]
 
 
 def write_report(
@@ -33,7 +33,23 @@ def write_report(
         OSError: the file cannot be written; said before anything is computed where that can be known.
     """
     target = check_output(path)
-    text = render(report_document(runs, program=program))
+    return _replace(target, render(report_document(runs, program=program)))
+
+
+def write_explanation(document: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write the page of one explained trial.
+
+    Args:
+        document: of :func:`netcarve.search.explaining.explain`.
+        path: the HTML file; one that exists is replaced, and only when the new one is whole.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    return _replace(check_output(path), render(document, EXPLANATION))
+
+
+def _replace(target: Path, text: str) -> Path:
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         beside.write_text(text, encoding="utf-8", newline="\n")
@@ -51,11 +67,9 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path).expanduser()
     if target.is_dir():
-        raise IsADirectoryError(f"cannot write the report to {target}: it is a folder; name a file in it")
+        raise IsADirectoryError(f"cannot write the page to {target}: it is a folder; name a file in it")
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write the report to {target}: there is no folder {target.parent}")
+        raise FileNotFoundError(f"cannot write the page to {target}: there is no folder {target.parent}")
     if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
-        raise PermissionError(
-            f"cannot write the report to {target}: not allowed; choose another place with -o"
-        )
+        raise PermissionError(f"cannot write the page to {target}: not allowed; choose another place with -o")
     return target

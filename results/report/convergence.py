@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,17 @@ def convergence(
     objectives: Sequence[Objective],
     limits: Sequence[Limit],
     reference: Mapping[str, float],
-) -> dict[str, list[Any]]:
+    clock: Sequence[Sequence[float]] = (),
+) -> dict[str, Any]:
     """Hypervolume of the first n trials, in number order, under one reference for all n.
 
+    Args:
+        clock: ``[trials, seconds]``, both rising: when how many were known.
+
     Returns:
-        ``{"trials": [n], "seconds": [s], "volume": [v]}``: after ``n`` trials that took ``s`` seconds of
-        evaluation, summed over workers (a ledger keeps no clock times). One entry at the first trial, at the
-        last and where the volume changed; where that is too often, evenly many of them.
+        ``{"trials": [n], "seconds": [s], "volume": [v], "clock": bool}``: after ``n`` trials and ``s``
+        seconds of the run; without a clock, seconds of evaluation, summed over workers. One entry at the
+        first trial, at the last and where the volume changed; where that is too often, evenly many of them.
     """
     base = next((t.scores for t in trials if t.number == 0 and not t.failed), {})
     points = np.empty((0, len(objectives)))  # [front so far, objectives], minimised
@@ -53,11 +58,26 @@ def convergence(
     rows = [(n, s, v) for (n, s, _), v in zip(chosen, volumes, strict=True)]
     if rows[-1][0] != len(trials):
         rows.append(ends)
+    counts, seconds = [n for n, _, _ in rows], [s for _, s, _ in rows]
+    if len(clock):
+        seconds = np.interp(counts, *np.transpose([(0.0, 0.0), *clock])).tolist()
     return {
-        "trials": [n for n, _, _ in rows],
-        "seconds": [round(s, 4) for _, s, _ in rows],
+        "trials": counts,
+        "seconds": [round(s, 4) for s in seconds],
         "volume": [v for _, _, v in rows],
+        "clock": bool(len(clock)),
     }
+
+
+def clock_of(info: Mapping[str, Any]) -> list[list[float]]:
+    """When how many trials were known, as a run has kept it; empty where it has not, or nothing sensible."""
+    points = info.get("clock")
+    if not isinstance(points, list) or not all(isinstance(p, list) and len(p) == 2 for p in points):
+        return []
+    if not all(type(v) in (int, float) and 0 <= v < 1e12 for p in points for v in p):
+        return []
+    rising = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(points))
+    return points if rising else []
 
 
 def volume(

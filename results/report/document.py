@@ -12,12 +12,13 @@ import numpy as np
 
 from ...spaces import Choice
 from ..comparison import common_objectives, common_reference
+from ..explaining.sensitivity import importance
 from ..front import Front
 from ..objective import METRICS, Objective
 from ..table import COUNTS, HEADINGS, PERCENT
 from ..trial import Trial
 from .about import about
-from .convergence import convergence, volume
+from .convergence import clock_of, convergence, volume
 from .reported import Reported
 from .rivals import rivals
 
@@ -100,6 +101,7 @@ def _run(
             {"name": c.name, "options": [str(o) for o in c.options], "kept": _kept(run.settings, c)}
             for c in choices
         ],
+        "layers": _layers(run.settings, choices),
         "taken": [[t.candidate.indices[c] for t in trials] for c in range(len(choices))],
         "numbers": [t.number for t in trials],
         "scores": {m: [finite(t.scores.get(m)) for t in trials] for m in metrics},
@@ -111,7 +113,10 @@ def _run(
         "baseline": place[front.baseline.number] if front.baseline else None,
         "knee": _knee(front, place),
         "hypervolume": volume(front.points, front.objectives, front.reference),
-        "convergence": convergence(trials, objectives, run.limits, reference or front.reference),
+        "convergence": convergence(
+            trials, objectives, run.limits, reference or front.reference, clock_of(run.info)
+        ),
+        "importance": importance(trials, run.objectives),
         **_failures(trials),
         "about": about(run),
     }
@@ -133,6 +138,30 @@ def _kept(settings: Mapping[str, Any], choice: Choice) -> list[int] | None:
     if not isinstance(counts, list) or len(counts) != len(choice.options):
         return None
     return counts if all(type(n) is int and 0 <= n < 2**53 for n in counts) and counts[0] else None
+
+
+def _layers(settings: Mapping[str, Any], choices: Sequence[Choice]) -> list[dict[str, Any]]:
+    """What decides each layer's width, in network order; empty for an older run, or a record without sense."""
+    known = settings.get("layers")
+    kept = {c.name: _kept(settings, c) for c in choices}
+    found = []
+    for layer in known if isinstance(known, list) else []:
+        try:
+            name, units, drops = layer["name"], layer["units"], layer["drops"]
+            numbers = [layer["width"], layer["fixed"], *units.values()]
+        except (TypeError, KeyError, AttributeError):
+            return []
+        if not isinstance(name, str) or not isinstance(drops, list) or layer["width"] == 0:
+            return []
+        if any(kept.get(c) is None for c in units) or any(d not in kept for d in drops):
+            return []
+        if not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
+            return []
+        width, fixed = numbers[:2]
+        found.append(
+            {"name": name, "width": width, "fixed": fixed, "units": list(units.items()), "drops": drops}
+        )
+    return found
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

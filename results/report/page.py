@@ -12,25 +12,53 @@ import gzip
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
 
-SCRIPTS = ("core.js", "front.js", "choices.js", "table.js", "trial.js", "runs.js", "main.js")  # in this order
+
+@dataclass(frozen=True)
+class Templates:
+    """The files that a page is made of, in their order."""
+
+    html: str
+    styles: tuple[str, ...]
+    scripts: tuple[str, ...]
 
 
-def render(document: Mapping[str, Any]) -> str:
-    """The page for a document of :func:`report_document`."""
-    script = "(() => {\n" + "\n".join(map(_template, SCRIPTS)) + "})();\n"
+REPORT = Templates(
+    "report.html",
+    ("report.css",),
+    (
+        "base.js",
+        "core.js",
+        "front.js",
+        "choices.js",
+        "table.js",
+        "layers.js",
+        "trial.js",
+        "runs.js",
+        "main.js",
+    ),
+)
+EXPLANATION = Templates(
+    "explain.html", ("report.css", "explain.css"), ("base.js", "figures.js", "explain.js")
+)
+
+
+def render(document: Mapping[str, Any], templates: Templates = REPORT) -> str:
+    """The page for a document, by default one of :func:`report_document`."""
+    script = "(() => {\n" + "\n".join(map(_template, templates.scripts)) + "})();\n"
     plotly, plotly_hash = _plotly()
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
         f"script-src {_hash(script)} {plotly_hash}"
     )
-    page = _template("report.html")
+    page = _template(templates.html)
     parts = {
         "policy": policy,
-        "style": _template("report.css"),
+        "style": "".join(map(_template, templates.styles)),
         "data": _packed(json.dumps(document, allow_nan=False, separators=(",", ":"))),
         "plotly": plotly,
         "script": script,

@@ -35,10 +35,11 @@ class Auto(Bayesian):
     patience = 25
 
     def design(self) -> np.ndarray:
-        last = self.space.counts - 1
+        last = np.where(self.space.neutral, 0, self.space.counts - 1)  # of splits the costs tell all
         shares = np.concatenate([[0.0, 1.0], np.linspace(0.0, 1.0, LADDER)[1:-1]])
         ladder = np.floor(shares[:, None] * last + 0.5).astype(np.int64)
-        bundles = np.array_split(np.arange(len(last)), min(len(last), PROBES))
+        some = np.flatnonzero(last) if last.any() else np.arange(len(last))
+        bundles = np.array_split(some, min(len(some), PROBES))
         probes = np.tile(np.floor(BASE * last + 0.5).astype(np.int64), (len(bundles), 1))
         for i, bundle in enumerate(bundles):
             probes[i, bundle] = last[bundle]

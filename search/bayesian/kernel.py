@@ -44,13 +44,16 @@ class OptionKernel:
         )
         self.gap = np.where(same, gap * np.sqrt(3.0), 0.0)  # [width, width]
         self.same = same
-        self.slope = x / len(space)  # [width]: one-hot @ slope is the mean compression
+        self.neutral = space.neutral  # equal networks are the same point
+        tied = ~self.neutral[self.of]
+        self.slope = tied * x / max(1, int((~self.neutral).sum()))  # one-hot @ slope is the mean compression
         d = len(space)
         prior = np.array([LENGTH] * d + [AMPLITUDE] * d + [JOINT, NOISE])
         self.prior_mean, self.prior_std = prior.T
 
     def one_hot(self, rows: np.ndarray) -> np.ndarray:
-        """Indicator matrix float64 [n, width] for option indices [n, choices]."""
+        """Indicator matrix float64 [n, width] for option indices [n, choices]; neutral choices count as 0."""
+        rows = np.where(self.neutral, 0, rows)
         out = np.zeros((len(rows), self.width))
         out[np.arange(len(rows))[:, None], rows + self.first] = 1.0
         return out

@@ -6,17 +6,19 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from .devices import Device, Link, check_memory
+from ...spaces.devices import Link
 from .graph import Graph
+from .hosts import Host, check_memory
 from .plan import Plan, parts_of
 
+ROUNDING = 1e-12  # of a limit
 BLOCK = 512  # rows of the table of stages that are in memory at a time
 GOALS = ("throughput", "latency", "traffic")
 
 
 def chain(
     graph: Graph,
-    devices: Sequence[Device],
+    devices: Sequence[Host],
     links: Sequence[Link] | Link | None = None,
     *,
     minimise: str = "throughput",
@@ -24,6 +26,7 @@ def chain(
     empty: bool = False,
     forced: Collection[str] = (),
     forbidden: Collection[str] = (),
+    most_ms: float = np.inf,
 ) -> Plan:
     """The best cut of the topological order into one stage for each device, in their order.
 
@@ -41,6 +44,7 @@ def chain(
         empty: a device may be left without nodes; then it only passes on.
         forced: names of nodes after which a stage must end.
         forbidden: names of nodes after which none may end.
+        most_ms: what a stage may take, as counted for the throughput: with "traffic", the balance.
 
     Raises:
         ValueError: no partition is possible, with what is missing; an unknown name or goal.
@@ -53,6 +57,8 @@ def chain(
     crossing = graph.crossing[at]
     done = [_prefix(device.milliseconds(graph))[at] for device in devices]
     held = _prefix(graph.memory)[at]
+    # Entry i: the largest peak between boundaries i and i + 1; none begins at the last.
+    peaks = np.append(np.maximum.reduceat(graph.peaks, at[:-1]), 0.0)
     last = len(devices) - 1
 
     def allowed(rows: slice) -> np.ndarray:
@@ -63,6 +69,12 @@ def chain(
         clear = must[np.maximum(ends - 1, 0)] <= must[starts]
         return (starts < ends) & clear | ((starts == ends) & empty)
 
+    def memory(rows: slice) -> np.ndarray:
+        """float64 [rows, boundaries]: bytes of the stage between two boundaries."""
+        inside = np.arange(len(at))[None, :] < np.arange(len(at))[rows, None]
+        largest = np.maximum.accumulate(np.where(inside, peaks, 0.0)[:, ::-1], axis=1)[:, ::-1]
+        return held[rows, None] - held[None, :] + largest
+
     def cost(k: int, rows: slice) -> np.ndarray:
         """float64 [rows, boundaries]: of stage k; inf where it is impossible."""
         sends = (at[rows] < len(graph)) & (k < last)
@@ -70,24 +82,29 @@ def chain(
         delay = np.where(sends, between[k].latency_ms, 0.0) if k < last else np.zeros(len(size))
         transfer = size * between[k].ms_per_byte if k < last else delay
         compute = done[k][rows, None] - done[k][None, :]
+        through = compute + (delay + transfer)[:, None]
+        slowest = through if blocking else np.maximum(compute, transfer[:, None])
         if minimise == "traffic":
             value = np.broadcast_to(size[:, None], compute.shape)
-        elif minimise == "latency" or blocking:
-            value = compute + (delay + transfer)[:, None]
         else:
-            value = np.maximum(compute, transfer[:, None])
-        fits = held[rows, None] - held[None, :] <= devices[k].memory_limit * (1 + 1e-12)
-        return np.where(fits & allowed(rows), value, np.inf)
+            value = through if minimise == "latency" else slowest
+        fits = memory(rows) <= devices[k].memory_limit * (1 + ROUNDING)
+        fast = slowest <= most_ms * (1 + ROUNDING)
+        return np.where(fits & fast & allowed(rows), value, np.inf)
 
     combine = np.maximum if minimise == "throughput" else np.add
     value, ends = best_intervals(len(at), len(devices), cost, combine)
     if not np.isfinite(value):
 
         def excess(k: int, rows: slice) -> np.ndarray:
-            over = held[rows, None] - held[None, :] - devices[k].memory_limit
-            return np.where(allowed(rows), over, np.inf)
+            return np.where(allowed(rows), memory(rows) - devices[k].memory_limit, np.inf)
 
         missing, _ = best_intervals(len(at), len(devices), excess, np.maximum)
+        if missing <= 0:
+            raise ValueError(
+                f"no cut into {len(devices)} stages keeps the memory limits and takes at most {most_ms:.4g} "
+                "ms a stage; allow more"
+            )
         raise ValueError(
             f"no cut into {len(devices)} consecutive stages keeps the memory limits: at best a device lacks "
             f"{missing:,.0f} bytes; raise the limits by that much, add a device, or reorder them"

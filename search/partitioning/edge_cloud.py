@@ -7,9 +7,10 @@ from contextlib import suppress
 
 import numpy as np
 
+from ...spaces.devices import Link
 from .chain import chain
-from .devices import Device, Link, check_memory
 from .graph import Graph
+from .hosts import Host, check_memory
 from .memory_prices import within_limits
 from .placement_cut import CLOUD, EDGE, PlacementCut
 from .plan import Plan
@@ -17,8 +18,8 @@ from .plan import Plan
 
 def edge_cloud(
     graph: Graph,
-    edge: Device,
-    cloud: Device,
+    edge: Host,
+    cloud: Host,
     link: Link,
     *,
     two_way: bool = False,
@@ -75,7 +76,7 @@ def edge_cloud(
     return Plan(tuple(chosen), value, min(value, bound), "minimum cuts, memory priced", visited)
 
 
-def best_prefix(graph: Graph, edge: Device, cloud: Device, link: Link) -> Plan:
+def best_prefix(graph: Graph, edge: Host, cloud: Host, link: Link) -> Plan:
     """The best prefix of the given topological order on the edge, the rest in the cloud.
 
     Optimal among prefixes of this order; :func:`edge_cloud` looks at those of all orders.
@@ -89,8 +90,8 @@ def best_prefix(graph: Graph, edge: Device, cloud: Device, link: Link) -> Plan:
 def latency(
     graph: Graph,
     parts: Sequence[int] | np.ndarray,
-    edge: Device,
-    cloud: Device,
+    edge: Host,
+    cloud: Host,
     link: Link,
     *,
     two_way: bool = False,
@@ -118,7 +119,7 @@ def latency(
     return total + sum(link.milliseconds(size) for size in messages)
 
 
-def _pins(graph: Graph, edge: Device, cloud: Device, pinned: Mapping[str, str]) -> dict[int, int]:
+def _pins(graph: Graph, edge: Host, cloud: Host, pinned: Mapping[str, str]) -> dict[int, int]:
     places = {edge.name: EDGE, cloud.name: CLOUD}
     unknown = sorted(set(pinned.values()) - set(places))
     if unknown:

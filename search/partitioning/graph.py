@@ -17,6 +17,7 @@ class Node:
     name: str
     work: float = 0.0  # any unit, the same for all nodes: MACs, or ms on a device of speed 1
     memory: float = 0.0  # bytes that stay on the device that runs it (weights); adds up within a part
+    peak: float = 0.0  # bytes beside these while it runs (activations); of a part the largest counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class Graph:
         for node in self.nodes:
             _check_figure(f"work of node {node.name!r}", node.work)
             _check_figure(f"memory of node {node.name!r}", node.memory)
+            _check_figure(f"peak of node {node.name!r}", node.peak)
         for tensor in self.tensors:
             _check_figure(f"bytes of tensor {tensor.name!r}", tensor.bytes)
             if not tensor.targets:
@@ -130,6 +132,11 @@ class Graph:
     def memory(self) -> np.ndarray:
         """float64 [nodes], bytes."""
         return np.array([node.memory for node in self.nodes], dtype=np.float64)
+
+    @cached_property
+    def peaks(self) -> np.ndarray:
+        """float64 [nodes], bytes."""
+        return np.array([node.peak for node in self.nodes], dtype=np.float64)
 
     @cached_property
     def links(self) -> tuple[tuple[float, int, tuple[int, ...]], ...]:

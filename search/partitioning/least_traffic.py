@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from .chain import best_intervals
-from .devices import Device
+from .forward import forward_parts
 from .graph import Graph
+from .hosts import Host
+from .kernighan_lin import kernighan_lin
 from .limits import Limits, limits
 from .mincut_pool import mincut_pool
 from .plan import Plan, parts_of, traffic
@@ -16,12 +18,12 @@ from .refine import refine
 from .russian_doll import russian_doll
 from .spectral import eigenvalue_bound, fiedler_order, spectral
 
-METHODS = ("auto", "intervals", "spectral", "gcn")
+METHODS = ("auto", "intervals", "spectral", "kernighan-lin", "gcn")
 
 
 def least_traffic(
     graph: Graph,
-    parts: int | Sequence[Device],
+    parts: int | Sequence[Host],
     *,
     imbalance: float | None = 0.1,
     ordered: bool = False,
@@ -42,8 +44,9 @@ def least_traffic(
         imbalance: a part's work is at most (1 + imbalance) times its share; None: any.
         ordered: tensors only go to the same or later parts: stages that run one after another.
         host: the part that has the inputs, whose upload then counts; None: inputs are free.
-        method: "intervals", "spectral" or "gcn" starts from that alone; "auto" from intervals, and
-            spectrally unless ``ordered``.
+        method: "intervals", "spectral", "kernighan-lin" or "gcn" starts from that alone; "auto" from
+            intervals, and spectrally unless ``ordered``. Clusters know no order: with ``ordered`` every node
+            is moved behind what it reads (:func:`forward_parts`).
         visits: of the branch and bound; 0: none. A small graph needs some thousands, and what is too large
             to be solved takes about 15 s for a million.
         seed: of k-means and the GCN.
@@ -56,8 +59,6 @@ def least_traffic(
     bound_by = limits(graph, parts, imbalance)
     if host is not None and not 0 <= host < bound_by.parts:
         raise ValueError(f"host is one of the parts 0 to {bound_by.parts - 1}, got {host}")
-    if ordered and method in ("spectral", "gcn"):
-        raise ValueError(f"{method!r} knows no order of the parts; with ordered=True take method='intervals'")
     found = [
         (refine(graph, start, bound_by, ordered=ordered, host=host), name)
         for start, name in _starts(graph, bound_by, method, ordered, seed)
@@ -80,16 +81,23 @@ def _starts(
     """Partitions to refine, each with its name; they need not keep the limits."""
     count = min(limits.parts, len(graph))
     starts = []
+
+    def named(clusters: np.ndarray) -> np.ndarray:
+        return forward_parts(graph, clusters) if ordered else _by_size(clusters, limits)
+
     if method in ("auto", "intervals"):
         starts.append((_equal_work(np.arange(len(graph)), limits), "intervals of equal work, refined"))
         cut = _cheapest_intervals(graph, limits)
         if cut is not None:
             starts.append((cut, "intervals of least traffic, refined"))
     if method == "spectral" or (method == "auto" and not ordered):
-        starts.append((_by_size(spectral(graph, count, seed=seed), limits), "spectral clusters, refined"))
-        starts.append((_equal_work(fiedler_order(graph), limits), "spectral order, refined"))
+        starts.append((named(spectral(graph, count, seed=seed)), "spectral clusters, refined"))
+        along = _equal_work(fiedler_order(graph), limits)
+        starts.append((forward_parts(graph, along) if ordered else along, "spectral order, refined"))
+    if method == "kernighan-lin":
+        starts.append((named(kernighan_lin(graph, count, seed=seed)), "Kernighan-Lin, refined"))
     if method == "gcn":
-        starts.append((_by_size(mincut_pool(graph, count, seed=seed), limits), "GCN, refined"))
+        starts.append((named(mincut_pool(graph, count, seed=seed)), "GCN, refined"))
     return starts
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .devices import Device, check_memory
 from .graph import Graph
+from .hosts import Host, check_memory
 from .plan import per_part
 
 ROUNDING = 1e-9  # of a limit; sums in another order differ
@@ -39,7 +39,7 @@ class Limits:
         return bool((self.loads(parts) <= self.slack).all())
 
 
-def limits(graph: Graph, parts: int | Sequence[Device], imbalance: float | None) -> Limits:
+def limits(graph: Graph, parts: int | Sequence[Host], imbalance: float | None) -> Limits:
     """Limits from devices: work in proportion to their speeds, memory as they say.
 
     Args:
@@ -52,7 +52,7 @@ def limits(graph: Graph, parts: int | Sequence[Device], imbalance: float | None)
     if isinstance(parts, int):
         if parts < 1:
             raise ValueError(f"a partition needs at least one part, got {parts}")
-        devices: Sequence[Device] = [Device(f"part {k}") for k in range(parts)]
+        devices: Sequence[Host] = [Host(f"part {k}") for k in range(parts)]
     else:
         devices = parts
     check_memory(graph, devices)

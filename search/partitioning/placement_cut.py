@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .devices import Device, Link
+from ...spaces.devices import Link
 from .graph import Graph
+from .hosts import Host
 from .max_flow import FlowNetwork
 from .plan import per_part
 
@@ -18,7 +19,7 @@ BITS = 60  # the sum of all capacities becomes 2^60, so that rounding costs less
 class PlacementCut:
     """The cut problem, solved anew for every price of memory and every set of pinned nodes."""
 
-    def __init__(self, graph: Graph, edge: Device, cloud: Device, link: Link, *, two_way: bool) -> None:
+    def __init__(self, graph: Graph, edge: Host, cloud: Host, link: Link, *, two_way: bool) -> None:
         self.graph, self.link, self.two_way = graph, link, two_way
         self.times = (edge.milliseconds(graph), cloud.milliseconds(graph))
         self.limits = np.array([edge.memory_limit, cloud.memory_limit])

@@ -26,6 +26,7 @@ class Rule:
     ]  # choices that the rule asks about, and the option indices allowed
     loss: float  # mean of the trials
     trials: int
+    metric: str = "loss"
 
     def holds(self, candidate: Candidate) -> bool:
         chosen = {
@@ -36,12 +37,23 @@ class Rule:
     def __str__(self) -> str:
         conditions = []
         for choice, allowed in self.options:
-            options = ", ".join(str(choice.options[i]) for i in allowed)
-            conditions.append(
-                f"{choice.name} = {options}" if len(allowed) == 1 else f"{choice.name} in ({options})"
-            )
+            conditions.append(f"{choice.name} {_condition(choice, allowed)}")
         count = f"{self.trials} trial{'s' if self.trials > 1 else ''}"
-        return f"loss {self.loss:.4g} ({count}) where {' and '.join(conditions) or 'anything'}"
+        return f"{self.metric} {self.loss:.4g} ({count}) where {' and '.join(conditions) or 'anything'}"
+
+
+def _condition(choice: Choice, allowed: range) -> str:
+    """``"= 0.5"``, ``"<= 0.5"``, ``">= 0.5"`` or ``"in (a, b)"``."""
+    options, taken = choice.options, [choice.options[i] for i in allowed]
+    if len(taken) == 1:
+        return f"= {taken[0]}"
+    numbers = [o for o in options if isinstance(o, int | float) and not isinstance(o, bool)]
+    if numbers == list(options) and sorted(numbers) in (numbers, numbers[::-1]):
+        values = sorted(numbers[i] for i in allowed)
+        if values[0] == min(numbers):
+            return f"<= {values[-1]}"
+        return f">= {values[0]}" if values[-1] == max(numbers) else f"in {values[0]} .. {values[-1]}"
+    return f"in ({', '.join(map(str, taken))})"
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,7 @@ def loss_tree(
     depth: int = 4,
     least: int = 5,
     seed: int = 0,
+    metric: str = "loss",
 ) -> LossTree:
     """Fit a regression tree (CART: Breiman et al., 1984) from option indices to the loss.
 
@@ -89,6 +102,7 @@ def loss_tree(
         depth: conditions of a rule at most.
         least: trials of a rule at least.
         seed: of the folds and of ties.
+        metric: what the losses are called in the rules' text.
 
     Raises:
         ValueError: candidates of two spaces, or fewer than ``max(2 * least, 5)`` finite losses.
@@ -127,12 +141,12 @@ def loss_tree(
     order = np.argsort(-shares, kind="stable")
     return LossTree(
         importances={choices[d].name: float(shares[d]) for d in order},
-        rules=tuple(sorted(_rules(tree, choices), key=lambda rule: rule.loss)),
+        rules=tuple(sorted(_rules(tree, choices, metric), key=lambda rule: rule.loss)),
         trust=1 - error / variation if variation > 0 else 0.0,
     )
 
 
-def _rules(tree: DecisionTreeRegressor, choices: tuple[Choice, ...]) -> list[Rule]:
+def _rules(tree: DecisionTreeRegressor, choices: tuple[Choice, ...], metric: str) -> list[Rule]:
     """The leaves of a fitted tree, each with the options that lead to it."""
     inner = tree.tree_
     rules = []
@@ -143,7 +157,7 @@ def _rules(tree: DecisionTreeRegressor, choices: tuple[Choice, ...]) -> list[Rul
         if d < 0:
             asked = [(c, r) for c, r in zip(choices, allowed, strict=True) if len(r) < len(c)]
             loss = float(inner.value[node].item())
-            rules.append(Rule(tuple(asked), loss, int(inner.n_node_samples[node])))
+            rules.append(Rule(tuple(asked), loss, int(inner.n_node_samples[node]), metric))
             continue
         cut = int(np.floor(inner.threshold[node])) + 1  # the first option of the right side
         for child, side in (

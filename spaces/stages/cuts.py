@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -129,18 +129,18 @@ class Order:
         return min(reversed((n, *self._bases(n))), key=lambda b: self.bytes(b) or 0.0)
 
 
-def find_cuts(network: Captured | Functional) -> tuple[Cut, ...]:
+def find_cuts(network: Captured | Functional, *, work: Mapping[str, float] | None = None) -> tuple[Cut, ...]:
     """All legal cuts, in the graph's order: every prefix of its calls, not between a tuple and its parts.
 
-    Runs the network once on its example to count multiply-accumulates. Of neighbours that send the same
-    tensors, the last is kept.
+    Runs the network once on its example to count multiply-accumulates, unless ``work`` tells them (see
+    :func:`.work.macs`). Of neighbours that send the same tensors, the last is kept.
 
     Raises:
         CutError: the model keeps state between calls (see :func:`functionalise`).
     """
     network = network if isinstance(network, Functional) else functionalise(network)
     order = Order(network)
-    work = macs(network)
+    work = macs(network) if work is None else work
     paths = [modules(n) for n in order.calls]
     first: dict[str, int] = {}
     last: dict[str, int] = {}

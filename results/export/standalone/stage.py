@@ -231,7 +231,9 @@ def _session(stage: Stage, listener: socket.socket, control: socket.socket, sess
     tell(stage=stage.name)
     order = wire.read_frame(control.fileno())
     said = order.json() if order is not None else {}
-    after = wire.connect(*said["next"], "data", session) if said["next"] else None
+    after = (
+        wire.connect(*said["next"], "data", session, os.environ.get(wire.TOKEN, "")) if said["next"] else None
+    )
     source, _ = wire.accept(listener, "data", session, wire.GREETING_SECONDS)
     lost = lambda why: tell(fault=why)  # noqa: E731
     sender = wire.Sender(

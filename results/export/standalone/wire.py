@@ -178,20 +178,20 @@ class Lane:
     def __init__(self) -> None:
         self._items: deque[Any] = deque()
         self._changed = threading.Condition()
-        self._ended = False
+        self.ended = False
 
     def put(self, item: Any, room: float = ROOM) -> None:
         """Waits for room. After the end, items are dropped."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or len(self._items) < room)
-            if not self._ended:
+            self._changed.wait_for(lambda: self.ended or len(self._items) < room)
+            if not self.ended:
                 self._items.append(item)
                 self._changed.notify_all()
 
     def get(self) -> Any:
         """Waits for an item; ``None`` when there will be no more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or self._items)
+            self._changed.wait_for(lambda: self.ended or self._items)
             item = self._items.popleft() if self._items else None
             self._changed.notify_all()
             return item
@@ -199,7 +199,7 @@ class Lane:
     def end(self, *, drop: bool = False) -> None:
         """No more items; ``drop``: nor those that wait."""
         with self._changed:
-            self._ended = True
+            self.ended = True
             if drop:
                 self._items.clear()
             self._changed.notify_all()
@@ -209,12 +209,12 @@ class Delay:
     """A simulated way over links, each given as (seconds per byte, seconds until the first bit arrives)."""
 
     def __init__(self, hops: Sequence[Sequence[float]]) -> None:
-        self._hops = [(float(per_byte), float(latency)) for per_byte, latency in hops]
-        self._free = [0.0] * len(self._hops)  # when each link has sent all that it was given
+        self.hops = [(float(per_byte), float(latency)) for per_byte, latency in hops]
+        self._free = [0.0] * len(self.hops)  # when each link has sent all that it was given
 
     def arrival(self, ready: float, size: int) -> float:
         """When a message that is ready to be sent at this time has arrived; messages follow each other."""
-        for i, (per_byte, latency) in enumerate(self._hops):
+        for i, (per_byte, latency) in enumerate(self.hops):
             self._free[i] = max(ready, self._free[i]) + size * per_byte
             ready = self._free[i] + latency
         return ready
@@ -239,11 +239,12 @@ class Sender:
         self.payload = self.bytes = 0  # sent; bytes: with headers
         self.lane = Lane()
         self._fd, self._delay, self._lost, self._turn = fd, delay, lost, turn
+        self._room = math.inf if delay.hops else ROOM  # messages under way wait here too
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def send(self, frame: Frame, room: float = ROOM) -> None:
-        self.lane.put((time.monotonic(), frame), room)
+    def send(self, frame: Frame, room: float | None = None) -> None:
+        self.lane.put((time.monotonic(), frame), self._room if room is None else room)
 
     def finish(self) -> None:
         """Wait until all is sent."""
@@ -266,14 +267,11 @@ class Sender:
             self.payload += frame.bytes if frame.kind == DATA else 0
 
 
-def connect(
-    host: str, port: int, role: str, session: str, seconds: float = GREETING_SECONDS
-) -> socket.socket:
+def connect(host: str, port: int, role: str, session: str, token: str) -> socket.socket:
     """A connection on which we have said who we are."""
-    connection = socket.create_connection((host, port), timeout=seconds)
+    connection = socket.create_connection((host, port), timeout=GREETING_SECONDS)
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    token = os.environ.get(TOKEN, "")
     write_frame(connection.fileno(), text_frame(CONTROL, role=role, session=session, token=token))
     return connection
 

@@ -87,6 +87,12 @@ function colours() {
   };
 }
 
+// A colour between two of the style sheet's, written #rrggbb, as plotly mixes them too.
+function mixed(low, high, share) {
+  const part = (text, i) => parseInt(text.slice(1 + 2 * i, 3 + 2 * i), 16);
+  return `rgb(${[0, 1, 2].map((i) => Math.round(part(low, i) + share * (part(high, i) - part(low, i)))).join(",")})`;
+}
+
 // Charts.
 
 const escaped = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");

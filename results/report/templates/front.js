@@ -186,12 +186,6 @@ function drawCloud() {
   canvas.setAttribute("aria-label", `${plural(lit, "dominated trial")} within the filter`);
 }
 
-// A colour between two of the style sheet's, written #rrggbb, as plotly mixes them too.
-function mixed(low, high, share) {
-  const part = (text, i) => parseInt(text.slice(1 + 2 * i, 3 + 2 * i), 16);
-  return `rgb(${[0, 1, 2].map((i) => Math.round(part(low, i) + share * (part(high, i) - part(low, i)))).join(",")})`;
-}
-
 function listenFront() {
   const picture = $("front");
   let pressed = null;

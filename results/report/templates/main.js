@@ -70,7 +70,7 @@ function listen() {
   $("previous").addEventListener("click", () => step(-1));
   $("next").addEventListener("click", () => step(1));
   listenTable();
-  const redraw = () => { drawFront(); drawConvergence(); drawChoices(); drawAbout(); drawRivals(); };
+  const redraw = () => { drawFront(); drawConvergence(); drawChoices(); drawAbout(); drawRivals(); drawImportance(); };
   media("(prefers-color-scheme: dark)").addEventListener("change", redraw);
   let width = $("choices-scroll").clientWidth;
   new ResizeObserver(() => {
@@ -96,6 +96,8 @@ async function start() {
   layChoices();
   drawTable();
   drawFailures();
+  drawClock();
+  drawImportance();
   drawAbout();
   drawRivals();
   await painted();

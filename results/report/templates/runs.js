@@ -21,6 +21,30 @@ function drawConvergence() {
   }
 }
 
+function drawClock() {
+  const clocked = runs.every((of) => of.convergence.clock);
+  $("seconds-caption").textContent = clocked ? "Hypervolume against seconds on the clock" : "Hypervolume against seconds of evaluation";
+  $("seconds-note").textContent = clocked ? "Seconds are those that the run had been going on for."
+    : "Seconds are those of the evaluations, added up in trial order over all workers: an older run has kept no clock.";
+}
+
+// The shares of each choice, the same bars as those of the layers.
+function drawImportance() {
+  const known = runs.map((of, r) => [of, r]).filter(([of]) => of.importance);
+  $("importance-section").hidden = !known.length;
+  replace($("importance"), h("div", { class: "abouts" }, known.map(([of, r]) => {
+    const { metric, names, shares, trials, fit } = of.importance, most = Math.max(...shares);
+    const learnt = fit === null ? `from all ${trials} candidates` : `learnt from ${plural(trials, "trial")}, `
+      + `R² ${fit.toFixed(2)} on those held out`;
+    return h("div", null, h("h3", null, runs.length > 1 ? [swatch(r), `${of.name}: `] : null, `${capital(labelOf(metric))}, ${learnt}`),
+      h("div", { class: "widths", role: "table", "aria-label": "importance" }, names.map((name, i) =>
+        h("div", { class: "width", role: "row", "data-choice": name, title: name },
+          h("span", { class: "layer", role: "cell" }, tail(name, 26)),
+          h("span", { class: "track", role: "presentation" }, h("span", { class: "part", style: { width: `${(100 * shares[i]) / most}%` } })),
+          h("span", { class: "units", role: "cell" }, h("b", null, `${fixed(100 * shares[i], 1)} %`))))));
+  })));
+}
+
 function openButton(r, wanted) {
   const open = () => {
     choose(rowOf(r, wanted));

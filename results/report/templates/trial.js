@@ -52,30 +52,6 @@ function spreadText(row, name) {
   return h("small", { title: "quartiles of the measurement" }, `${low} to ${high}`);
 }
 
-// Kept units against the original, one bar a choice, in network order; the original's length is its share of
-// the widest, so that the bars show the shape of the network.
-function trialWidths(row) {
-  const of = run(row);
-  const groups = of.choices.flatMap((choice, c) => (choice.kept ? [[choice, choice.kept[of.taken[c][placeOf[row]]]]] : []));
-  if (!groups.length) return null;
-  // A dropped block takes the units inside it along, whatever was chosen for them.
-  const dropped = of.choices.flatMap((choice, c) => {
-    const [kind, place] = namePair(choice.name);
-    return kind === "drop" && of.taken[c][placeOf[row]] > 0 ? [`${place}.`] : [];
-  });
-  const gone = (choice) => dropped.some((block) => namePair(choice.name)[1].startsWith(block));
-  const widest = Math.max(...groups.map(([choice]) => choice.kept[0]));
-  const bar = (part, units) => h("span", { class: part, style: { width: `${(100 * units) / widest}%` } });
-  return h("div", null, h("h3", null, "Units kept, in network order"),
-    h("div", { class: "widths", role: "table", "aria-label": "units kept" }, groups.map(([choice, now]) =>
-      h("div", { class: "width", role: "row", "data-choice": choice.name, title: choice.name },
-        h("span", { class: "layer", role: "cell" }, tail(namePair(choice.name)[1], 26)),
-        h("span", { class: "track", role: "presentation" }, bar("whole", choice.kept[0]),
-          gone(choice) ? null : bar("part", now)),
-        h("span", { class: "units", role: "cell" },
-          gone(choice) ? "dropped" : [h("b", null, now), ` of ${choice.kept[0]}`])))));
-}
-
 // Everything else that was decided: dropped blocks, operators, cuts, devices, bits.
 function trialChoices(row) {
   const of = run(row);

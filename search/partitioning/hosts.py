@@ -1,4 +1,4 @@
-"""Devices that run parts of a network, and the links between them."""
+"""What runs parts of a network, as the partitioners see it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .graph import Graph
 
 
 @dataclass(frozen=True)
-class Device:
-    """What runs a part.
+class Host:
+    """What runs a part: a :class:`spaces.devices.Device` reduced to the times of a graph's nodes.
 
     Raises:
         ValueError: a speed that is not positive, a negative memory limit.
@@ -56,36 +56,7 @@ class Device:
         return times
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """What carries tensors from one device to another.
-
-    Raises:
-        ValueError: a bandwidth that is not positive, a latency that is negative or not finite.
-    """
-
-    bandwidth_mbps: float = math.inf  # megabits (10^6 bit) per second
-    latency_ms: float = 0.0  # per message
-
-    def __post_init__(self) -> None:
-        if not self.bandwidth_mbps > 0:
-            raise ValueError(
-                f"a link needs a bandwidth above 0 mbps, got {self.bandwidth_mbps!r}; devices that cannot "
-                "talk to each other cannot share a network"
-            )
-        if not (math.isfinite(self.latency_ms) and self.latency_ms >= 0):
-            raise ValueError(f"a link's latency must be 0 ms or more, got {self.latency_ms!r}")
-
-    @property
-    def ms_per_byte(self) -> float:
-        return 8e-3 / self.bandwidth_mbps
-
-    def milliseconds(self, size: float) -> float:
-        """Until a message of ``size`` bytes has arrived."""
-        return self.latency_ms + size * self.ms_per_byte
-
-
-def check_memory(graph: Graph, devices: Sequence[Device]) -> None:
+def check_memory(graph: Graph, devices: Sequence[Host]) -> None:
     """Refuse what no placement of any kind can meet.
 
     Raises:
@@ -102,10 +73,11 @@ def check_memory(graph: Graph, devices: Sequence[Device]) -> None:
             f"the network needs {needed:,.0f} bytes, its devices hold {held:,.0f} together: "
             f"{needed - held:,.0f} are missing; raise a memory limit, add a device, or prune first"
         )
-    largest = max(graph.nodes, key=lambda node: node.memory)
+    largest = max(graph.nodes, key=lambda node: node.memory + node.peak)
     roomiest = max(devices, key=lambda device: device.memory_limit)
-    if largest.memory > roomiest.memory_limit:
+    needs = largest.memory + largest.peak
+    if needs > roomiest.memory_limit:
         raise ValueError(
-            f"node {largest.name!r} needs {largest.memory:,.0f} bytes, the largest device {roomiest.name!r} "
-            f"holds {roomiest.memory_limit:,.0f}: {largest.memory - roomiest.memory_limit:,.0f} are missing"
+            f"node {largest.name!r} needs {needs:,.0f} bytes, the largest device {roomiest.name!r} "
+            f"holds {roomiest.memory_limit:,.0f}: {needs - roomiest.memory_limit:,.0f} are missing"
         )

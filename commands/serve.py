@@ -1,0 +1,123 @@
+"""The stages of one trial, as processes that are running."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from .arguments import names_in
+from .terminal import busy
+from .types import AsJson, RunPath, TrialNumber
+from .views import print_json, print_table
+
+
+def serve(
+    run: RunPath,
+    trial: TrialNumber,
+    transport: Annotated[
+        str, typer.Option("--transport", metavar="tcp|ray", help="processes, or Ray actors")
+    ] = "tcp",
+    inputs: Annotated[
+        int, typer.Option("--inputs", metavar="N", min=1, help="validation inputs to send")
+    ] = 64,
+    batch: Annotated[int, typer.Option("--batch", metavar="B", min=1, help="samples of each input")] = 1,
+    link: Annotated[
+        str | None,
+        typer.Option("--link", metavar="MBPS,MS", help="simulated between stages [default: the run's links]"),
+    ] = None,
+    real: Annotated[bool, typer.Option("--real", help="simulate no devices and no links")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="start a stage that dies or hangs again")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="S", help="seconds without an answer: a stage hangs")
+    ] = 60.0,
+    threads: Annotated[int, typer.Option("--threads", metavar="T", min=1, help="of each stage")] = 1,
+    runtime: Annotated[
+        str, typer.Option("--runtime", metavar="pt2|onnx", help="what runs the stages")
+    ] = "pt2",
+    hosts: Annotated[
+        str, typer.Option("--hosts", metavar="HOST:PORT,...", help="where exported stages listen, in order")
+    ] = "",
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="ADDR", help="of a Ray cluster [default: a private one]"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the stages of one trial as processes and measure latency, throughput and bytes on the wire."""
+    if real and link is not None:
+        raise typer.BadParameter("--real simulates nothing; leave out --link")
+    from ..search import load
+    from ..search.deploying import serve as served
+    from ..spaces.devices import parse_link
+
+    options: dict[str, Any] = {} if link is None else {"link": parse_link(link)}
+    loaded = load(run)
+    with busy() as say:
+        found = served(
+            loaded,
+            trial,
+            inputs=inputs,
+            batch=batch,
+            simulate=not real,
+            say=say,
+            transport=transport,
+            restart=restart,
+            timeout=timeout,
+            threads=threads,
+            runtime=runtime,
+            hosts=tuple(names_in(hosts)),
+            address=address,
+            **options,
+        )
+    if as_json:
+        print_json(found)
+    else:
+        _print(found)
+
+
+def _print(found: dict[str, Any]) -> None:
+    kind = {"tcp": "processes over TCP", "ray": "Ray actors"}[found["transport"]]
+    print(
+        f"trial {found['trial']} as {len(found['stages'])} {kind}, "
+        f"{found['inputs']} inputs of {found['batch']} samples"
+    )
+    rows = [
+        (
+            s["name"],
+            s["device"] or "",
+            f"{s['busy_ms']:.2f}",
+            f"{s['slept_ms']:.2f}" if s["slept_ms"] > 0.01 else "",
+        )
+        for s in found["stages"]
+    ]
+    print_table("", ("stage", "device", "computes, ms", "slowed down, ms"), rows)
+    samples = found["inputs"] * found["batch"]
+    rows = [
+        (
+            f"{b['sender']} > {b['receiver']}",
+            f"{b['payload_bytes'] / samples / 1000:.2f}",
+            "" if b["wire_bytes"] is None else f"{b['wire_bytes'] / samples / 1000:.2f}",
+        )
+        for b in found["boundaries"]
+    ]
+    print_table("", ("boundary", "kB a sample", "with headers"), rows)
+    measured, predicted = found["measured"], found["predicted"]
+    rows = []
+    for name, unit in (("latency_ms", ""), ("throughput_per_s", ""), ("traffic_kb", "")):
+        was = predicted.get(name)
+        ratio = f"{measured[name] / was:.2f}x" if was else ""
+        rows.append((name, f"{measured[name]:.3f}{unit}", "-" if was is None else f"{was:.3f}", ratio))
+    print_table("", ("", "measured", "predicted", "ratio"), rows)
+    spread = f"{measured['latency_q25_ms']:.2f} to {measured['latency_q75_ms']:.2f}"
+    print(f"Latency: one input at a time, middle half {spread} ms; throughput: {found['inflight']} under way")
+    if any(found["simulated"]["links"]) or any(s < 1 for s in found["simulated"]["speeds"]):
+        print("Links and slower devices are simulated on this machine by waiting")
+    if found["restarts"]:
+        print(f"Stages were started again {found['restarts']} times")
+    print(
+        f"{found['metric']} of what came back {found['score']:.4f}, in one process "
+        f"{found['whole_score']:.4f}; outputs differ by {found['difference']:.1e} of the largest"
+    )

@@ -1,0 +1,1 @@
+"""Explanations that need the networks and the data: one analysis a file."""

@@ -1,0 +1,178 @@
+"""Which part of an input the answer rests on, before and after, by captum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...results.explaining.agreement import rank_correlation, top_overlap
+from ...results.explaining.section import Figure, Section, Skipped, clipped
+from .subject import Subject
+
+SAMPLES = 24  # whose attributions are compared
+PICTURES = 4  # of these are shown
+STEPS = (64, 256, 1024)  # of the integral; more where the sum is not complete
+TOLERANCE = 0.01  # of f(x) - f(baseline)
+WINDOWS = 8  # occluded places along an axis
+FINEST = 32  # pixels on a side of a picture
+
+
+def attribution_section(subject: Subject) -> Section:
+    """Integrated gradients and occlusion of both networks on the same inputs, and how far they agree.
+
+    Raises:
+        Skipped: captum is not installed, the inputs are no single tensor of floats, or outputs are not
+            [batch, scores].
+    """
+    try:
+        import captum.attr  # noqa: F401
+    except ImportError:
+        raise Skipped('captum is not installed: pip install "netcarve[explain]"') from None
+    x = _some(subject.only_input())
+    models = subject.original, subject.network
+    with torch.no_grad():
+        outputs = subject.call(subject.original, x)
+    if outputs.dim() != 2:
+        raise Skipped(f"outputs are {list(outputs.shape)}, not [batch, scores]")
+    targets = outputs.argmax(dim=1)  # what the original answers: one question put to both
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    gaps: list[np.ndarray] = []
+    for name, method in (("integrated gradients", _integrated), ("occlusion", _occluded)):
+        pair = []
+        for which, model in zip(("original", "subnetwork"), models, strict=True):
+            subject.say(f"{name} of the {which}")
+            attributions, gap = method(subject, model, x, targets)
+            pair.append(attributions)
+            gaps += [gap] if gap is not None else []
+        found[name] = (pair[0], pair[1])
+    agreement = {
+        name: {
+            "rank_correlation": float(np.nanmean(rank_correlation(a, b))),
+            "top_overlap": float(np.mean(top_overlap(a, b))),
+        }
+        for name, (a, b) in found.items()
+    }
+    gap = np.concatenate(gaps)
+    figures = _pictures(x, found) if x.dim() == 4 or x.dim() == 2 else []
+    figures.append(
+        Figure(
+            "table",
+            "Agreement",
+            "1 is full agreement; the rank correlation of unrelated attributions is 0, their overlap 0.2.",
+            {
+                "head": ["method", "rank correlation", "overlap of the strongest fifth"],
+                "rows": [
+                    [n, f"{a['rank_correlation']:.2f}", f"{a['top_overlap']:.2f}"]
+                    for n, a in agreement.items()
+                ],
+            },
+        )
+    )
+    scores = ", ".join(f"{n} {a['rank_correlation']:.2f}" for n, a in agreement.items())
+    return Section(
+        "attribution",
+        "What the answer rests on",
+        f"attributions agree (rank correlation): {scores}",
+        f"{len(x)} validation samples, for the class that the original answers; integrated gradients from an input "
+        f"of zeros, whose sum misses f(x) - f(zeros) by {np.median(gap):.2%} in the median and {gap.max():.2%} at "
+        f"most (captum)",
+        tuple(figures),
+        {
+            "samples": len(x),
+            "agreement": agreement,
+            "completeness_gap": {"median": float(np.median(gap)), "largest": float(gap.max())},
+        },
+    )
+
+
+def _integrated(
+    subject: Subject, model: nn.Module, x: Tensor, targets: Tensor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Attributions [samples, ...], and how far their sums miss f(x) - f(0), relative [samples]."""
+    from captum.attr import IntegratedGradients
+
+    forward = _forward(subject, model)
+    method, baseline = IntegratedGradients(forward), torch.zeros_like(x)
+    with torch.no_grad():
+        rows = torch.arange(len(x))
+        whole = (forward(x) - forward(baseline))[rows, targets]
+    attributions, gap = torch.zeros_like(x), torch.full((len(x),), math.inf)
+    for steps in STEPS:
+        todo = torch.nonzero(gap > TOLERANCE).flatten()
+        if not len(todo):
+            break
+        got = method.attribute(
+            x[todo], baselines=baseline[todo], target=targets[todo], n_steps=steps, internal_batch_size=128
+        )
+        attributions[todo] = got.detach().to(attributions.dtype)
+        missed = (got.detach().flatten(1).sum(dim=1) - whole[todo]).abs()
+        gap[todo] = (missed / whole[todo].abs().clamp_min(1e-12)).float()
+    return attributions.double().numpy(), gap.double().numpy()
+
+
+def _occluded(subject: Subject, model: nn.Module, x: Tensor, targets: Tensor) -> tuple[np.ndarray, None]:
+    """Fall of the score when a window is set to zero, spread over the window: [samples, ...]."""
+    from captum.attr import Occlusion
+
+    if x.dim() > 2:  # all channels at once; windows half overlap
+        sides = [max(1, math.ceil(2 * n / WINDOWS)) for n in x.shape[2:]]
+        window = (x.shape[1], *sides)
+        strides = (x.shape[1], *(max(1, side // 2) for side in sides))
+    else:
+        window = strides = (max(1, math.ceil(x.shape[1] / 64)),)
+    with torch.no_grad():
+        got = Occlusion(_forward(subject, model)).attribute(
+            x, sliding_window_shapes=window, strides=strides, target=targets, baselines=0
+        )
+    return got.double().numpy(), None
+
+
+def _forward(subject: Subject, model: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: subject.call(model, x)
+
+
+def _some(x: Tensor) -> Tensor:
+    rows = torch.linspace(0, len(x) - 1, min(SAMPLES, len(x))).round().long()
+    return x[rows]
+
+
+def _pictures(x: Tensor, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Figure]:
+    if x.dim() == 2 and x.shape[1] > 256:
+        return []
+    rows = []
+    for sample in range(min(PICTURES, len(x))):
+        pictures: list[dict[str, Any]] = [
+            {"name": "input", "pixels": _plane(x[sample].double().numpy(), spread=True), "signed": False}
+        ]
+        for name, pair in found.items():
+            for which, values in zip(("original", "subnetwork"), pair, strict=True):
+                pictures.append(
+                    {"name": f"{name}, {which}", "pixels": _plane(values[sample]), "signed": True}
+                )
+        rows.append({"name": f"sample {sample + 1}", "pictures": pictures})
+    return [
+        Figure(
+            "images",
+            "Attributions",
+            "Blue places speak for the class, orange ones against it; the pictures before and after should look "
+            "alike.",
+            {"rows": rows},
+        )
+    ]
+
+
+def _plane(values: np.ndarray, *, spread: bool = False) -> list[Any]:
+    """A picture: channels summed (or averaged), at most :data:`FINEST` pixels on a side, scaled to 1."""
+    plane = (
+        values.reshape(1, -1) if values.ndim == 1 else values.mean(axis=0) if spread else values.sum(axis=0)
+    )
+    steps = [max(1, math.ceil(n / FINEST)) for n in plane.shape] if values.ndim > 1 else [1, 1]
+    plane = plane[:: steps[0], :: steps[1]]
+    if spread:
+        plane = (plane - plane.min()) / max(float(np.ptp(plane)), 1e-30)
+    return clipped(plane / max(float(np.abs(plane).max()), 1e-30), 3)

@@ -1,0 +1,201 @@
+"""Measuring a profile of this machine: how long the operators of a task's network take at several widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..spaces.capture import capture
+from ..spaces.devices import Device, Profile
+from ..spaces.devices.law import fit_affine
+from ..spaces.stages import Stage, find_cuts, functionalise, split
+from ..spaces.threads import one_thread
+from .clocked import Call, Clocked
+from .machine import environment, processor
+from .stage_timing import stage_jobs, stopwatch, taking_turns
+
+if TYPE_CHECKING:
+    from ..spaces import Blueprint
+    from .task import Task
+
+RATIOS = (0.0, 0.25, 0.5, 0.75, 0.875)  # that each group is pruned by, in turn
+HELD_OUT = 2  # networks that only check
+PARTS = 3  # that each network is split into
+MOST_ROUNDS = 60
+LEAST_MS = 1e-5  # of a call: below what the clock tells
+PACKAGES = ("netcarve", "torch", "numpy")
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one operator takes in the unchanged network, for one sample."""
+
+    operator: str
+    calls: int
+    ms: float  # of all its calls
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """A measured profile, and what it was measured on."""
+
+    profile: Profile
+    lines: tuple[Line, ...]  # most time first
+    ms: float  # of the unchanged network as one stage, measured
+    held_out: tuple[tuple[float, float], ...]  # ms of stages of other networks: by the profile, measured
+
+
+@dataclass(frozen=True)
+class _Net:
+    """One network of the measurement."""
+
+    clocked: Clocked
+    stages: list[Stage]  # it, split at random
+    ends: list[int]  # of each stage but the last, its last call
+
+    def parts(self) -> list[list[Call]]:
+        """The calls of the whole, then of each stage."""
+        calls, edges = self.clocked.calls, [0, *(end + 1 for end in self.ends), None]
+        return [calls, *(calls[a:b] for a, b in pairwise(edges))]
+
+    def jobs(self) -> list[Callable[[], Any]]:
+        """A call of the whole, then of each stage."""
+        return [self.clocked.whole, *stage_jobs(self.stages, *self.clocked.inputs)]
+
+
+@one_thread()
+def measure_profile(
+    task: Task,
+    blueprint: Blueprint,
+    *,
+    seconds: float = 5.0,
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> Profiled:
+    """Time the operators of the task's network on this machine, on one thread, at several widths.
+
+    The unchanged network, one pruned to an eighth, and four in which every group has 3/4, 1/2, 1/4 and 1/8 of
+    its units once, combined at random, run in turns with a clock between their calls. In the same rounds each
+    of them is also timed whole, and split into three stages at random, for the correction ``scale x sum +
+    per_stage_ms``; and so are two further networks, on which the error of the profile is measured. Nothing
+    else may run meanwhile.
+
+    Args:
+        blueprint: of the task's model; a model of which nothing may be pruned is measured as it is.
+        seconds: of timing, on top of making the networks (about a second each); more where five rounds
+            take longer.
+        seed: of the widths and splits.
+
+    Raises:
+        CutError: the model keeps state between calls.
+    """
+    tell = say or (lambda _: None)
+    rng = np.random.default_rng(seed)
+    tell("measuring this machine: making networks of several widths")
+    nets = [_network(model, task, rng) for model in _models(task, blueprint, rng)]
+    shared_names(nets[0].clocked.calls, [net.clocked.calls for net in nets[1:]])
+    check = nets[-HELD_OUT:] if len(nets) > HELD_OUT else []
+    train = nets[: len(nets) - len(check)]
+    tell("measuring this machine: timing operators and stages")
+    jobs = [[stopwatch(job) for job in net.jobs()] for net in nets]
+    # All in the same rounds, since machines drift.
+    found = taking_turns(
+        [*(net.clocked.run for net in train), *(job for of in jobs for job in of)],
+        seconds=seconds,
+        rounds=MOST_ROUNDS,
+    )
+    points: dict[str, list[tuple[float, float, float]]] = {}
+    for net, times in zip(train, found, strict=False):
+        for call, ms in zip(net.clocked.calls, times.tolist(), strict=True):
+            if call.moved:
+                points.setdefault(call.operator, []).append((call.macs, call.moved, max(ms, LEAST_MS)))
+    profile = Profile(
+        {name: np.array(rows) for name, rows in points.items()},
+        machine=processor(),
+        versions={k: v for k, v in environment().items() if k in PACKAGES},
+    )
+    measured = np.array(found[len(train) :], dtype=np.float64) / nets[0].clocked.samples
+    summed = np.array([_sum(profile, part) for net in nets for part in net.parts()])
+    fitted = np.repeat(np.arange(len(nets)), [len(of) for of in jobs]) < len(train)
+    scale, start = fit_affine(summed[fitted], measured[fitted])
+    held = ~fitted if check else fitted
+    predicted = scale * summed + start
+    off = np.abs(predicted / measured - 1)[held]
+    error = float(np.median(off)), float(np.quantile(off, 0.9))
+    return Profiled(
+        replace(profile, scale=scale, per_stage_ms=start, error=error),
+        _lines(train[0].clocked.calls, found[0]),
+        float(measured[0]),
+        tuple(zip(predicted[held].tolist(), measured[held].tolist(), strict=True)),
+    )
+
+
+def with_profiles(
+    devices: Sequence[Device],
+    task: Task,
+    blueprint: Blueprint,
+    *,
+    say: Callable[[str], None] | None = None,
+) -> tuple[Device, ...]:
+    """The devices, those whose speed is relative to this machine with its profile, measured once for all.
+
+    Raises:
+        CutError: as :func:`measure_profile`.
+    """
+    if all(device.profile is not None for device in devices):
+        return tuple(devices)
+    reference = measure_profile(task, blueprint, say=say).profile
+    return tuple(device.on(reference) for device in devices)
+
+
+def shared_names(calls: list[Call], others: Sequence[list[Call]]) -> None:
+    """Give the calls of pruned networks the operators of the unchanged one, which they are called by.
+
+    Where an operator's geometry counts channels (heads, say), it would else be another one when pruned.
+    """
+    for other in others:
+        if len(other) == len(calls):
+            pairs = list(zip(calls, other, strict=True))
+            if all(a.operator.partition(" ")[0] == b.operator.partition(" ")[0] for a, b in pairs):
+                other[:] = [replace(b, operator=a.operator) for a, b in pairs]
+
+
+def _models(task: Task, blueprint: Blueprint, rng: np.random.Generator) -> list[torch.nn.Module]:
+    """The unchanged network first, those that only check last."""
+    try:
+        space = blueprint.space("prune", ratios=RATIOS, importance="l1")
+    except ValueError:  # nothing may be pruned
+        return [task.model]
+    most = space.counts - 1
+    steps = np.array([rng.permutation(len(RATIOS) - 1) + 1 for _ in most]).T  # [4, choices]
+    other = rng.integers(0, len(RATIOS), (HELD_OUT, len(most)))
+    rows = [most, *np.minimum(steps, most), *np.minimum(other, most)]
+    return [task.model, *(space.build(space.candidate(row)).eval() for row in rows)]
+
+
+def _network(model: torch.nn.Module, task: Task, rng: np.random.Generator) -> _Net:
+    network = functionalise(capture(model, task.example))
+    cuts = find_cuts(network)
+    taken = sorted(rng.choice(len(cuts), min(PARTS - 1, len(cuts)), replace=False).tolist()) if cuts else []
+    stages = split(network, [cuts[i] for i in taken], check=False)
+    return _Net(Clocked(network), stages, [cuts[i].index for i in taken])
+
+
+def _sum(profile: Profile, calls: Sequence[Call]) -> float:
+    work = np.array([(call.macs, call.moved) for call in calls], dtype=np.float64).reshape(-1, 1, 2)
+    names = [call.operator for call in calls]
+    return float(profile.milliseconds(names, work[:, :, 0].T, work[:, :, 1].T).sum())
+
+
+def _lines(calls: Sequence[Call], ms: np.ndarray) -> tuple[Line, ...]:
+    of: dict[str, list[float]] = {}
+    for call, taken in zip(calls, ms.tolist(), strict=True):
+        if call.moved:
+            of.setdefault(call.operator, []).append(taken)
+    lines = [Line(name, len(times), sum(times)) for name, times in of.items()]
+    return tuple(sorted(lines, key=lambda line: -line.ms))

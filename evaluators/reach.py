@@ -1,0 +1,80 @@
+"""Costs that the data decide: how far samples go through a network with early exits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ..spaces import Candidate, Space
+from ..spaces.exits import Cascade
+from ..spaces.rung import rungs_of
+from .accuracy import Quality
+from .base import Evaluator, Measured
+from .cost import count
+from .pool import Scorer
+from .task import Task
+
+METRICS = ("macs", "flops")
+
+
+class Reach(Evaluator):
+    """``macs`` per sample as the validation data need them, ``flops`` (2 x macs), and another's scores.
+
+    Of a cascade: the sum over stages of the share of samples that reach it times its multiply-accumulates;
+    ``detail["exits"]`` keeps the share that left at each exit and at the end. Of other networks: as counted.
+
+    Args:
+        inner: runs the model over the validation data, so that it need not run twice; ``None``: nobody does.
+    """
+
+    only_runs = True
+    of_network = True
+
+    def __init__(self, inner: Quality | None = None) -> None:
+        self.inner = inner
+        self.name = "reach" if inner is None else inner.name
+        self.metrics = (*(() if inner is None else inner.metrics), *METRICS)
+
+    def gives(self, task: Task | None) -> tuple[str, ...]:
+        return (*(() if self.inner is None else self.inner.gives(task)), *METRICS)
+
+    def __call__(self, task: Task | None, model: nn.Module | None, candidate: Candidate) -> dict[str, float]:
+        if task is None or model is None:
+            raise ValueError("Reach needs a task and a model")
+        if not isinstance(model, Cascade):
+            given = {} if self.inner is None else self.inner(task, model, candidate)
+            with torch.backends.mkldnn.flags(enabled=False):  # its recurrent layers count nothing
+                macs = count(model, task.example)["macs"]
+            return Measured({**given, **_scores(macs)}, detail=getattr(given, "detail", {}))
+        with model.recording():
+            if self.inner is not None:
+                given = self.inner(task, model, candidate)
+            else:
+                given = {}
+                with torch.inference_mode():
+                    for args, kwargs, _ in task.batches:
+                        model(*args, **kwargs)
+        total = sum(model.left)
+        left = {name: n / total for name, n in zip((*model.names, "end"), model.left, strict=True)}
+        detail = {**getattr(given, "detail", {}), "exits": left}
+        return Measured({**given, **_scores(model.expected_macs)}, detail=detail)
+
+
+def reached(space: Space, scorers: Sequence[Scorer]) -> list[Scorer]:
+    """The evaluators as a space needs them whose costs depend on the data."""
+    decided = {name for c in space.choices for name in getattr(c.edit, "measured", ())}
+    if not decided.intersection(METRICS) or any(
+        set(METRICS) & set(getattr(s, "metrics", ())) for s in scorers
+    ):
+        return list(scorers)
+    quality = next((s for s in scorers if type(s) is Quality), None)
+    if quality is None:
+        return [*scorers, Reach()]
+    made = Reach(Quality(each=True) if rungs_of(space) else quality)
+    return [made if s is quality else s for s in scorers]
+
+
+def _scores(macs: float) -> dict[str, float]:
+    return {"macs": macs, "flops": 2 * macs}

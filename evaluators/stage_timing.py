@@ -1,0 +1,73 @@
+"""Times of real stages, each alone on one thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..spaces.stages import Stage
+from ..spaces.threads import one_thread
+from .latency import no_collection
+
+LEAST_ROUNDS = 5
+
+
+def taking_turns(
+    timers: Sequence[Callable[[], np.ndarray | float]], *, seconds: float = 3.0, rounds: int = 50
+) -> list[np.ndarray]:
+    """Medians of what each timer returns, all taking turns, on one thread.
+
+    In its turn a timer runs twice and the second counts: its weights are where they are on a device that
+    does nothing else.
+
+    Args:
+        seconds: no further round after this time, and at least 5.
+        rounds: at most.
+
+    Raises:
+        ValueError: numbers that are not positive.
+    """
+    if seconds <= 0 or rounds < 1:
+        raise ValueError(f"need seconds above 0 and rounds of at least 1, got {seconds} and {rounds}")
+    taken: list[list[Any]] = [[] for _ in timers]
+    with one_thread(), torch.inference_mode(), no_collection():
+        end = time.perf_counter() + seconds
+        done = 0
+        while done < rounds and (done < LEAST_ROUNDS or time.perf_counter() < end):
+            for timer, times in zip(timers, taken, strict=True):
+                timer()
+                times.append(timer())
+            done += 1
+    return [np.median(times, axis=0) for times in taken]
+
+
+def stopwatch(job: Callable[[], Any]) -> Callable[[], float]:
+    """Runs ``job`` and returns its milliseconds."""
+
+    def timer() -> float:
+        start = time.perf_counter_ns()
+        job()
+        return (time.perf_counter_ns() - start) / 1e6
+
+    return timer
+
+
+def stage_jobs(
+    stages: Sequence[Stage], args: Sequence[Any], kwargs: dict[str, Any]
+) -> list[Callable[[], Any]]:
+    """For each stage a call of it, on what the stages before make of the inputs."""
+
+    def job(stage: Stage, args: Sequence[Any], kwargs: dict[str, Any]) -> Callable[[], Any]:
+        return lambda: stage.module(*args, **kwargs)
+
+    jobs = []
+    with torch.inference_mode():
+        for k, stage in enumerate(stages):
+            jobs.append(job(stage, args, kwargs))
+            if k < len(stages) - 1:
+                args, kwargs = tuple(stage.module(*args, **kwargs)), {}
+    return jobs

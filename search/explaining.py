@@ -1,0 +1,170 @@
+"""Everything that explains one trial of a run, as one document."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from ..evaluators.errors import TaskError
+from ..results.explaining.section import Figure, Section, Skipped
+from ..results.explaining.sensitivity import lead_metric, sensitivity_section
+from ..results.table import HEADINGS, metric_text, ratio_text
+from .settings import RunError
+
+if TYPE_CHECKING:
+    from ..results.trial import Trial
+    from .run import Run
+
+SAMPLES = 200  # of the validation data, for what looks at representations and coalitions
+OF_THE_RUN = {"sensitivity": "Sensitivity to each choice", "rules": "Rules of a decision tree"}
+OF_THE_NETWORK = ("layers", "decisions", "classes", "cka", "parts", "localisation", "attribution")
+NAMES = ("sensitivity", *OF_THE_NETWORK, "rules")  # in the page's order
+
+
+def explain(
+    run: Run,
+    number: int,
+    *,
+    only: Sequence[str] = (),
+    samples: int = SAMPLES,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """What the page of :func:`netcarve.results.report.write_explanation` shows, as plain JSON values.
+
+    What does not apply to the run or its model is a section that says why.
+
+    Args:
+        number: of a trial that did not fail.
+        only: some of :data:`NAMES`; by default all.
+        samples: validation samples that are looked at; class by class, all are.
+        progress: told in a few words what is being done.
+
+    Raises:
+        RunError: no such trial, one that failed, an unknown name, or nothing of what was asked for applies.
+    """
+    check_names(only)
+    if samples < 1:
+        raise RunError(f"samples must be at least 1, got {samples}")
+    trial = run.scored(number)
+    wanted = [name for name in NAMES if not only or name in only]
+    networks = [name for name in wanted if name in OF_THE_NETWORK]
+    found = {name: _of_the_run(name, run, progress) for name in wanted if name in OF_THE_RUN}
+    found |= _of_the_network(networks, run, trial, samples, seed, progress)
+    sections = [found[name] for name in wanted]
+    if all(section.skipped for section in sections):
+        reasons = dict.fromkeys(section.skipped for section in sections)
+        raise RunError(f"nothing about trial {number} of {run.path} can be explained: {'; '.join(reasons)}")
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": run.path.resolve().name,
+        "task": run.settings.get("task"),
+        "searcher": str(run.settings.get("searcher", "")),
+        "seed": str(run.settings.get("seed", "")),
+        "trial": number,
+        "scores": _scores(run, trial),
+        "sections": [section.to_json() for section in sections],
+    }
+
+
+def check_names(only: Sequence[str]) -> None:
+    """
+    Raises:
+        RunError: one is not among :data:`NAMES`.
+    """
+    if unknown := [name for name in only if name not in NAMES]:
+        raise RunError(f"no explanation is called {unknown[0]!r}; known are {', '.join(NAMES)}")
+
+
+def _of_the_run(name: str, run: Run, progress: Callable[[str], None]) -> Section:
+    """What needs the trials alone."""
+    progress(OF_THE_RUN[name])
+    started = time.perf_counter()
+    try:
+        made = sensitivity_section(run.trials, run.objectives) if name == "sensitivity" else _rules(run)
+    except Skipped as why:
+        made = Section(name, OF_THE_RUN[name], skipped=str(why))
+    return replace(made, seconds=time.perf_counter() - started)
+
+
+def _of_the_network(
+    names: Sequence[str],
+    run: Run,
+    trial: Trial,
+    samples: int,
+    seed: int,
+    progress: Callable[[str], None],
+) -> dict[str, Section]:
+    """What needs the networks; where they cannot be had, sections that say why."""
+    if not names:
+        return {}
+    if run.settings.get("task") is None:
+        return {name: Section(name, name, skipped="the run has no model") for name in names}
+    from ..evaluators.explaining.analyses import ANALYSES, analyse
+    from ..evaluators.explaining.subject import Subject
+
+    try:
+        progress("reading the task of the run")
+        task, space = run.task, run.space
+        progress(f"building trial {trial.number}")
+        network = run.model(trial.number)
+    except (RunError, TaskError) as error:
+        return {name: Section(name, ANALYSES[name][0], skipped=str(error)) for name in names}
+    candidate = space.from_values(trial.candidate.values)
+    subject = Subject(task, space, candidate, network, samples, seed, progress)
+    return {name: analyse(name, subject) for name in names}
+
+
+def _scores(run: Run, trial: Trial) -> list[list[str]]:
+    base = run.baseline.scores if run.baseline else {}
+    units = {o.name: o.unit for o in run.objectives}
+    rows = []
+    for name, value in trial.scores.items():
+        was, unit = base.get(name), units.get(name, "")
+        cells = ["", ""] if was is None else [metric_text(name, was, unit), ratio_text(value, was)]
+        rows.append([HEADINGS.get(name, name), metric_text(name, value, unit), *cells])
+    return rows
+
+
+def _rules(run: Run) -> Section:
+    """The rules by which a decision tree sums up the run's trials.
+
+    Raises:
+        Skipped: too few trials.
+    """
+    from .partitioning.tree import TRUST, loss_tree
+
+    metric = lead_metric(run.objectives)
+    scored = [t for t in run.trials if metric in t.scores]
+    sign = -1.0 if next(o for o in run.objectives if o.name == metric).goal == "max" else 1.0
+    try:
+        tree = loss_tree([t.candidate for t in scored], [sign * t.scores[metric] for t in scored])
+    except ValueError as error:
+        raise Skipped(str(error)) from None
+    label, unit = HEADINGS.get(metric, metric), {o.name: o.unit for o in run.objectives}[metric]
+    lines = [
+        f"{metric_text(metric, sign * rule.loss, unit):>10}  {rule.trials:>4} trials  "
+        + str(rule).partition(" where ")[2]
+        for rule in tree.rules
+    ]
+    trusted = "" if tree.trust >= TRUST else "; it does not predict trials left out, so read it with care"
+    return Section(
+        "rules",
+        OF_THE_RUN["rules"],
+        f"{len(lines)} rules sum up {len(scored)} trials; the best holds {tree.rules[0].trials}, of {label} "
+        f"{metric_text(metric, sign * tree.rules[0].loss, unit)} on average",
+        f"{len(scored)} trials, a regression tree of at most 4 conditions, R^2 {tree.trust:.2f} on trials left "
+        f"out{trusted}",
+        (
+            Figure(
+                "text",
+                f"Mean {label} by rule",
+                "Every candidate falls under exactly one line; the first says what the best trials have in common.",
+                {"lines": lines},
+            ),
+        ),
+        {"metric": metric, "trust": tree.trust, "rules": lines},
+    )

@@ -1,0 +1,155 @@
+"""From a trial of a run to a folder of files, and back to the question whether they still hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..results.ledger import Ledger, LedgerError
+from ..results.trial import Trial
+from .settings import LEDGER, RunError
+
+if TYPE_CHECKING:
+    from ..evaluators.task import Task
+    from ..results.export import Receipt, Verdict
+    from .run import Run
+
+
+def export_trial(
+    run: Run,
+    number: int,
+    directory: str | Path,
+    formats: Sequence[str] | None,
+    *,
+    samples: bool,
+    overwrite: bool,
+    progress: Callable[[str], None],
+) -> Receipt:
+    """See :meth:`Run.export`."""
+    from ..results.export import USUAL, Test, check_target, export, known_formats
+
+    trial = run.scored(number)
+    if formats is None:
+        formats = [name for name in USUAL if name != "state" or run.settings.get("spec")]
+    known_formats(formats)
+    target = Path(directory).expanduser().resolve()
+    check_target(target, overwrite)  # before the task is loaded, which may take a while
+    progress("reading the task of the run")
+    from ..evaluators.heldout import answers, figure
+    from ..spaces.threads import one_thread
+
+    task = run.task
+    args, kwargs = task.example
+    targets, tested = ([batch[2] for batch in batches] for batches in (task.batches, task.test_batches))
+    with one_thread():
+        progress(f"building trial {number}")
+        model = run.model(number)
+        was, was_tested = (answers(task.model, batches) for batches in (task.batches, task.test_batches))
+        receipt = export(
+            model,
+            example_args=args,
+            example_kwargs=kwargs,
+            inputs=[(a, k) for a, k, _ in task.batches],
+            score=lambda outputs: task.measure_on(outputs, targets),
+            figure=lambda outputs: figure(task, task.batches, outputs, was),
+            metric_name=task.metric_name,
+            test=Test(
+                [(a, k) for a, k, _ in task.test_batches],
+                lambda outputs: task.measure_on(outputs, tested),
+                lambda outputs: figure(task, task.test_batches, outputs, was_tested),
+            )
+            if task.test_batches
+            else None,
+            calibration=task.calibration_batches,
+            directory=target,
+            formats=formats,
+            describe=_description(run, trial),
+            samples=samples,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    _note_test(run, number, receipt)
+    return receipt
+
+
+def verify(
+    directory: str | Path,
+    *,
+    task: Task | str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Verdict:
+    """Check an export again, here: hashes, answers to the samples it keeps, and with the task its metric.
+
+    Args:
+        directory: of the export.
+        task: the task or the text that names it. It makes it possible to measure the metric again and, as a
+            text, to rebuild the format ``state``.
+
+    Raises:
+        ValueError: the folder has no receipt, or the task is another one than that of the export.
+        TaskError: the task does not load.
+    """
+    from ..results.export import Receipt, recheck
+
+    if task is None:
+        return recheck(directory, progress=progress)
+    from torch.utils import _pytree as pytree
+
+    from ..evaluators.heldout import answers
+    from ..evaluators.resolve import resolve_task
+    from ..spaces.threads import one_thread
+
+    receipt = Receipt.load(Path(directory).expanduser())
+    given = resolve_task(task) if isinstance(task, str) else task
+    if given.fingerprint() != receipt.describe.get("fingerprint"):
+        raise RunError(
+            f"the task {given.name!r} is not the one of {directory}: the model's weights or the validation "
+            "data differ; give the original one, or none to check the files alone"
+        )
+    targets = [batch[2] for batch in given.batches]
+    with one_thread():
+        structure = pytree.tree_structure(answers(given.model, given.batches[:1])[0])
+
+        def score(outputs: list[list[Any]]) -> float:
+            return given.measure_on([pytree.tree_unflatten(leaves, structure) for leaves in outputs], targets)
+
+        return recheck(
+            directory,
+            inputs=[(a, k) for a, k, _ in given.batches],
+            score=score,
+            task=given.spec,
+            progress=progress,
+        )
+
+
+def _description(run: Run, trial: Trial) -> dict[str, Any]:
+    settings = run.settings
+    about = {
+        "run": run.path.resolve().name,  # an export may travel, the folders around it do not
+        "trial": trial.number,
+        "candidate": trial.candidate.values,
+        "scores": dict(trial.scores),
+        "baseline": dict(run.baseline.scores) if run.baseline else {},
+        "choices": settings["choices"],
+        "task": settings["task"],
+        "fingerprint": settings["fingerprint"],
+    }
+    if settings.get("spec"):
+        arguments = {key: settings[key] for key in ("spec", "space", "choices")}
+        about["rebuild"] = {
+            "function": "netcarve.search.rebuild:rebuild",
+            "arguments": {**arguments, "candidate": trial.candidate.values},
+        }
+    return about
+
+
+def _note_test(run: Run, number: int, receipt: Receipt) -> None:
+    """Keep the test figure with the run, for its report. A run that cannot be written now goes without."""
+    if receipt.test is None:
+        return
+    try:
+        with Ledger(run.path / LEDGER, write=True, create=False) as ledger:
+            ledger.note("test", {**ledger.info.get("test", {}), str(number): receipt.to_json()["test"]})
+    except LedgerError:
+        return

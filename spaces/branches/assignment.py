@@ -1,0 +1,125 @@
+"""Which units each branch keeps: those whose weights to and from the branch's others hold most energy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..coupling import Coupling, Group
+from ..coupling.walk import IN, OUT
+
+SWEEPS = 10
+SHARED = -1
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Squares of one weight, summed over kernel taps, between the units of two axes."""
+
+    squares: np.ndarray  # [outputs, inputs] float64, over their sum
+    rows: np.ndarray | None  # [outputs] labels; None: the scores, whose rows the classes' sets own
+    columns: np.ndarray | None  # [inputs] labels; None: all are shared
+
+
+def shares(count: int, parts: int) -> list[int]:
+    """``count`` in parts that differ by at most one, larger ones first."""
+    return [count // parts + (k < count % parts) for k in range(parts)]
+
+
+def energies(
+    groups: Sequence[Group], coupling: Coupling, tensors: Mapping[str, torch.Tensor], scores: str
+) -> list[Energy]:
+    """Of every weight [outputs, inputs, ...] that reads or makes units of ``groups``.
+
+    Args:
+        tensors: by canonical name.
+        scores: canonical name of the weight that gives the classes' scores.
+    """
+    out: list[Energy] = []
+    reads = {m.parameter: m.axis for g in coupling.groups for m in g.members if m.role == IN}
+    for name in dict.fromkeys(m.parameter for g in groups for m in g.members if m.role in (IN, OUT)):
+        if tensors[name].dim() < 2:
+            continue
+        axes, axis = coupling.parameters[name], reads.get(name, 1)
+        weight = tensors[name].detach().double().movedim((1 - axis, axis), (0, 1))
+        matrix = weight.flatten(2).square().sum(2) if weight.dim() > 2 else weight.square()
+        rows = None if name == scores else axes[1 - axis]
+        if name == scores or rows is not None:
+            total = max(float(matrix.sum()), 1e-300)
+            out.append(Energy(matrix.numpy() / total, rows, axes[axis]))
+    return out
+
+
+def assign(
+    groups: Sequence[Group],
+    alive: np.ndarray,
+    found: Sequence[Energy],
+    classes: Sequence[Sequence[int]],
+) -> np.ndarray:
+    """Which branch each unit goes to, by label: 0 .. parts - 1, or :data:`SHARED`.
+
+    Alternating (as FLGC, Wang et al. 2019, learns it): one group's units are assigned while all others stay,
+    by the energy of their weights to and from units (or classes) of each branch, so that the energy that
+    remains never falls; groups from the last to the first, until nothing changes. The units that stay of a
+    group are divided evenly, to within one; a group with fewer units than there are branches is shared.
+
+    Args:
+        groups: that only what comes after the branching point reads, in the network's order.
+        alive: [labels, ...] bool, units that stay.
+        classes: of each branch.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    parts = len(classes)
+    owner = np.full(len(alive), SHARED)
+    class_owner = np.zeros(sum(map(len, classes)), dtype=np.int64)
+    for k, members in enumerate(classes):
+        class_owner[list(members)] = k
+    divided = [g for g in groups if int(alive[g.labels].sum()) >= parts]
+    for _ in range(SWEEPS):
+        old = owner.copy()
+        for group in reversed(divided):
+            labels = group.labels[alive[group.labels]]
+            gain = _gains(found, owner, class_owner, parts)[labels]
+            slots = np.repeat(np.arange(parts), shares(len(labels), parts))
+            rows, taken = linear_sum_assignment(gain[:, slots], maximize=True)
+            owner[labels[rows]] = slots[taken]
+        if np.array_equal(old, owner):
+            break
+    return owner
+
+
+def retained(found: Sequence[Energy], owner: np.ndarray, classes: Sequence[Sequence[int]]) -> float:
+    """Mean share of the weights' energy that stays: within one branch, or to or from what is shared."""
+    class_owner = np.zeros(sum(map(len, classes)), dtype=np.int64)
+    for k, members in enumerate(classes):
+        class_owner[list(members)] = k
+    total = 0.0
+    for e in found:
+        rows, columns = _owners(e, owner, class_owner)
+        stays = (rows[:, None] == columns) | (rows[:, None] == SHARED) | (columns == SHARED)
+        total += float((e.squares * stays).sum())
+    return total / max(len(found), 1)
+
+
+def _owners(e: Energy, owner: np.ndarray, class_owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rows = class_owner if e.rows is None else owner[e.rows]
+    columns = np.full(e.squares.shape[1], SHARED) if e.columns is None else owner[e.columns]
+    return rows, columns
+
+
+def _gains(found: Sequence[Energy], owner: np.ndarray, class_owner: np.ndarray, parts: int) -> np.ndarray:
+    """Energy between each label and each branch, [labels, parts]."""
+    gains = np.zeros((len(owner), parts))
+    for e in found:
+        rows, columns = _owners(e, owner, class_owner)
+        if e.columns is not None:
+            to = np.stack([e.squares[rows == k].sum(0) for k in range(parts)], 1)
+            np.add.at(gains, e.columns, to)
+        if e.rows is not None:
+            given = np.stack([e.squares[:, columns == k].sum(1) for k in range(parts)], 1)
+            np.add.at(gains, e.rows, given)
+    return gains

@@ -1,0 +1,226 @@
+"""Branches as a choice: after one module the network falls apart into parts for some of the classes each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import fx, nn
+
+from ..captured_module import CapturedModule
+from ..choice import Choice, Option
+from ..coupling import Coupling, Group
+from ..coupling.walk import bind, get_attribute
+from ..exits.places import Place, before
+from ..exits.segments import divide, free_nodes
+from ..rewrite import Built, Rewrite
+from ..stages.functional import CutError
+from .assignment import assign, energies
+from .module import Branches
+
+if TYPE_CHECKING:
+    from ..cost_tables import Tables
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A parameter or buffer that something behind the place reads."""
+
+    name: str  # canonical
+    trainable: bool  # a parameter
+    bytes: int  # an element
+    shared: bool  # something before the place reads it too
+    scores: bool  # its first axis are the classes
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What lies behind a place: what a branch has of its own."""
+
+    nodes: frozenset[str]
+    step: int  # of the first, nodes that read parameters not counted
+    held: tuple[Held, ...]
+    groups: tuple[str, ...]  # whose units nothing before the place makes or reads
+    linear: str  # the node that gives the scores
+    weight: str  # its weight's attribute
+    bias: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Branch(Rewrite):
+    """What a branching choice does to a model."""
+
+    place: Place
+    tail: Tail
+    classes: Mapping[int, tuple[tuple[int, ...], ...]]  # of each branch, by number of branches
+
+    measured: ClassVar[tuple[str, ...]] = ("activation_mb",)
+
+    def wrap(self, network: nn.Module, option: Option, built: Built) -> nn.Module:
+        """A trunk and branches, each the pruned network on its own units, repaired.
+
+        Raises:
+            CutError: the network was changed in other ways already.
+        """
+        surgeon, parts = built.surgeon, self.classes[int(option)]
+        if not isinstance(network, CapturedModule) or surgeon.module is None:
+            raise CutError(f"branches need the captured graph, got {type(network).__name__}")
+        names = before(surgeon.module.graph, self.place)
+        groups = [g for g in surgeon.coupling.groups if g.name in self.tail.groups]
+        scores = surgeon.coupling.canonical[self.tail.weight]
+        found = energies(groups, surgeon.coupling, surgeon.tensors, scores)
+        owner = assign(groups, built.alive[: surgeon.coupling.units + 1], found, parts)
+        branches = []
+        for k, members in enumerate(parts):
+            alive = built.alive.copy()
+            alive[: len(owner)] &= (owner < 0) | (owner == k)
+            _, branch = divide(surgeon.graph(alive, built.mend), names)
+            self._restrict(branch, members)
+            branches.append(branch)
+        return Branches(divide(network, names)[0], branches, parts)
+
+    def _restrict(self, branch: nn.Module, members: Sequence[int]) -> None:
+        """Keep the rows of some classes in the last layer."""
+        for target in filter(None, (self.tail.weight, self.tail.bias)):
+            path, _, name = target.rpartition(".")
+            old = branch.get_parameter(target)
+            rows = old.detach()[torch.tensor(members)].clone()
+            setattr(branch.get_submodule(path), name, nn.Parameter(rows, requires_grad=old.requires_grad))
+
+    def adjust(
+        self, costs: Mapping[str, np.ndarray], option: Option, rows: np.ndarray, tables: Tables
+    ) -> None:
+        """Each branch costs what the network behind the place does at the branch's widths.
+
+        ``memory_mb``: one branch after the other, their common input kept until the last has read it.
+        """
+        tables = replace(tables, widths=tables.widths[rows], dropped=tables.dropped[rows])
+        parts = self.classes[int(option)]
+        classes = sum(map(len, parts))
+        gone = self._behind(tables, 1.0, owned=True)
+        parted = [self._narrowed(tables, k, len(parts)) for k in range(len(parts))]
+        each = [self._behind(t, len(m) / classes, owned=False) for t, m in zip(parted, parts, strict=True)]
+        for name in ("macs", "params", "size_mb"):
+            costs[name][rows] += sum(e[name] for e in each) - gone[name]
+        costs["flops"][rows] = 2 * costs["macs"][rows]
+        costs["size_mb"][rows] += 8 * classes / 1e6  # the order of the classes
+        peaks = [t.costs.peaks(t.widths, t.dropped, (0, self.tail.step)) / 1e6 for t in parted]
+        kept = self._crossing(tables)
+        most = [peaks[0][:, 0], *(p[:, 1] + kept for p in peaks[:-1]), peaks[-1][:, 1]]
+        costs["memory_mb"][rows] = costs["size_mb"][rows] + np.max(most, axis=0)
+
+    def _crossing(self, tables: Tables) -> np.ndarray:
+        """MB of what one sample's branches read, [n]."""
+        place = self.place
+        around = [n for axis, n in enumerate(place.shape, start=1) if axis != place.channels]
+        width = np.full(len(tables.widths), float(place.shape[place.channels - 1]))
+        width = width if place.labels is None else tables.count(place.labels)
+        return width * float(np.prod(around)) * 4 / 1e6
+
+    def _narrowed(self, tables: Tables, branch: int, parts: int) -> Tables:
+        """The widths of one branch; those of groups with fewer units than branches stay."""
+        widths = tables.widths.copy()
+        for at, group in enumerate(tables.coupling.groups):
+            if group.name in self.tail.groups:
+                kept = widths[:, at]
+                part = kept // parts + (branch < kept % parts)
+                widths[:, at] = np.where(kept >= parts, part, kept)
+        return replace(tables, widths=widths)
+
+    def _behind(self, tables: Tables, share: float, *, owned: bool) -> dict[str, np.ndarray]:
+        """Costs of what lies behind the place, [n] each, with a ``share`` of the classes.
+
+        Args:
+            owned: without the weights that something before the place reads too.
+        """
+        n = len(tables.widths)
+        out = {name: np.zeros(n) for name in ("macs", "params", "size_mb")}
+        drops = bool(tables.dropped.any())
+        for (node, _), term in tables.coupling.macs.items():
+            if node in self.tail.nodes:
+                product = np.full(n, term.factor * (share if node == self.tail.linear else 1.0))
+                for labels in term.vectors:
+                    product *= tables.count(labels)
+                out["macs"] += product * tables.present(node) if drops else product
+        for held in self.tail.held:
+            if owned and held.shared:
+                continue
+            numel = tables.lengths(held.name).prod(axis=1) * (share if held.scores else 1.0)
+            out["params"] += numel * held.trainable
+            out["size_mb"] += numel * held.bytes / 1e6
+        return out
+
+
+def branching_choice(place: Place, tail: Tail, classes: Mapping[int, tuple[tuple[int, ...], ...]]) -> Choice:
+    """Choice ``branches:<place>`` with options 1 (unchanged) and the numbers of ``classes``, rising."""
+    return Choice(f"branches:{place.name}", (1, *sorted(classes)), edit=Branch(place, tail, dict(classes)))
+
+
+def find_tail(module: fx.GraphModule, coupling: Coupling, groups: Sequence[Group], place: Place) -> Tail:
+    """What lies behind ``place`` in the captured graph ``module``.
+
+    Args:
+        groups: proven ones.
+
+    Raises:
+        CutError: the scores do not come from a linear layer of their own.
+    """
+    graph = module.graph
+    near, nodes = before(graph, place), list(graph.nodes)
+    readers = _readers(nodes)
+    linear = _linear(graph)
+    ends = {argument: bind(linear).get(argument) for argument in ("weight", "bias")}
+    for argument, node in ends.items():
+        alone = isinstance(node, fx.Node) and node.op == "get_attr" and readers[node] == {linear}
+        if not alone and (argument == "weight" or node is not None):
+            raise CutError(f"the {argument} of the last layer, {linear.name}, must be a parameter of its own")
+    targets = {argument: None if node is None else str(node.target) for argument, node in ends.items()}
+    tensors: dict[str, fx.Node] = {}
+    read: dict[str, set[bool]] = {}  # canonical name -> whether what reads it is behind the place
+    for n in nodes:
+        if n.op == "get_attr":
+            name = coupling.canonical[str(n.target)]
+            tensors[name] = n
+            read.setdefault(name, set()).update(r.name not in near for r in readers[n])
+    layers = {name.rpartition(".")[0] for name, sides in read.items() if True in sides}
+    held = []
+    for name, n in tensors.items():
+        value = get_attribute(module, str(n.target))
+        unread = not read[name] and name.rpartition(".")[0] in layers  # a counter of a layer, say
+        if not isinstance(value, torch.Tensor) or not (True in read[name] or unread):
+            continue
+        scores = str(n.target) in targets.values()
+        held.append(
+            Held(name, isinstance(value, nn.Parameter), value.element_size(), False in read[name], scores)
+        )
+    owned = {h.name for h in held if not h.shared}
+    divided = [g.name for g in groups if all(m.parameter in owned for m in g.members)]
+    steps = [n for n in nodes if n.op != "get_attr"]
+    step = 1 + next(i for i, n in enumerate(steps) if n.name == place.after)
+    behind = frozenset(n.name for n in steps if n.name not in near)
+    assert targets["weight"] is not None
+    return Tail(behind, step, tuple(held), tuple(divided), linear.name, targets["weight"], targets["bias"])
+
+
+def _readers(nodes: Sequence[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
+    """Of every parameter: the calls on activations that read it, or what is computed from it."""
+    free = free_nodes(nodes)
+    readers: dict[fx.Node, set[fx.Node]] = {n: set() for n in nodes}
+    for n in reversed(nodes):
+        for i in n.all_input_nodes:
+            if i in free:
+                readers[i] |= readers[n] if n in free else {n}
+    return readers
+
+
+def _linear(graph: fx.Graph) -> fx.Node:
+    (returned,) = next(n for n in graph.nodes if n.op == "output").all_input_nodes
+    if returned.target is not torch.ops.aten.linear.default:
+        raise CutError(
+            f"its scores come from {returned.name}, {returned.target}; they must come from a linear layer, "
+            "whose rows the branches divide"
+        )
+    return returned

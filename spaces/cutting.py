@@ -1,0 +1,78 @@
+"""Where one captured network may be cut, and the cost tables of its parts; found when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from .blocks import Block
+from .capture import Captured
+from .costs import Costs
+from .coupling import Coupling
+from .stages import Cut, CutError, Functional, find_cuts, functionalise
+from .stages.work import macs
+from .staging import Staging, followed
+
+
+class Cutting:
+    """Cuts of the unchanged network. A copy that travels keeps the cost tables alone."""
+
+    def __init__(self, captured: Captured, coupling: Coupling, blocks: Sequence[Block], costs: Costs) -> None:
+        self._captured: Captured | None = captured
+        self._coupling, self._blocks, self._costs = coupling, tuple(blocks), costs
+        self._stagings: dict[tuple[int, ...], Staging] = {}
+
+    @cached_property
+    def network(self) -> Functional:
+        """
+        Raises:
+            CutError: the model has state between calls, or effects whose order matters.
+        """
+        if self._captured is None:
+            raise RuntimeError("this copy of the blueprint holds no captured graph; use the original")
+        return functionalise(self._captured)
+
+    @cached_property
+    def cuts(self) -> tuple[Cut, ...]:
+        """All legal cuts, in the graph's order."""
+        return find_cuts(self.network, work=self._work)
+
+    @cached_property
+    def followed(self) -> tuple[Cut, ...]:
+        """The legal cuts where the bytes that cross are known for every width.
+
+        Raises:
+            CutError: there is none, and why.
+        """
+        found = tuple(followed(self.network, self._coupling, self.cuts))
+        if not found:
+            assert self._captured is not None
+            name = type(self._captured.source).__name__
+            why = (
+                f"of its {len(self.cuts)} legal cuts none has tensors whose sizes are known for every width"
+                if self.cuts
+                else "after none of its calls is all that later ones need a tensor of known size; or nothing "
+                "is computed before or behind it"
+            )
+            raise CutError(f"{name} has no place to cut: {why}; search it without splits")
+        return found
+
+    @cached_property
+    def _work(self) -> dict[str, float]:
+        return macs(self.network)
+
+    def staging(self, indices: Sequence[int]) -> Staging:
+        """Cost tables between the cuts of these indices; made once."""
+        key = tuple(indices)
+        if key not in self._stagings:
+            by_index = {c.index: c for c in self.cuts}
+            places = [by_index[i] for i in key]
+            self._stagings[key] = Staging(
+                self.network, self._coupling, self._blocks, self._costs, self._work, places
+            )
+        return self._stagings[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("_coupling", "_blocks", "_costs", "_stagings")
+        return {"_captured": None, **{name: self.__dict__[name] for name in kept}}

@@ -1,0 +1,24 @@
+"""Devices that run parts of a network, the links between them, and what a decomposition costs there."""
+
+from .device import Device
+from .link import Link, Routes, routes
+from .pipeline import pipeline_costs
+from .profile import Profile, ProfileError
+from .reading import devices_of, links_of, parse_device, parse_link, read_platform
+from .sensitivity import sensitivity
+
+__all__ = [
+    "Device",
+    "Link",
+    "Profile",
+    "ProfileError",
+    "Routes",
+    "devices_of",
+    "links_of",
+    "parse_device",
+    "parse_link",
+    "pipeline_costs",
+    "read_platform",
+    "routes",
+    "sensitivity",
+]

@@ -1,0 +1,142 @@
+"""Splitting: where the network is cut into stages, and which device runs each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
+
+from ..choice import Choice
+from ..devices import Device, Link, routes
+from ..splits import END, START, Encoding, Placement, Plan, splitting_choices
+from ..stages import Cut, CutError, after_modules, outside_modules
+from .base import Kind, Making
+
+if TYPE_CHECKING:
+    from ..blueprint import Blueprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splitting(Kind):
+    """Choices of where stages begin, and on which device each runs. Accuracy does not depend on them.
+
+    ``encoding="positions"``: ``cut:1`` .. ``cut:<parts - 1>``, the place where stage 2, 3, ... begins: from
+    ``"end"`` (there is no such stage) over the places, the last first, to ``"start"`` (those before it are
+    empty). A boundary before an earlier one moves up to it. ``"each"``: ``cut:<place>``, False or True, for
+    every place; merge and split moves flip them.
+
+    ``placement="ordered"``: stage k runs on device k, counted round and round. ``"free"``: ``place:1`` ..
+    ``place:<parts>`` name the device of each.
+
+    Raises:
+        ValueError: parts, places or options that cannot be, devices without a way between them.
+        CutError: no legal cut, more parts than cuts, or no cut after a module that is asked for.
+    """
+
+    parts: int | None = None  # stages at most; as many as devices, at least 2. Of "positions" alone
+    encoding: Encoding = "positions"
+    placement: Placement = "ordered"
+    places: int = 16  # offered at most
+    forced: Sequence[str] = ()  # modules after which a stage begins in every candidate
+    forbidden: Sequence[str] = ()  # modules that stay whole
+    devices: Sequence[Any] | None = None  # Device, or what its to_json gave; by default as many as parts
+    links: Any = None  # Link, or several (see routes), or what to_json gave; by default without limit
+
+    done: ClassVar[str] = "split"
+
+    def __post_init__(self) -> None:
+        for option, known in (("encoding", Encoding), ("placement", Placement)):
+            if getattr(self, option) not in get_args(known):
+                raise ValueError(
+                    f"{option} is {' or '.join(map(repr, get_args(known)))}, got {getattr(self, option)!r}"
+                )
+        if self.encoding == "each" and (self.parts is not None or self.placement == "free"):
+            raise ValueError(
+                "with encoding='each' any number of stages run on the devices in turn; leave out parts and "
+                "placement, and give a limit such as 'stages<=3'"
+            )
+        if self.parts is not None and self.parts < 2:
+            raise ValueError(f"a split has at least 2 parts, got parts={self.parts}")
+        if self.places < 1:
+            raise ValueError(f"at least 1 place to cut must be offered, got places={self.places}")
+        for option in ("forced", "forbidden"):
+            if isinstance(getattr(self, option), str):
+                raise ValueError(f"{option} is a list of module names, got {getattr(self, option)!r}")
+        given = [d if isinstance(d, Device) else Device.from_json(d) for d in self.devices or ()]
+        if self.devices is not None and not given:
+            raise ValueError("devices=[] runs nothing; give at least one, or leave it out")
+        names = [d.name for d in given]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two devices are called {twice[0]!r}; name each differently")
+        count = max(2, self.parts or 0)
+        devices = given or [Device(f"device{i + 1}") for i in range(count)]
+        links = [Link()] if self.links is None else self.links
+        links = links if isinstance(links, (list, tuple)) else [links]
+        links = [k if isinstance(k, Link) else Link.from_json(k) for k in links]
+        routes([d.name for d in devices], links)
+        object.__setattr__(self, "devices", tuple(devices))
+        object.__setattr__(self, "links", tuple(links))
+
+    def choices(self, blueprint: Blueprint, making: Making) -> list[Choice]:
+        cuts: Sequence[Cut] = blueprint.cutting.followed
+        if self.forbidden:
+            cuts = outside_modules(cuts, self.forbidden)
+        forced = after_modules(cuts, self.forced) if self.forced else []
+        parts = self.parts or max(2, len(self.devices or ()))
+        needed = (len(forced) + 1 if self.encoding == "each" else parts) - 1
+        if len(cuts) < max(needed, 1):
+            raise CutError(
+                f"{needed + 1} parts need {max(needed, 1)} places to cut, but this model has {len(cuts)}"
+                + (" outside the forbidden modules" if self.forbidden else "")
+                + "; ask for fewer parts"
+            )
+        if self.encoding == "positions" and len(forced) >= parts - 1:
+            raise CutError(
+                f"{len(forced)} forced boundaries make {len(forced) + 1} parts, so that nothing is left to "
+                f"choose with parts={parts}; ask for at least {len(forced) + 2} parts, or force fewer"
+            )
+        chosen = offered(cuts, max(self.places, needed), forced)
+        plan = Plan(
+            places=tuple(_names(chosen)),
+            indices=tuple(c.index for c in chosen),
+            encoding=self.encoding,
+            placement=self.placement,
+            parts=len(chosen) + 1 if self.encoding == "each" else parts,
+            devices=tuple(self.devices or ()),
+            links=tuple(self.links),
+            forced=tuple(chosen.index(c) for c in forced),
+        )
+        blueprint.cutting.staging(plan.indices)
+        return splitting_choices(plan)
+
+
+def offered(cuts: Sequence[Cut], places: int, forced: Sequence[Cut] = ()) -> list[Cut]:
+    """At most ``places`` of the cuts, in order: the forced ones and, of as many equal shares of the
+    multiply-accumulates as are left, the one with the fewest bytes each; then those with the fewest bytes.
+
+    Of cuts with equal bytes one where a module ends is taken, then the later one.
+    """
+    taken = set(forced)
+    total = sum(cuts[0].macs)
+
+    def rank(c: Cut) -> tuple[float, bool, int]:
+        return c.bytes, not c.ends, -c.index
+
+    left = places - len(taken)
+    shares: dict[int, list[Cut]] = {}
+    for c in cuts:
+        if c not in taken:
+            share = int(c.macs[0] / total * left) if total else 0
+            shares.setdefault(share, []).append(c)
+    best = sorted((min(of, key=rank) for of in shares.values()), key=rank)
+    taken.update(best[: max(left, 0)])
+    for c in sorted(cuts, key=rank):
+        if len(taken) >= places:
+            break
+        taken.add(c)
+    return sorted(taken, key=lambda c: c.index)
+
+
+def _names(cuts: Sequence[Cut]) -> list[str]:
+    """Names of places; those that would read as an end of the network get their number."""
+    return [f"{c.name}@{c.index}" if c.name in (START, END) else c.name for c in cuts]
