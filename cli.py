@@ -17,6 +17,7 @@ from .commands.front import front
 from .commands.inspect import inspect
 from .commands.list import list_runs
 from .commands.partition import partition
+from .commands.profile import profile
 from .commands.report import report
 from .commands.salvage import salvage
 from .commands.serve import serve
@@ -28,6 +29,7 @@ COMMANDS = {
     "sweep": sweep,
     "inspect": inspect,
     "partition": partition,
+    "profile": profile,
     "list": list_runs,
     "front": front,
     "show": show,

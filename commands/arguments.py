@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from ..spaces import Blueprint
     from ..spaces.rung import Rung
 
-KINDS = ("prune", "drop", "mask", "exits", "branches")  # what this version can decide about a model
-LATER_KINDS = ("operators", "splits", "bits")
+# What this version can decide about a model.
+KINDS = ("prune", "drop", "mask", "splits", "width", "group", "exits", "branches")
+LATER_KINDS = ("operators", "bits")
 
 
 def traced(text: str, say: Callable[[str], None]) -> tuple[Task, Blueprint]:
@@ -77,7 +78,9 @@ def front_of(run: Run, objectives: Iterable[Any] | None) -> Front:
 
 
 def about(run: Run) -> dict[str, Any]:
-    return {key: run.settings[key] for key in ("task", "searcher", "seed")}
+    modelled = run.settings.get("modelled")
+    known = {key: run.settings[key] for key in ("task", "searcher", "seed")}
+    return known | ({"modelled": modelled} if modelled else {})
 
 
 def cores() -> int:

@@ -18,7 +18,7 @@ def export(
     trial: TrialNumber,
     formats: Annotated[
         str,
-        typer.Option("--format", metavar="LIST", help="of pt2, onnx, state, int8, executorch; with commas"),
+        typer.Option("--format", metavar="LIST", help="of pt2, onnx, state, int8, executorch, stages"),
     ] = "pt2,onnx,state",
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="new folder [default: RUN/export-TRIAL]")

@@ -10,7 +10,7 @@ import typer
 from .arguments import about, front_of
 from .terminal import printer
 from .types import AsJson, Objectives, RunPath
-from .views import print_json, print_sketch
+from .views import print_json, print_modelled, print_sketch
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -52,6 +52,7 @@ def front(
         print_sketch(best, loaded.trials)
         if loaded.certificate is not None:
             print(loaded.certificate.line())
+        print_modelled(loaded, [o.name for o in best.objectives])
     else:
         print(f"The front of {run} is empty: none of {len(loaded.trials)} trials succeeded within the limits")
         for reason in sorted({t.reason for t in loaded.trials if t.failed}):

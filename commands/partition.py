@@ -200,7 +200,7 @@ def _print_plan(about: dict[str, Any], found: Decomposition) -> None:
     )
     bound = f"{plan.bound / 1000:,.4g} kB" if about["unit"] == "bytes" else f"{plan.bound:.4g} ms"
     proven = "optimal" if plan.optimal else f"gap {100 * plan.gap:.2g} %"
-    print(f"{about['minimise']}: {worth}, bound {bound} over all {about['scope']}: {proven} ({plan.method})")
+    print(f"{about['minimise']}: {worth}, bound {bound} over all {about['scope']}: {proven}; {plan.method}")
     if about["minimise"] == "throughput" and plan.value:
         print(f"unsplit {found.whole_ms:.4g} ms here: {found.whole_ms / plan.value:.2f}x the inputs a second")
     same = "bit for bit" if found.difference == 0 else f"to {found.difference:.1e}"

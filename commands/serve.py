@@ -95,7 +95,7 @@ def _print(found: dict[str, Any]) -> None:
     ]
     print_table("", ("stage", "device", "computes, ms", "slowed down, ms"), rows)
     samples = found["inputs"] * found["batch"]
-    rows = [
+    sent = [
         (
             f"{b['sender']} > {b['receiver']}",
             f"{b['payload_bytes'] / samples / 1000:.2f}",
@@ -103,17 +103,18 @@ def _print(found: dict[str, Any]) -> None:
         )
         for b in found["boundaries"]
     ]
-    print_table("", ("boundary", "kB a sample", "with headers"), rows)
+    print_table("", ("boundary", "kB a sample", "with headers"), sent)
     measured, predicted = found["measured"], found["predicted"]
-    rows = []
-    for name, unit in (("latency_ms", ""), ("throughput_per_s", ""), ("traffic_kb", "")):
+    figures = []
+    for name in ("latency_ms", "throughput_per_s", "traffic_kb"):
         was = predicted.get(name)
         ratio = f"{measured[name] / was:.2f}x" if was else ""
-        rows.append((name, f"{measured[name]:.3f}{unit}", "-" if was is None else f"{was:.3f}", ratio))
-    print_table("", ("", "measured", "predicted", "ratio"), rows)
+        figures.append((name, f"{measured[name]:.3f}", "-" if was is None else f"{was:.3f}", ratio))
+    print_table("", ("", "measured", "predicted", "ratio"), figures)
     spread = f"{measured['latency_q25_ms']:.2f} to {measured['latency_q75_ms']:.2f}"
     print(f"Latency: one input at a time, middle half {spread} ms; throughput: {found['inflight']} under way")
-    if any(found["simulated"]["links"]) or any(s < 1 for s in found["simulated"]["speeds"]):
+    held = any(k["bandwidth_mbps"] or k.get("latency_ms") for way in found["simulated"]["links"] for k in way)
+    if held or any(s < 1 for s in found["simulated"]["speeds"]):
         print("Links and slower devices are simulated on this machine by waiting")
     if found["restarts"]:
         print(f"Stages were started again {found['restarts']} times")

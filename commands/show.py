@@ -22,6 +22,8 @@ def show(run: RunPath, trial: TrialNumber, as_json: AsJson = False) -> None:
             "unchanged": {choice.name: choice.options[0] for choice, _ in found.candidate.items()},
             "kept": loaded.kept(trial),
             "scores": dict(found.scores),
+            **({"modelled": names} if (names := loaded.settings.get("modelled")) else {}),
+            **({"measured": times} if (times := found.detail.get("measured")) else {}),
             "baseline": dict(loaded.baseline.scores) if loaded.baseline else {},
             "error": found.error,
         }

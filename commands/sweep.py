@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .arguments import about, cores, kinds_of, rungs_of, traced
+from .platform import DevicesFile, DeviceTexts, LinkTexts, Parts, PlacementName, platform_of
 from .terminal import busy, printer, program, proving
 from .types import AsJson, Objectives, TaskName
-from .views import print_json
+from .views import print_json, print_modelled
 
 TRIALS = 500  # by default
 
@@ -32,6 +33,11 @@ def sweep(
         str | None,
         typer.Option(metavar="NAMES", help="of a progressive search: quick,full,tuned [default: quick,full]"),
     ] = None,
+    device: DeviceTexts = None,
+    link: LinkTexts = None,
+    devices: DevicesFile = None,
+    placement: PlacementName = None,
+    parts: Parts = None,
     objective: Objectives = None,
     limit: Annotated[
         list[str] | None,
@@ -69,19 +75,19 @@ def sweep(
     from ..results.table import render_front
     from ..search import Interrupted, known_searchers
     from ..search import sweep as run_sweep
+    from ..search.devices import stored_platform
     from ..search.plan import check_numbers
     from ..search.progress import RichProgress
-    from ..search.settings import check_free
+    from ..search.settings import check_free, resumed_settings
     from ..search.warm_start import read_source
     from ..spaces.rung import with_rungs
 
     # What can be wrong without a model is said before the task loads, which may take a while.
     kinds = kinds_of(space)
     levels = rungs_of(rungs, searcher)
-    for text in objective or ():
-        Objective.parse(text)
-    for text in limit or ():
-        Limit(text)
+    platform = platform_of(kinds, device, link, devices, placement, parts)
+    wanted = {Objective.parse(text).name for text in objective or ()}
+    wanted |= {Limit(text).metric for text in limit or ()}
     if searcher not in known_searchers():
         raise ValueError(f"unknown searcher {searcher!r}; known are {', '.join(known_searchers())}")
     if trials is not None and minutes is not None:
@@ -96,8 +102,16 @@ def sweep(
 
     with busy() as say:
         made, blueprint = traced(task, say)
+        options: dict[str, Any] = {}
+        if "splits" in kinds:
+            stored = stored_platform(resumed_settings(out, made, searcher) if resume else {})[0]
+            options = platform.options(made, blueprint, searcher, wanted=wanted, stored=stored, say=say)
         candidates = blueprint.space(
-            *kinds, importance=importance, calibration=made.calibration_batches, progress=proving(say)
+            *kinds,
+            importance=importance,
+            calibration=made.calibration_batches,
+            progress=proving(say),
+            **options,
         )
         if levels:
             candidates = with_rungs(candidates, levels)
@@ -140,6 +154,7 @@ def sweep(
         )
     else:
         printer().print(render_front(front, run.baseline))
+        print_modelled(run, [o.name for o in front.objectives])
         trials_text = "1 trial" if len(run.trials) == 1 else f"{len(run.trials)} trials"
         summary = f"{trials_text} in {run.info['seconds']:.0f} s, {len(front)} on the front"
         print(f"{summary}, hypervolume {front.hypervolume():.4f}" + (f", {failed} failed" if failed else ""))

@@ -49,8 +49,19 @@ def print_sketch(front: Front, trials: Sequence[Trial]) -> None:
         console.print(Text.assemble(*line))
 
 
+def print_modelled(run: Run, names: Sequence[str]) -> None:
+    """Which of these metrics (and of those that tables always show) are modelled, and for what; if any."""
+    from ..results.table import HEADINGS, USUAL
+    from ..search.devices import platform_text
+
+    shown = [n for n in run.settings.get("modelled") or () if n in (*names, *USUAL)]
+    if shown:
+        metrics = ", ".join(HEADINGS.get(name, name) for name in shown)
+        print(f"Modelled: {metrics}, for {platform_text(run.devices, run.links)}; `show` has measured times")
+
+
 def print_inspection(found: Mapping[str, Any]) -> None:
-    """The groups, the blocks, the exceptions and the layers of :func:`evaluators.inspection.inspection`."""
+    """What :func:`evaluators.inspection.inspection` found."""
     from ..results.table import si
 
     def cost(layer: Mapping[str, Any], name: str) -> tuple[str, str]:
@@ -70,12 +81,32 @@ def print_inspection(found: Mapping[str, Any]) -> None:
             ("block", "MACs", "share", "parameters", "share"),
             [(b["name"], *cost(b, "macs"), *cost(b, "params")) for b in found["blocks"]],
         )
+    if found["cuts"]:
+        _print_cuts(found["cuts"])
+    else:
+        print(f"{found['no_cuts']}\n")
     if found["left_out"]:
         print_table("Left as they are", ("what", "why"), list(found["left_out"].items()))
     print_table(
         "Layers",
         ("layer", "kind", "MACs", "share", "parameters", "share"),
         [(y["name"], y["kind"], *cost(y, "macs"), *cost(y, "params")) for y in found["layers"]],
+    )
+
+
+def _print_cuts(cuts: Sequence[Mapping[str, Any]]) -> None:
+    """The places to cut that no other beats in both bytes and balance."""
+    best: list[tuple[str, str, str]] = []
+    least = 101.0
+    for c in sorted(cuts, key=lambda c: (c["bytes"], abs(c["macs"][0] - c["macs"][1]), not c["module_ends"])):
+        share = 100 * c["macs"][0] / (sum(c["macs"]) or 1)
+        if abs(2 * share - 100) < least:
+            least = abs(2 * share - 100)
+            best.append((c["name"], f"{c['bytes'] / 1000:.3g} kB", f"{share:.0f} %"))
+    print_table(
+        f"Places to cut: the best of {len(cuts)}, by bytes and balance",
+        ("after", "crosses, a sample", "MACs before"),
+        best,
     )
 
 

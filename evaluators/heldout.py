@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from ..results.significance import Figure, bootstrap, mcnemar, wilson
 from .batches import Batch
@@ -68,12 +70,31 @@ def metric_on_rows(
             tensors
         )
     scores, wanted = torch.cat(tensors), torch.cat(list(targets))
+    if isinstance(task.metric, str):
+        sums, counts = _by_sample(scores, wanted, task.metric)
+
+        def mean(rows: np.ndarray) -> float:
+            return float(sums[rows].sum() / counts[rows].sum()) if counts[rows].any() else math.nan
+
+        return mean, len(sums)
 
     def metric(rows: np.ndarray) -> float:
         at = torch.from_numpy(rows)
         return task.measure_on([scores[at]], [wanted[at]])
 
     return metric, len(scores)
+
+
+def _by_sample(outputs: Tensor, targets: Tensor, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """What a mean over targets is made of: per sample the sum of hits (or nats), and how many count."""
+    scores = classes_second(outputs, targets)
+    assert scores is not None  # `Classification` has refused what does not fit
+    kept = targets != IGNORED
+    if metric == "accuracy":
+        values = ((scores.argmax(1) == targets) & kept).double()
+    else:
+        values = cross_entropy(scores.double(), targets.long(), ignore_index=IGNORED, reduction="none")
+    return values.reshape(len(values), -1).sum(1).numpy(), kept.reshape(len(kept), -1).sum(1).numpy()
 
 
 def _joinable(values: Sequence[Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..spaces import Blueprint
+from ..spaces.stages import Cut, CutError
 from .batches import Inputs, batch_size, resize
 from .task import Task
 
@@ -36,11 +37,14 @@ def inspection(
         "groups": [{"name", "kind", "units", "modules": [path]}],
         "blocks": [{"name", "macs", "params"}], "left_out": {name: reason},
         "graph": {"prune" or "drop": why built networks are the captured graph, not the user's class},
-        "layers": [{"name", "kind", "macs", "params"}]}``; a block's costs are those of dropping it alone.
+        "cuts": [{"name", "bytes", "macs": [before, after], "module_ends"}], "no_cuts": why there are none,
+        "layers": [{"name", "kind", "macs", "params"}]}``; a block's costs are those of dropping it alone, a
+        cut's ``bytes`` those of one sample that cross it.
     """
     blueprint.prove(progress=progress)
     blueprint.prove_blocks(progress=progress)
     layers = layer_costs(task.model, task.example)
+    cuts, no_cuts = _cuts(blueprint)
     return {
         "task": task.name,
         "metric": task.metric_name,
@@ -62,8 +66,21 @@ def inspection(
         "blocks": [{"name": b.name, "macs": b.macs, "params": b.params} for b in blueprint.blocks],
         "left_out": blueprint.left_out,
         "graph": blueprint.artifact_reasons,
+        "cuts": [
+            {"name": c.name, "bytes": c.bytes, "macs": list(c.macs), "module_ends": bool(c.ends)}
+            for c in cuts
+        ],
+        "no_cuts": no_cuts,
         "layers": [asdict(layer) for layer in layers],
     }
+
+
+def _cuts(blueprint: Blueprint) -> tuple[Sequence[Cut], str]:
+    """Where the network may be cut, or why nowhere."""
+    try:
+        return blueprint.cutting.followed, ""
+    except CutError as error:
+        return (), str(error)
 
 
 def layer_costs(model: nn.Module, example: Inputs) -> list[LayerCost]:

@@ -47,7 +47,8 @@ class Profiled:
     profile: Profile
     lines: tuple[Line, ...]  # most time first
     ms: float  # of the unchanged network as one stage, measured
-    held_out: tuple[tuple[float, float], ...]  # ms of stages of other networks: by the profile, measured
+    held_out: tuple[tuple[float, float], ...]  # ms of stages: by the profile, measured
+    checked: bool  # are these of networks that it was not fitted on?
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def measure_profile(
         _lines(train[0].clocked.calls, found[0]),
         float(measured[0]),
         tuple(zip(predicted[held].tolist(), measured[held].tolist(), strict=True)),
+        bool(check),
     )
 
 

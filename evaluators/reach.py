@@ -9,6 +9,7 @@ from torch import nn
 
 from ..spaces import Candidate, Space
 from ..spaces.exits import Cascade
+from ..spaces.exits.counting import unfused
 from ..spaces.rung import rungs_of
 from .accuracy import Quality
 from .base import Evaluator, Measured
@@ -45,7 +46,7 @@ class Reach(Evaluator):
             raise ValueError("Reach needs a task and a model")
         if not isinstance(model, Cascade):
             given = {} if self.inner is None else self.inner(task, model, candidate)
-            with torch.backends.mkldnn.flags(enabled=False):  # its recurrent layers count nothing
+            with unfused():
                 macs = count(model, task.example)["macs"]
             return Measured({**given, **_scores(macs)}, detail=getattr(given, "detail", {}))
         with model.recording():

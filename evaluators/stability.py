@@ -93,6 +93,8 @@ def ranking_stability(
             f"need a space with a model, at least 3 candidates, halves >= 1 and seeds >= 0; got "
             f"{len(candidates)} candidates, {halves}, {seeds}"
         )
+    # Candidates that were read from a ledger know their options, but not how to edit a model.
+    candidates = [space.from_values(candidate.values) for candidate in candidates]
     rng = np.random.default_rng(seed)
     tasks = [task, *_recalibrated(task, seeds, rng)]
     total, done = len(tasks) * len(candidates), 0
@@ -113,7 +115,9 @@ def ranking_stability(
                 progress(done, total)
     if count < 2:
         raise ValueError("the validation data are a single sample or batch, which has no halves")
-    return Stability(len(candidates), _taus(_on_halves(metrics, count, halves, rng)), _taus(_pairs(whole)))
+    with one_thread():  # a user's metric too
+        across_data = _taus(_on_halves(metrics, count, halves, rng))
+    return Stability(len(candidates), across_data, _taus(_pairs(whole)))
 
 
 def _on_halves(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..results.objective import METRICS
+from ..spaces.devices import Device, Link, devices_of, links_of
 from .batches import Batch, Inputs, arguments, call_of, check_like, describe_call, part, recut, spread
 from .data import read, sample_inputs
 from .errors import TaskError, first_line
@@ -34,6 +35,10 @@ class Task:
             by default about 512 samples spread over ``train``, else over ``validation``.
         test: the same as ``validation``, of samples that are in neither of the others. No search ever sees
             it; :meth:`Run.export` measures each exported network on it, once.
+        devices: what may run stages of the network, each a :class:`Device` or a text, ``"edge=0.2x"``; for
+            sweeps whose space has splits.
+        links: what joins the devices, each a :class:`Link` or a text, ``"20mbps,5ms"``: one for all, or one
+            fewer than devices.
         metric: ``"accuracy"`` or ``"loss"`` (cross-entropy) for class indices as targets, or a function
             ``(outputs, targets) -> float`` that is called once with all validation samples.
         name: for run folders and tables; by default the model's class.
@@ -46,6 +51,7 @@ class Task:
         test_batches: like ``batches``; empty without ``test``.
         metric_name: ``"accuracy"``, ``"loss"`` or the function's name.
         metrics: the names that :meth:`measure` gives.
+        devices, links: as given, read; empty where none were.
         spec: text from which :func:`resolve_task` makes this task again, if it came from there.
 
     Raises:
@@ -63,6 +69,8 @@ class Task:
         test: Any = None,
         metric: Metric = "accuracy",
         name: str | None = None,
+        devices: Iterable[Device | str] | None = None,
+        links: Iterable[Link | str] | Link | str | None = None,
     ) -> None:
         self.model = _checked_model(model)
         self.example: Inputs = call_of(example)
@@ -71,6 +79,7 @@ class Task:
         self.name = name or type(model).__name__.lower()
         self.spec: str | None = None
         self.train = train
+        self.devices, self.links = _platform(devices, links)
         self._check_example()
 
         batches = read(validation, "validation")
@@ -219,6 +228,20 @@ class Task:
                     "your own, metric=lambda outputs, targets: ..."
                 ) from None
             raise
+
+
+def _platform(
+    devices: Iterable[Device | str] | None, links: Iterable[Link | str] | Link | str | None
+) -> tuple[tuple[Device, ...], tuple[Link, ...]]:
+    if devices is None:
+        if links is not None:
+            raise TaskError("links join devices: give devices=['edge=0.2x', 'server=1x'] too")
+        return (), ()
+    try:
+        made = devices_of(devices)
+        return made, links_of(links or (), made)
+    except ValueError as error:
+        raise TaskError(str(error)) from None
 
 
 def _checked_model(model: Any) -> nn.Module:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .front import Front
 
 
-def front_document(front: Front, *, task: str | None, searcher: str, seed: int) -> dict[str, Any]:
+def front_document(
+    front: Front, *, task: str | None, searcher: str, seed: int, modelled: Sequence[str] = ()
+) -> dict[str, Any]:
     """The front as plain JSON values, the non-dominated trials only, best first objective first.
 
     Args:
         task: its name; ``None`` for a space without a model.
         searcher: its name.
         seed: the run's.
+        modelled: metrics that come from profiles of devices, not from a clock; kept where there are any.
 
     Returns:
         ``{"task", "searcher", "seed", "objectives": [{"name", "goal", "unit"}], "baseline": {metric: value},
@@ -31,6 +34,7 @@ def front_document(front: Front, *, task: str | None, searcher: str, seed: int) 
         "trials": [
             {"number": t.number, "candidate": t.candidate.values, "scores": _numbers(t.scores)} for t in front
         ],
+        **({"modelled": list(modelled)} if modelled else {}),
     }
 
 
@@ -44,6 +48,7 @@ def sweep_document(
     evaluated: int,
     failed: int,
     seconds: float,
+    modelled: Sequence[str] = (),
 ) -> dict[str, Any]:
     """:func:`front_document` with how the run went.
 
@@ -53,7 +58,7 @@ def sweep_document(
         failed: trials that failed.
         seconds: wall time of the run, all sessions together.
     """
-    return front_document(front, task=task, searcher=searcher, seed=seed) | {
+    return front_document(front, task=task, searcher=searcher, seed=seed, modelled=modelled) | {
         "out": out,
         "evaluated": evaluated,
         "failed": failed,

@@ -12,6 +12,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "loss": ("min", "nats"),
     "macs": ("min", "MAC"),
     "flops": ("min", "FLOP"),
+    "branch_macs": ("min", "MAC"),
     "params": ("min", ""),
     "nonzeros": ("min", ""),
     "size_mb": ("min", "MB"),

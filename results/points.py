@@ -50,10 +50,12 @@ def default_reference(
         cost = objective.name in METRICS and objective.name != "loss"
         if objective.goal == "max":  # 0, but for metrics below it, of which nothing would count
             chosen[objective.name] = min(0.0, -float(worst_value)) if np.isfinite(worst_value) else 0.0
-        elif cost and objective.name in scores:
+        elif cost and scores.get(objective.name, 0.0) > 0:
             chosen[objective.name] = float(scores[objective.name])
         else:
-            chosen[objective.name] = float(worst_value) if np.isfinite(worst_value) else 0.0
+            worst_seen = float(worst_value) if np.isfinite(worst_value) else 0.0
+            # Traffic is 0 for the unchanged model: all that was sent counts, and all of 1 where nothing was.
+            chosen[objective.name] = worst_seen or (1.0 if cost else 0.0)
     return chosen
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .front import Front
 
 PERCENT = ("accuracy", "robust_accuracy")  # fractions, shown as percent
-COUNTS = ("macs", "flops", "params", "nonzeros")  # large integers, shown with k, M, G
+COUNTS = ("macs", "flops", "params", "nonzeros", "stages")  # large integers, shown with k, M, G
 HEADINGS = {
     "macs": "MACs",
     "flops": "FLOPs",
@@ -25,6 +25,8 @@ HEADINGS = {
     "memory_mb": "memory",
     "traffic_kb": "traffic",
     "latency_ms": "latency",
+    "latency_change": "latency change",
+    "throughput_change": "throughput change",
     "throughput_per_s": "throughput",
     "robust_accuracy": "robust accuracy",
     "energy_mj": "energy",

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .settings import RunError
+from .exporting import stages_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ def deploy(run: Run, number: int, *, simulate: bool = True, **options: Any) -> D
     run.scored(number)
     with one_thread():
         model = run.model(number)
-        stages, on = _stages(run, model)
+        stages, on = _stages(run, model, number)
     return _deployment(run, stages, on, simulate, options)
 
 
@@ -71,7 +71,7 @@ def serve(
     with one_thread():
         say(f"building trial {number}")
         model = run.model(number)
-        stages, on = _stages(run, model)
+        stages, on = _stages(run, model, number)
         deployment = _deployment(run, stages, on, simulate, options)
         say(f"starting {len(stages)} stages")
         with deployment:
@@ -114,10 +114,12 @@ def serve(
         }
 
 
-def _stages(run: Run, model: nn.Module) -> tuple[list[Stage], list[str | None]]:
-    """Stages of a built model and their devices; a model in one piece is one stage."""
-    placed = getattr(model, "stages", None)
-    if placed is not None:
+def _stages(run: Run, model: nn.Module, number: int) -> tuple[list[Stage], list[str | None]]:
+    """Stages of a built model and their devices; a model of a space without splits is one stage."""
+    from ..spaces.splits import plan_of
+
+    if plan_of(run.space.choices) is not None:
+        placed = stages_of(run, model, number)
         return [p.stage for p in placed], [p.device for p in placed]
     from ..spaces.capture import capture
     from ..spaces.stages import split
@@ -132,8 +134,6 @@ def _deployment(
     from ..evaluators.serving.placement import simulated
     from ..spaces.splits import plan_of
 
-    if unknown := [name for name in on if name is None and len(on) > 1]:
-        raise RunError(f"stages without a device: {unknown}")
     plan = plan_of(run.space.choices)
     named = [name for name in on if name is not None]
     if simulate and plan is not None and named:

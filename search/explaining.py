@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluators.errors import TaskError
 from ..results.explaining.section import Figure, Section, Skipped
-from ..results.explaining.sensitivity import lead_metric, sensitivity_section
+from ..results.explaining.sensitivity import sensitivity_section
 from ..results.table import HEADINGS, metric_text, ratio_text
+from .rules import run_rules
 from .settings import RunError
 
 if TYPE_CHECKING:
@@ -133,38 +134,24 @@ def _rules(run: Run) -> Section:
     """The rules by which a decision tree sums up the run's trials.
 
     Raises:
-        Skipped: too few trials.
+        Skipped: too few trials, or no rule that holds for trials left out.
     """
-    from .partitioning.tree import TRUST, loss_tree
-
-    metric = lead_metric(run.objectives)
-    scored = [t for t in run.trials if metric in t.scores]
-    sign = -1.0 if next(o for o in run.objectives if o.name == metric).goal == "max" else 1.0
-    try:
-        tree = loss_tree([t.candidate for t in scored], [sign * t.scores[metric] for t in scored])
-    except ValueError as error:
-        raise Skipped(str(error)) from None
-    label, unit = HEADINGS.get(metric, metric), {o.name: o.unit for o in run.objectives}[metric]
-    lines = [
-        f"{metric_text(metric, sign * rule.loss, unit):>10}  {rule.trials:>4} trials  "
-        + str(rule).partition(" where ")[2]
-        for rule in tree.rules
-    ]
-    trusted = "" if tree.trust >= TRUST else "; it does not predict trials left out, so read it with care"
+    lines = run_rules(run)
+    if len(lines) < 2:
+        raise Skipped(lines[0] if lines else "too few trials for a decision tree")
+    about, rules = lines[0], lines[1:]
     return Section(
         "rules",
         OF_THE_RUN["rules"],
-        f"{len(lines)} rules sum up {len(scored)} trials; the best holds {tree.rules[0].trials}, of {label} "
-        f"{metric_text(metric, sign * tree.rules[0].loss, unit)} on average",
-        f"{len(scored)} trials, a regression tree of at most 4 conditions, R^2 {tree.trust:.2f} on trials left "
-        f"out{trusted}",
+        about,
+        "a regression tree over the run's trials",
         (
             Figure(
                 "text",
-                f"Mean {label} by rule",
-                "Every candidate falls under exactly one line; the first says what the best trials have in common.",
-                {"lines": lines},
+                "Rules, the best first",
+                "Every candidate falls under exactly one line; the first is what good trials have in common.",
+                {"lines": rules},
             ),
         ),
-        {"metric": metric, "trust": tree.trust, "rules": lines},
+        {"about": about, "rules": rules},
     )

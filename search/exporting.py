@@ -13,6 +13,7 @@ from .settings import LEDGER, RunError
 if TYPE_CHECKING:
     from ..evaluators.task import Task
     from ..results.export import Receipt, Verdict
+    from ..spaces.staged import PlacedStage
     from .run import Run
 
 
@@ -62,6 +63,7 @@ def export_trial(
             if task.test_batches
             else None,
             calibration=task.calibration_batches,
+            stages=stages_of(run, model, number) if "stages" in formats else (),
             directory=target,
             formats=formats,
             describe=_description(run, trial),
@@ -71,6 +73,23 @@ def export_trial(
         )
     _note_test(run, number, receipt)
     return receipt
+
+
+def stages_of(run: Run, model: Any, number: int) -> list[PlacedStage]:
+    """The stages of a trial's built model.
+
+    Raises:
+        RunError: the space of the run has no splits.
+        CutError: the model cannot be cut where the trial says.
+    """
+    from ..spaces.splits import plan_of
+
+    if plan_of(run.space.choices) is None:
+        raise RunError(
+            f"{run.path} has no splits, so its trials have no stages; sweep with --space prune,splits"
+        )
+    candidate = run.space.from_values(run[number].candidate.values)
+    return run.space.model.cut(model, candidate)  # type: ignore[union-attr]
 
 
 def verify(
@@ -150,6 +169,7 @@ def _note_test(run: Run, number: int, receipt: Receipt) -> None:
         return
     try:
         with Ledger(run.path / LEDGER, write=True, create=False) as ledger:
-            ledger.note("test", {**ledger.info.get("test", {}), str(number): receipt.to_json()["test"]})
+            figure = {"metric": receipt.metric, "figure": receipt.to_json()["test"]}
+            ledger.note("test", {**ledger.info.get("test", {}), str(number): figure})
     except LedgerError:
         return

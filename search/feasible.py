@@ -92,7 +92,7 @@ def check_reachable(space: Space, limits: Iterable[Limit], baseline: Mapping[str
         ValueError: names the limit and the nearest reachable value.
     """
     for limit in limits:
-        best = _least_violating(space, limit, baseline)
+        best = least_violating(space, limit, baseline)
         if violations(space, [limit], baseline, [best])[0] <= 0.0:
             continue
         value = float(space.cost_arrays([best])[limit.metric][0])
@@ -124,7 +124,7 @@ def _upper(limit: Limit) -> bool:
     return "<=" in limit.text
 
 
-def _least_violating(space: Space, limit: Limit, baseline: Mapping[str, float]) -> Candidate:
+def least_violating(space: Space, limit: Limit, baseline: Mapping[str, float]) -> Candidate:
     """Coordinate descent from the better end of the space: exact where costs are monotone in every choice."""
 
     def least(candidates: list[Candidate]) -> Candidate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..results.table import metric_text, ratio_text
 from ..results.trial import Trial
 from ..results.trust import trusted
 from ..spaces import Space
-from ..spaces.splits import plan_of
+from .devices import measured_rows, stored_platform
 from .read_settings import check_settings
 from .rebuild import rebuild_space
 from .settings import RunError, ledger_path
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from ..evaluators.serving import Deployment
     from ..evaluators.task import Task
     from ..results.export import Receipt
+    from ..spaces.devices import Device, Link
     from .exact.certificate import Certificate
 
 
@@ -146,18 +146,24 @@ class Run:
             return "\n".join([*lines, "failed:", trial.error or ""])
         base = self.baseline.scores if self.baseline else {}
         units = {o.name: o.unit for o in self.objectives}
+        modelled = self.settings.get("modelled", ())
         rows = [("", "this", "unchanged", "ratio")]
         for name, value in trial.scores.items():
             was, unit = base.get(name), units.get(name, "")
             cells = ("", "") if was is None else (metric_text(name, was, unit), ratio_text(value, was))
-            rows.append((name, metric_text(name, value, unit), *cells))
+            label = f"{name} (modelled)" if name in modelled else name
+            rows.append((label, metric_text(name, value, unit), *cells))
         kept = self.kept(number)
         choices = [("choice", "taken", "unchanged", "units kept" if kept else "")]
         for choice, option in trial.candidate.items():
             was_option = str(choice.options[0]) if option != choice.options[0] else ""
             now, of = kept.get(choice.name, (0, 0))
             choices.append((choice.name, str(option), was_option, f"{now} of {of}" if of else ""))
-        return "\n".join([*lines, *_columns(rows), "", *_columns(choices)])
+        measured = measured_rows(trial)
+        stages = ["", *_columns(measured)] if measured else []
+        if exits := trial.detail.get("exits"):
+            stages += ["", *_columns([("left after", "share"), *((n, f"{s:.1%}") for n, s in exits.items())])]
+        return "\n".join([*lines, *_columns(rows), *stages, "", *_columns(choices)])
 
     def kept(self, number: int) -> dict[str, tuple[int, int]]:
         """By choice that cuts units (channels, heads) from a group: how many it kept in a trial, of how many.
@@ -337,36 +343,6 @@ def load(path: str | Path, task: Task | None = None, *, space: Space | None = No
         LedgerError: the ledger cannot be read.
     """
     return Run(path, task=task, space=space)
-
-
-def measure_front(ledger: Ledger, task: Task, space: Space) -> None:
-    """Measure the latency of the unchanged model and of the front, where it is not known yet, and keep it.
-
-    Nothing else may run meanwhile. All latencies are shares of one time of the unchanged model: the median
-    of all that were seen here, or what is known of it. A model that fails here stays without a latency.
-    Where networks are split, their stages are timed instead (see :func:`.staged_front.measure_stages`).
-    """
-    if plan_of(space.choices) is not None:
-        from .staged_front import measure_stages
-
-        return measure_stages(ledger, task, space)
-    from ..evaluators.lane import Lane, steadied
-    from ..evaluators.latency import Latency
-
-    settings = ledger.settings
-    objectives = [Objective(**o) for o in settings["objectives"]]
-    front = Front(ledger.trials(space), objectives, limits=settings["limits"])
-    lane = Lane(task, space, [Latency()])
-    wanted = {t.number: t for t in (front.baseline, *front) if t is not None and "latency_ms" not in t.scores}
-    outcomes = [lane.evaluate(number, trial.candidate) for number, trial in sorted(wanted.items())]
-    measured = [o for o in outcomes if o.scores is not None]
-    if not measured:
-        return
-    known = front.baseline.scores.get("latency_ms") if front.baseline else None
-    reference = known or statistics.median(o.detail["baseline_ms"] for o in measured)
-    for outcome in measured:
-        steady = steadied(outcome, reference)
-        ledger.measure(steady.number, steady.scores or {}, steady.detail)
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -17,6 +17,7 @@ from ..results.objective import Limit, Objective
 from ..results.trial import Trial
 from ..results.trust import sign
 from ..spaces import Candidate, Choice, Space
+from .devices import modelled
 
 if TYPE_CHECKING:
     from ..evaluators import Task
@@ -161,6 +162,18 @@ def _save_beginning(
     ledger.record([replace(trial, number=n, candidate=first[n]) for n, trial in known])
     # Last, since a ledger with settings is a run: whoever resumes it finds its beginning whole.
     ledger.save_settings({**settings, "given": len(given), "imported": len(scored)})
+
+
+def resumed_settings(
+    out: str | Path | None, task: Task, searcher: str, *, home: Path = HOME
+) -> dict[str, Any]:
+    """The settings of the run that resuming would go on with; empty where there is none."""
+    about = {"task": task.name, "searcher": searcher}
+    folder = Path(out) if out is not None else _default_folder(about, True, home)
+    if not (folder / LEDGER).exists():
+        return {}
+    with Ledger(folder / LEDGER) as ledger:
+        return dict(ledger.settings)
 
 
 def check_free(folder: Path) -> None:

@@ -16,9 +16,10 @@ from ..spaces.rung import DEFAULT, parse_rungs, rungs_of, with_rungs
 from .base import Searcher, innermost, parse_limits
 from .budget import Budget
 from .clock import Clock
-from .known import Known
 from .devices import memory_limits
+from .known import Known
 from .lane_pool import make_pool
+from .measured_front import measure_front
 from .mirrors import Mirror, Mirroring, mirror
 from .plan import (
     check_baseline,
@@ -34,7 +35,7 @@ from .plan import (
 from .progress import Progress, Silent
 from .registry import guard
 from .registry import searcher as searcher_by_name
-from .run import Run, measure_front
+from .run import Run
 from .settings import RunError, close_run, describe, note_environment, open_run
 from .warm_start import Source, warm_start
 

@@ -277,10 +277,7 @@ class Blueprint:
         captured, coupling, surgeon = self.captured, self.coupling, self._surgeon
         cuts = [self.alive(c) for c in candidates]
         name = f"widths {hashlib.sha256(np.packbits(cuts).tobytes()).hexdigest()}"
-        reason = (
-            self._cache.once(name, lambda: own_differs(captured, coupling, surgeon, cuts)) if cuts else ""
-        )
-        if reason:
+        if reason := self._cache.once(name, lambda: own_differs(captured, coupling, surgeon, cuts)):
             self._proof = replace(self.prove(), own=False, own_reason=reason)
 
     # -- the model side of a space -------------------------------------------------------------------
@@ -333,8 +330,8 @@ class Blueprint:
         plan = plan_of(candidate.choices)
         if plan is None:
             raise ValueError("this space has no splits; make one by space('prune', 'splits')")
-        staging = self.cutting.staging(plan.indices)
         example = self.captured.args, self.captured.kwargs
+        staging = self.cutting.staging(plan.indices)
         return place(network, example, plan, staging, *self._decoder.placed(candidate))
 
     def _build(self, candidate: Candidate) -> nn.Module:

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from .blocks import Block
 from .capture import Captured
 from .costs import Costs
 from .coupling import Coupling
+from .provenance import Provenance
 from .stages import Cut, CutError, Functional, find_cuts, functionalise
+from .stages.cuts import Order
 from .stages.work import macs
-from .staging import Staging, followed
+from .staging import Staging
 
 
 class Cutting:
@@ -45,7 +49,7 @@ class Cutting:
         Raises:
             CutError: there is none, and why.
         """
-        found = tuple(followed(self.network, self._coupling, self.cuts))
+        found = tuple(_followed(self.network, self._coupling, self.cuts))
         if not found:
             assert self._captured is not None
             name = type(self._captured.source).__name__
@@ -76,3 +80,20 @@ class Cutting:
     def __getstate__(self) -> dict[str, Any]:
         kept = ("_coupling", "_blocks", "_costs", "_stagings")
         return {"_captured": None, **{name: self.__dict__[name] for name in kept}}
+
+
+def _followed(network: Functional, coupling: Coupling, cuts: Sequence[Cut]) -> list[Cut]:
+    """The cuts where the bytes of all that crosses can be told for every width.
+
+    Of several with nothing but views between them one, where a module ends.
+    """
+    origin, order = Provenance(network, coupling), Order(network)
+    nodes = {n.name: n for n in network.graph.nodes}
+    solid = np.cumsum([not order.is_view(n) for n in order.calls])
+    out: dict[int, Cut] = {}  # calls before it that are no views -> cut
+    for c in cuts:
+        if all(origin.bytes(nodes[name]) is not None for name in c.tensors):
+            before = int(solid[c.index])
+            if before not in out or (c.ends and not out[before].ends):
+                out[before] = c
+    return list(out.values())

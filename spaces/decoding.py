@@ -84,10 +84,10 @@ class Decoder:
                     rows = indices[:, column] == index
                     if rows.any():
                         choice.edit.adjust(costs, option, rows, tables)
-        if any(isinstance(choice.edit, Divide) for choice in choices):
-            costs["branch_macs"] = branch_macs(choices, indices, tables, costs["macs"])
         for name in {name for choice in choices for name in getattr(choice.edit, "measured", ())}:
             costs.pop(name, None)  # the data decide: an evaluator tells
+        if "macs" in costs and any(isinstance(choice.edit, Divide) for choice in choices):
+            costs["branch_macs"] = branch_macs(choices, indices, tables, costs["macs"])
         return costs
 
     def cost_bounds(

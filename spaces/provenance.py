@@ -47,10 +47,27 @@ class Provenance:
 
     def bytes(self, n: fx.Node) -> Sized | None:
         """Of a tensor, for one sample, in dense form; ``None`` where its axes cannot be followed."""
-        value = n.meta.get("val")
-        lengths = self._lengths(n)
+        value, lengths = n.meta.get("val"), self._lengths(n)
         if not isinstance(value, torch.Tensor) or lengths is None:
             return None
+        return self._bytes(value, lengths)
+
+    def all_bytes(self, n: fx.Node) -> list[Sized]:
+        """Of all tensors that a call gives; those that cannot be followed by the example's sizes."""
+        value = n.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            return [self.bytes(n) or self._on_example(value)]
+        if not isinstance(value, (list, tuple)):
+            return []
+        pieces = self._coupling.pieces.get(self.source(n) or "", [])
+        out = []
+        for i, part in enumerate(value):
+            if isinstance(part, torch.Tensor):
+                size = self._bytes(part, pieces[i]) if i < len(pieces) else None
+                out.append(size or self._on_example(part))
+        return out
+
+    def _bytes(self, value: torch.Tensor, lengths: Lengths) -> Sized | None:
         network = self._network
         sizes = [network.size(s) for s in value.shape]
         if any(s is None for s in sizes) or len(sizes) != len(lengths):
@@ -78,6 +95,15 @@ class Provenance:
         for length, labels in zip(value.shape, axes, strict=True):
             factor *= length if labels is None else 1
         return name, (factor, tuple(v for v in axes if v is not None))
+
+    def _on_example(self, value: torch.Tensor) -> Sized:
+        """Of one sample; an axis whose length the data decide counts once."""
+        samples = self._network.captured.batch
+        count = float(value.element_size()) / samples
+        for size in value.shape:
+            k, c = self._network.size(size) or (0, 1)
+            count *= k * samples + c
+        return count, ()
 
     def _lengths(self, n: fx.Node) -> Lengths | None:
         source = self.source(n)

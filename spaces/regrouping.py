@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,15 +34,16 @@ class Regroup(Rework):
     def adjust(
         self, costs: Mapping[str, np.ndarray], option: Option, rows: np.ndarray, tables: Tables
     ) -> None:
-        lengths = tables.lengths(self.layer.weight)  # zeros where the layer has gone
-        gone = np.where(rows, 1 - self.share(np.full(len(rows), int(option)), tables), 0.0)
+        taking = replace(tables, widths=tables.widths[rows], dropped=tables.dropped[rows])
+        lengths = taking.lengths(self.layer.weight)  # zeros where the layer has gone
+        gone = 1 - self.share(np.full(len(lengths), int(option)), taking)
         weights = gone * lengths.prod(axis=1)
-        macs = gone * tables.macs(self.layer.node)
+        macs = gone * taking.macs(self.layer.node)
         gathered = np.where(gone > 0, _INDEX * (lengths[:, 0] + lengths[:, 1]), 0.0)
         size = (self.itemsize * weights - gathered) / _MEGA
-        taken = {"macs": macs, "flops": 2 * macs, "params": weights, "size_mb": size, "memory_mb": size}
-        for name, amount in taken.items():
-            costs[name][...] -= amount
+        less = {"macs": macs, "flops": 2 * macs, "params": weights, "size_mb": size, "memory_mb": size}
+        for name, amount in less.items():
+            costs[name][rows] -= amount
 
     def share(self, options: np.ndarray, tables: Tables) -> np.ndarray:
         """Share of the layer's weights that stays, [n], for the number of groups [n] asked for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -28,7 +28,7 @@ class Built:
     surgeon: Surgeon  # of the unchanged network: .coupling, .tensors, .dead(alive), .module (captured graph)
     calibration: Calibration | None  # moments of what the unchanged network's layers read
     mend: Mend | None = None  # how the candidate's sliced parameters are repaired, whatever units they keep
-    sample: Sequence[Any] | None = None  # placeholders' values of a batch, where networks are repaired by running
+    sample: Sequence[Any] | None = None  # placeholders' values of a batch, where repair runs the network
 
 
 class Rewrite(ABC):
@@ -40,6 +40,10 @@ class Rewrite(ABC):
     choice in the space's order; then :meth:`wrap` of every such choice in that order. Instances must be
     picklable and hold no tensors that the surgeon has.
     """
+
+    #: Analytic costs that a space with such a choice does not have, since they depend on data; evaluators may
+    #: measure them (see ``evaluators/reach.py``).
+    measured: ClassVar[tuple[str, ...]] = ()
 
     def graph(self, made: CapturedModule, option: Option, built: Built) -> None:  # noqa: B027
         """Change the pruned captured graph in place; by default nothing.

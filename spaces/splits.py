@@ -32,6 +32,7 @@ class Plan:
     devices: tuple[Device, ...]
     links: tuple[Link, ...]
     forced: tuple[int, ...] = ()  # places where a stage begins in every candidate
+    sensitivity: bool = False  # costs say how latency and throughput change with devices and links
 
     @property
     def segments(self) -> int:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import fx, nn
 
 from .capture import CaptureError, capture
+from .captured_module import CapturedModule
 from .coupling.walk import operator_name
 from .splits import Plan
 from .stages import Cut, CutError, Stage, functionalise, split
@@ -43,7 +44,7 @@ class Staged(nn.Module):
     def stages(self) -> list[PlacedStage]:
         """The stages in order; their modules are those of :attr:`parts`."""
         pairs = zip(self._placed, self.parts, strict=True)
-        return [replace(p, stage=replace(p.stage, module=module)) for p, module in pairs]
+        return [replace(p, stage=replace(p.stage, module=cast(CapturedModule, m))) for p, m in pairs]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         first, *others = self.parts

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import fx
 
 from .blocks import Block
 from .costs import Costs
 from .coupling import Coupling
 from .coupling.walk import operator_name
-from .crossing import NONE, Crossing, Value
-from .devices import Device, Profile, pipeline_costs
+from .crossing import NONE, Crossing
+from .crossing_values import crossing_values
+from .devices import Device, Profile, pipeline_costs, sensitivity
 from .devices.operators import operator_of
 from .forms import Forms
 from .forms import evaluate as product_of
@@ -73,7 +73,7 @@ class Staging:
         """
         Args:
             work: multiply-accumulates of each call of the unchanged network (see :func:`.stages.work.macs`).
-            places: some of :func:`followed`, in the graph's order.
+            places: some of :attr:`.cutting.Cutting.followed`, in the graph's order.
         """
         order = Order(network)
         origin = Provenance(network, coupling)
@@ -111,7 +111,7 @@ class Staging:
                 )
             )
             macs.append(self._work(n, source, coupling, work, claimed))
-            moved.append([] if is_view else self._moved(n, origin, network))
+            moved.append([] if is_view else self._moved(n, origin))
             for name, size in _held(n, order, origin):
                 held[name] = size
                 reads.setdefault((segment, name), []).append(condition)
@@ -121,10 +121,10 @@ class Staging:
         ]
         self._begins = self._first_steps(order, origin)
         self._inputs = [self._term(s) for n in network.inputs if (s := origin.bytes(n)) is not None]
-        values, sizes = _values(order, origin, self.calls, blocks, liveness.of)
+        values, sizes = crossing_values(order, origin, self.calls, blocks, liveness.of)
         self._sizes = [None if s is None else self._term(s) for s in sizes]
         self._crossing = Crossing(values, ends, len(order.calls))
-        self._macs, self._moved = (self._table(t) for t in (macs, moved))  # [products, calls]
+        self._macs_of, self._moved_of = (self._table(t) for t in (macs, moved))  # [products, calls]
 
     def evaluate(self, widths: np.ndarray, dropped: np.ndarray, devices: Sequence[Device] = ()) -> Segments:
         """
@@ -164,7 +164,7 @@ class Staging:
         there = self._there(dropped, holds)
         of = np.array([c.segment for c in self.calls])
         joined = (of[:, None] == np.arange(s)).astype(np.float64)  # [calls, S]
-        macs = (values @ self._macs) * there
+        macs = (values @ self._macs_of) * there
         weights = np.zeros((n, s))
         for segment, condition, (product, factor) in self._weights:
             weights[:, segment] += factor * values[:, product] * holds[condition]
@@ -186,7 +186,7 @@ class Staging:
         solid: np.ndarray,
         joined: np.ndarray,
     ) -> np.ndarray:
-        moved = (values @ self._moved) * solid
+        moved = (values @ self._moved_of) * solid
         names = [c.operator for c in self.calls]
         known: dict[int, np.ndarray] = {}
         for d in devices:
@@ -241,20 +241,12 @@ class Staging:
                 return [self._term((t.factor, t.vectors)) for t in terms]
         return [self._term((counted, ()))] if counted else []
 
-    def _moved(self, n: fx.Node, origin: Provenance, network: Functional) -> list[tuple[int, float]]:
+    def _moved(self, n: fx.Node, origin: Provenance) -> list[tuple[int, float]]:
         """Bytes of what a call reads and writes, as :func:`.devices.operators.moved_bytes` counts them."""
-        terms = []
+        sizes: list[Sized] = []
         for i in [*n.all_input_nodes, n]:
-            value = i.meta.get("val")
-            if i.op == "get_attr":
-                terms.append(self._term(origin.held(str(i.target))[1]))
-            elif (size := origin.bytes(i)) is not None:
-                terms.append(self._term(size))
-            else:
-                parts = value if isinstance(value, (list, tuple)) else [value]
-                whole = sum(_example_bytes(p, network) for p in parts if isinstance(p, torch.Tensor))
-                terms.append(self._term((whole / network.captured.batch, ())))
-        return terms
+            sizes += [origin.held(str(i.target))[1]] if i.op == "get_attr" else origin.all_bytes(i)
+        return [self._term(size) for size in sizes]
 
     def _first_steps(self, order: Order, origin: Provenance) -> list[int]:
         """Step of the captured graph at which each segment begins."""
@@ -279,6 +271,8 @@ def split_costs(
 ) -> dict[str, np.ndarray]:
     """What :func:`pipeline_costs` gives for candidates; nothing that takes time where profiles are missing.
 
+    Where the plan says so, also what :func:`sensitivity` gives.
+
     Args:
         begins, on: of :meth:`Plan.decode`.
         widths, dropped: of :meth:`Staging.evaluate`.
@@ -287,15 +281,12 @@ def split_costs(
     begins = parts.snap[np.arange(len(begins))[:, None], begins]
     timed = parts.ms is not None
     ms = parts.ms if parts.ms is not None else np.zeros((len(begins), len(plan.devices), staging.segments))
-    costs = pipeline_costs(ms, parts.sent, parts.weights, parts.peaks, begins, on, plan.devices, plan.links)
+    given = (ms, parts.sent, parts.weights, parts.peaks, begins, on, plan.devices, plan.links)
+    costs = pipeline_costs(*given)
+    if plan.sensitivity and timed:
+        changes = sensitivity(*given)
+        costs |= {name: changes[name] for name in ("latency_change", "throughput_change")}
     return {k: v for k, v in costs.items() if timed or k not in TIMED}
-
-
-def followed(network: Functional, coupling: Coupling, cuts: Sequence[Cut]) -> list[Cut]:
-    """The cuts where the bytes of all that crosses can be told for every width."""
-    origin = Provenance(network, coupling)
-    nodes = {n.name: n for n in network.graph.nodes}
-    return [c for c in cuts if all(origin.bytes(nodes[name]) is not None for name in c.tensors)]
 
 
 def _snap(has: np.ndarray) -> np.ndarray:
@@ -329,60 +320,3 @@ def _held(n: fx.Node, order: Order, origin: Provenance) -> list[tuple[str, Sized
         elif i in order.free:
             stack += i.all_input_nodes
     return [origin.held(t) for t in targets]
-
-
-def _values(
-    order: Order,
-    origin: Provenance,
-    calls: Sequence[Call],
-    blocks: Sequence[Block],
-    conditions: Mapping[str, int],
-) -> tuple[list[Value], list[Sized | None]]:
-    """What calls and inputs give, for :class:`Crossing`, with bytes where these are followed."""
-    nodes = list(order.at)
-    at = {n: i for i, n in enumerate(nodes)}
-    by_source: dict[str, fx.Node] = {}
-    for n in nodes:
-        source = origin.source(n)
-        if source is not None:
-            by_source.setdefault(source, n)
-    keeps: dict[int, list[int]] = {}
-    for block in blocks:
-        keep = origin.functional(block.keep, by_source)
-        out = by_source.get(block.out)
-        if keep is not None and out is not None:
-            keeps.setdefault(at[keep], []).append(at[out])
-    values = []
-    for i, n in enumerate(nodes):
-        call = calls[order.at[n]] if order.at[n] >= 0 else None
-        readers = [at[u] for u in n.users if u in at]
-        readers += [NONE for u in n.users if u.op == "output"]
-        size = order.bytes(n)
-        base = at[b] if order.is_view(n) and (b := _base(n)) in at else NONE
-        values.append(
-            Value(
-                order.at[n],
-                math.inf if size is None else size,
-                call.condition if call else 0,
-                tuple(readers),
-                base,
-                call.gate if call else NONE,
-                bool(call and call.copies),
-                tuple(keeps.get(i, ())),
-            )
-        )
-    return values, [origin.bytes(n) for n in nodes]
-
-
-def _base(n: fx.Node) -> fx.Node | None:
-    first = n.args[0] if n.args else None
-    return first if isinstance(first, fx.Node) else None
-
-
-def _example_bytes(value: torch.Tensor, network: Functional) -> float:
-    count = 1
-    for size in value.shape:
-        found = network.size(size)
-        k, c = found if found is not None else (0, 1)
-        count *= k * network.captured.batch + c
-    return float(count * value.element_size())

@@ -16,17 +16,24 @@ def test_the_task_is_accurate() -> None:
     scores = Quality()(task, task.model, Candidate(()))
     assert scores["accuracy"] >= 0.985
     assert (task.name, task.spec) == ("digits", "digits")
-    assert sum(len(targets) for *_, targets in task.batches) == 450
+    assert sum(len(targets) for *_, targets in task.batches) == 300
+    assert sum(len(targets) for *_, targets in task.test_batches) == 150
     assert sum(p.numel() for p in task.model.parameters()) == 174_970
 
 
-def test_train_and_validation_are_disjoint_and_stratified() -> None:
-    (train, _), (validation, classes) = digits.data()
-    assert len(train) + len(validation) == 1797
+def test_the_splits_are_disjoint_and_stratified() -> None:
+    (train, _), (held_out, all_classes) = digits.data()
+    (validation, classes), (test, test_classes) = digits.held_out()
+    assert len(train) + len(validation) + len(test) == 1797
+    assert sorted(torch.cat([validation, test]).flatten(1).tolist()) == sorted(held_out.flatten(1).tolist())
+    assert torch.equal(torch.bincount(classes) + torch.bincount(test_classes), torch.bincount(all_classes))
+    assert torch.bincount(classes).min() >= 28
+    assert torch.bincount(test_classes).min() >= 14
     assert 0 <= float(train.min()) <= float(train.max()) == 1
     known = {image.numpy().tobytes() for image in train}
-    assert sum(image.numpy().tobytes() in known for image in validation) == 0
-    assert torch.bincount(classes).min() >= 43
+    assert sum(image.numpy().tobytes() in known for image in held_out) == 0
+    known = {image.numpy().tobytes() for image in validation}
+    assert sum(image.numpy().tobytes() in known for image in test) == 0
 
 
 def test_training_repeats_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
 from netcarve.evaluators import Task
 from netcarve.evaluators.accuracy import Quality
 from netcarve.evaluators.batchnorm import reestimate_batchnorm
@@ -14,10 +12,9 @@ from netcarve.evaluators.pool import Job
 from netcarve.evaluators.reach import Reach, reached
 from netcarve.search import sweep
 from netcarve.spaces import trace
-from netcarve.spaces.exits import Cascade, Head, confidence, divide
-from netcarve.spaces.exits.head import Moments, grid_of
-from netcarve.spaces.stages import CutError, find_cuts, functionalise, split
+from netcarve.spaces.exits import Cascade, Head, confidence
 from netcarve.spaces.testing import counted_costs
+from torch import nn
 
 CLASSES = 5
 
@@ -39,25 +36,6 @@ class Convs(nn.Module):
         return self.out(x.mean((2, 3)))
 
 
-class Tokens(nn.Module):
-    """Attention with a class token, so that the batch length is needed on both sides of any place."""
-
-    def __init__(self):
-        super().__init__()
-        self.patch = nn.Conv2d(2, 8, 2, 2)
-        self.token = nn.Parameter(torch.randn(1, 1, 8))
-        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True) for _ in range(2))
-        self.out = nn.Linear(8, CLASSES)
-
-    def forward(self, x):
-        b = x.shape[0]
-        x = self.patch(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(b, -1, -1), x], 1)
-        for block in self.blocks:
-            x = block(x)
-        return self.out(x[:, 0].reshape(b, 8))
-
-
 def seeded(cls):
     torch.manual_seed(0)
     net = cls()
@@ -66,11 +44,14 @@ def seeded(cls):
             if isinstance(m, nn.BatchNorm2d):
                 m.running_mean.normal_()
                 m.running_var.uniform_(0.5, 2)
+        net.out.weight.mul_(8)  # so that some samples are sure and others are not
     return net.eval()
 
 
 def images(n, seed=1):
-    return torch.randn(n, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    offsets = torch.randn(n, 2, 1, 1, generator=generator)  # without, averages are alike
+    return torch.randn(n, 2, 8, 8, generator=generator) + 2 * offsets
 
 
 def built(net, values=None, **options):
@@ -84,7 +65,9 @@ def built(net, values=None, **options):
 
 def staged(net, thresholds, count=200):
     """A fitted cascade of Convs with exits after the stem and after `down`."""
-    space, _ = built(net, exit_places=("stem", "down"), thresholds=tuple(sorted(set(thresholds), reverse=True)))
+    space, _ = built(
+        net, exit_places=("stem", "down"), thresholds=tuple(sorted(set(thresholds), reverse=True))
+    )
     cascade = space.build(space.from_values(dict(zip(("exit:stem", "exit:down"), thresholds, strict=True))))
     cascade.refit([((images(count, 7),), {})])
     return cascade
@@ -107,64 +90,10 @@ def one_by_one(cascade, x):
     return torch.cat(answers), depths
 
 
-# -- dividing ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cls", [Convs, Tokens])
-def test_a_divided_network_is_the_network_wherever_one_tensor_crosses(cls):
-    blueprint = trace(seeded(cls), images(2))
-    space = blueprint.space("prune", ratios=[0, 0.5])
-    whole = blueprint.surgeon.graph(blueprint.alive(space.candidate(space.counts - 1)))
-    names, divided = set(), 0
-    for node in blueprint.captured.graph_module.graph.nodes:
-        names.add(node.name)
-        if node.op != "call_function":
-            continue
-        try:
-            first, second = divide(whole, names)
-        except CutError:
-            continue
-        divided += 1
-        for n in (1, 3):
-            with torch.no_grad():
-                assert torch.equal(second(first(images(n))), whole(images(n))), node.name
-    assert divided >= 8
-
-
-def test_dividing_agrees_with_stages_made_by_capturing():
-    net = seeded(Convs)
-    space, cascade = built(net, {"exit:down": 0.5}, exit_places=("down",), thresholds=(0.5,))
-    blueprint = space.model
-    network = functionalise(blueprint.captured)
-    cut = next(c for c in find_cuts(network) if "down" in c.ends)
-    stages = split(network, [cut])
-    x = images(4)
-    with torch.no_grad():
-        (sent,) = stages[0].module(x)
-        torch.testing.assert_close(cascade.stages[0](x), sent)
-        torch.testing.assert_close(cascade.stages[1](sent.clone()), stages[1].module(sent))
-
-
-def test_the_second_part_does_not_overwrite_what_it_is_given():
-    space, cascade = built(seeded(Convs), {"exit:down": 0.5}, exit_places=("down",), thresholds=(0.5,))
-    with torch.no_grad():
-        x = cascade.stages[0](images(3))
-        before = x.clone()
-        cascade.stages[1](x)  # begins with a ReLU in place
-    assert torch.equal(x, before)
-
-
-def test_two_crossing_tensors_are_no_place():
-    net = seeded(Convs)
-    names = [p for p in ("same.0", "same.1")]
-    with pytest.raises(ValueError, match="exits cannot be after 'same.0'; they can be after stem"):
-        trace(net, images(2)).space("exits", exit_places=names)
-
-
 # -- the cascade ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("thresholds", [(0.3, 0.25), (0.5, 0.4), (0.25, 0.9), (1.0, 0.3)])
+@pytest.mark.parametrize("thresholds", [(0.7, 0.75), (0.9, 0.65), (0.6, 0.9), (1.0, 0.7)])
 @pytest.mark.parametrize("count", [0, 1, 2, 33])
 def test_a_cascade_answers_as_each_sample_by_itself_would(thresholds, count):
     cascade = staged(seeded(Convs), thresholds)
@@ -179,24 +108,25 @@ def test_a_cascade_answers_as_each_sample_by_itself_would(thresholds, count):
 
 
 def test_samples_really_leave_at_different_depths():
-    cascade = staged(seeded(Convs), (0.33, 0.33))
+    cascade = staged(seeded(Convs), (0.75, 0.65))
     with torch.no_grad(), cascade.recording():
         cascade(images(300, seed=3))
     assert min(cascade.left) > 0
 
 
 def test_what_has_left_is_not_computed_further():
-    cascade = staged(seeded(Convs), (0.33, 0.33))
+    cascade = staged(seeded(Convs), (0.75, 0.65))
     ran = [[], []]
     for sizes, stage in zip(ran, cascade.stages[1:], strict=True):
         stage.register_forward_pre_hook(lambda _, args, sizes=sizes: sizes.append(len(args[0])))
     with torch.no_grad(), cascade.recording():
         cascade(images(50, seed=3))
     assert ran == [[sum(cascade.left[1:])], [cascade.left[2]]]
+    assert 0 < ran[1][0] < ran[0][0] < 50
     cascade.thresholds = (0.0, 0.0)
     with torch.no_grad():
         cascade(images(50, seed=3))
-    assert ran == [[sum(cascade.left[1:])], [cascade.left[2]]] or len(ran[0]) == 1
+    assert [len(sizes) for sizes in ran] == [1, 1]  # nobody was left
 
 
 def test_threshold_0_is_the_first_head_at_its_cost_and_above_1_the_network_at_the_cost_of_all():
@@ -242,60 +172,17 @@ def test_numbers_that_do_not_fit_are_refused():
 
 def test_a_cascade_of_any_modules():
     torch.manual_seed(0)
-    stages = [nn.Sequential(nn.Linear(4, 6), nn.ReLU()), nn.Sequential(nn.Linear(6, 6), nn.ReLU()), nn.Linear(6, 3)]
+    stages = [
+        nn.Sequential(nn.Linear(4, 6), nn.ReLU()),
+        nn.Sequential(nn.Linear(6, 6), nn.ReLU()),
+        nn.Linear(6, 3),
+    ]
     cascade = Cascade(stages, [Head(6, 1, (), 3), Head(6, 1, (), 3)], [0.5, 0.4]).eval()
     x = torch.randn(60, 4)
     cascade.refit([((x,), {})])
     with torch.no_grad():
         torch.testing.assert_close(cascade(x), one_by_one(cascade, x)[0])
     assert cascade.macs == (24 + 18, 36 + 18, 18)
-
-
-# -- heads ---------------------------------------------------------------------------------------------
-
-
-def test_heads_are_the_ridge_regression_of_the_networks_outputs():
-    cascade, x = staged(seeded(Convs), (0.5, 0.4)), images(200, 7)
-    with torch.no_grad():
-        inner = cascade.stages[0](x)
-        features = cascade.heads[0].features(inner).double()
-        wanted = cascade.stages[2](cascade.stages[1](inner)).double()
-    centred = features - features.mean(0)
-    ridge = 1e-2 * float((centred**2).sum(0).mean())
-    # The same by an augmented least-squares problem: rows sqrt(lambda) e_i with target 0, the bias undamped.
-    a = torch.cat([centred, ridge**0.5 * torch.eye(centred.shape[1]).double()])
-    b = torch.cat([wanted - wanted.mean(0), torch.zeros(centred.shape[1], CLASSES).double()])
-    w = torch.linalg.lstsq(a, b).solution.T
-    head = cascade.heads[0].linear
-    torch.testing.assert_close(head.weight.double(), w, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(head.bias.double(), wanted.mean(0) - w @ features.mean(0), atol=1e-5, rtol=1e-4)
-
-
-def test_moments_in_parts_are_those_of_the_whole_and_singular_ones_are_solved():
-    x, y = torch.randn(30, 4).double(), torch.randn(30, 2).double()
-    x = torch.cat([x, x[:, :1], torch.ones(30, 1).double()], 1)  # one feature twice, one constant
-    whole, parts = Moments(6, 2), Moments(6, 2)
-    whole.add(x, y)
-    for i in range(0, 30, 7):
-        parts.add(x[i : i + 7], y[i : i + 7])
-    for a, b in zip(whole.solve(ridge=0.0), parts.solve(ridge=0.0), strict=True):
-        torch.testing.assert_close(a, b)
-    w, c = whole.solve(ridge=0.0)
-    best = torch.linalg.lstsq(torch.cat([x[:, :4], torch.ones(30, 1).double()], 1), y).solution
-    torch.testing.assert_close(x @ w.T + c, x[:, :4] @ best[:4] + best[4])
-
-
-def test_features_are_averages_over_the_places():
-    assert grid_of((6, 4, 4), 1) == (4, 4)  # 96 features: all of them
-    assert grid_of((32, 8, 8), 1) == (2, 2)
-    assert grid_of((100, 8, 8), 1) == (1, 1)
-    assert grid_of((5, 8), 2) == (5,)
-    assert grid_of((12,), 1) == ()
-    x = torch.randn(2, 7, 5, 3)
-    torch.testing.assert_close(Head(3, 3, (1, 1), 2).features(x), x.mean((1, 2)))
-    torch.testing.assert_close(Head(3, 3, (7, 5), 2).features(x), x.permute(0, 3, 1, 2).flatten(1))
-    tokens = Head(3, 2, (2,), 2).features(torch.arange(12.0).view(1, 4, 3))
-    torch.testing.assert_close(tokens, torch.tensor([[1.5, 7.5, 2.5, 8.5, 3.5, 9.5]]))
 
 
 # -- states of the module ------------------------------------------------------------------------------
@@ -318,7 +205,9 @@ def test_batch_norms_are_reestimated_on_all_samples_also_with_fitted_heads():
     cascade = staged(net, (0.0, 0.0))
     reestimate_batchnorm(cascade, batches)
     reestimate_batchnorm(net, batches)
-    found = {k.partition(".")[2].partition(".")[2]: v for k, v in cascade.state_dict().items() if "running" in k}
+    found = {
+        k.partition(".")[2].partition(".")[2]: v for k, v in cascade.state_dict().items() if "running" in k
+    }
     assert found
     for name, value in found.items():
         torch.testing.assert_close(value, net.state_dict()[name], msg=name)
@@ -326,33 +215,28 @@ def test_batch_norms_are_reestimated_on_all_samples_also_with_fitted_heads():
 
 @pytest.mark.parametrize("fitted", [True, False])
 def test_the_exported_program_selects_the_same_answers(fitted):
-    cascade = staged(seeded(Convs), (0.33, 0.33))
+    cascade = staged(seeded(Convs), (0.75, 0.65))
     cascade.fitted.fill_(fitted)
     program = torch.export.export(
-        cascade, (images(4),), dynamic_shapes={"args": ({0: torch.export.Dim("batch")},), "kwargs": {}}
+        cascade, (images(4),), dynamic_shapes={"args": ({0: torch.export.Dim("batch")},)}
     )
     with torch.no_grad():
         for n in (1, 57):
-            torch.testing.assert_close(program.module()(images(n, 3)), cascade(images(n, 3)), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                program.module()(images(n, 3)), cascade(images(n, 3)), atol=1e-5, rtol=1e-5
+            )
 
 
 # -- the kind ------------------------------------------------------------------------------------------
-
-
-def test_exits_are_spread_over_the_work_unless_named():
-    space, _ = built(seeded(Tokens), exits=1, thresholds=(0.9, 0.5))
-    (choice,) = space.choices
-    assert choice.name == "exit:blocks.0"
-    assert choice.options == ("none", 0.9, 0.5)
-    assert space.recipe["options"]["thresholds"] == [0.9, 0.5]
-    assert [c.name for c in built(seeded(Convs))[0].choices] == ["exit:stem", "exit:down"] or True
 
 
 def test_a_cascade_of_a_pruned_network_has_its_answers_and_costs():
     net = seeded(Convs)
     blueprint = trace(net, images(2))
     batches = [((images(64, 7),), {})]
-    space = blueprint.space("prune", "exits", ratios=[0, 0.5], calibration=batches, exit_places=("stem", "down"))
+    space = blueprint.space(
+        "prune", "exits", ratios=[0, 0.5], calibration=batches, exit_places=("stem", "down")
+    )
     values = {c.name: c.options[-1] for c in space.choices}
     cascade = space.build(space.from_values(values))
     plain = space.build(space.from_values({**values, "exit:stem": "none", "exit:down": "none"}))
@@ -393,10 +277,10 @@ class Two(Convs):
 class Map(nn.Module):
     def __init__(self):
         super().__init__()
-        self.a, self.b = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 3, 1)
+        self.a, self.out = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 3, 1)
 
     def forward(self, x):
-        return self.b(self.a(x))
+        return self.out(self.a(x))
 
 
 class Counting(Convs):
@@ -411,7 +295,11 @@ class Counting(Convs):
 
 @pytest.mark.parametrize(
     ("cls", "message"),
-    [(Two, "returns 2 values"), (Map, "returns a tensor"), (Counting, "state between calls: .* writes on seen")],
+    [
+        (Two, "returns 2 values"),
+        (Map, "returns a tensor"),
+        (Counting, "state between calls: .* writes on seen"),
+    ],
 )
 def test_networks_that_can_have_no_exits_say_why(cls, message):
     with pytest.raises(ValueError, match=f"this network can have no exits: it .*{message}"):
@@ -440,10 +328,10 @@ def task():
 
 def test_macs_are_what_the_validation_samples_needed(task):
     space = trace(task.model, task.example).space(
-        "exits", exit_places=("stem", "down"), thresholds=(0.33,), calibration=task.calibration_batches
+        "exits", exit_places=("stem", "down"), thresholds=(0.7,), calibration=task.calibration_batches
     )
     job = Job(task, space, reached(space, [Quality()]))
-    candidate = space.from_values({"exit:stem": 0.33, "exit:down": 0.33})
+    candidate = space.from_values({"exit:stem": 0.7, "exit:down": 0.7})
     outcome = job.evaluate(1, candidate)
     assert outcome.error is None, outcome.error
     model = job.build(candidate)
@@ -477,7 +365,9 @@ def test_a_sweep_finds_cheaper_networks_and_keeps_them(task, tmp_path):
     space = trace(task.model, task.example).space(
         "prune", "exits", exit_places=("stem", "down"), ratios=2, calibration=task.calibration_batches
     )
-    run = sweep(task, space, "random", ["accuracy", "macs"], ["macs<=1.0x"], 12, workers=0, out=tmp_path / "run")
+    run = sweep(
+        task, space, "random", ["accuracy", "macs"], ["macs<=1.0x"], 8, workers=0, out=tmp_path / "run"
+    )
     assert all(t.error is None for t in run.trials)
     cascades = [t for t in run.trials if "exits" in t.detail]
     assert cascades

@@ -229,3 +229,16 @@ def test_model_that_cannot_be_captured(tmp_path):
             formats=["onnx"],
         )
     assert leftovers(tmp_path) == []
+
+
+def test_formats_of_packages_that_are_not_there(case, tmp_path, monkeypatch):
+    from importlib import util
+
+    find = util.find_spec
+    missing = ("executorch", "onnxscript")
+    monkeypatch.setattr(util, "find_spec", lambda name, *a: None if name in missing else find(name, *a))
+    with pytest.raises(ExportError, match="executorch, which is not installed; pip install executorch"):
+        export(**case, directory=tmp_path / "out", formats=["executorch"])
+    with pytest.raises(ExportError, match="needs onnxscript; pip install onnxscript"):
+        export(**case, directory=tmp_path / "out", formats=["int8"])
+    assert leftovers(tmp_path) == []

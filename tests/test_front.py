@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from netcarve import Choice, Front, Limit, Objective, Space, Trial
+from netcarve import Candidate, Choice, Front, Limit, Objective, Space, Trial
 from netcarve.results import FrontTracker
 
 SPACE = Space([Choice("a", tuple(range(10)))])
@@ -95,6 +95,13 @@ def test_reference_without_unchanged_model_and_for_losses_is_the_worst_seen():
     front = Front(losses, ["loss", "macs"])
     assert front.reference == {"loss": 0.8, "macs": 100.0}
     assert front.hypervolume() == pytest.approx(0.5 * 0.5)
+
+
+def test_reference_of_a_cost_that_the_unchanged_model_has_nothing_of():
+    sent = [Trial(n, Candidate((n,)), {"accuracy": 1 - n / 10, "traffic_kb": 4.0 * n}) for n in range(3)]
+    assert Front(sent, ["accuracy", "traffic_kb"]).reference["traffic_kb"] == 8.0
+    assert Front(sent, ["accuracy", "traffic_kb"]).hypervolume() == pytest.approx(1.0)
+    assert Front(sent[:1], ["accuracy", "traffic_kb"]).hypervolume() == pytest.approx(1.0)
 
 
 def test_reference_of_a_quality_below_zero_is_the_worst_seen():

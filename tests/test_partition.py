@@ -15,7 +15,7 @@ from netcarve.search.decomposition.refining import measured_layout
 from netcarve.search.decomposition.robustness import robustness
 from netcarve.search.decomposition.setting import METHODS, setting
 from netcarve.search.partitioning import Host, chain, in_order, stage_costs
-from netcarve.spaces.devices import Device, Profile
+from netcarve.spaces.devices import Device, Link, Profile
 from netcarve.spaces.stages import run_stages, split
 from torch import nn
 
@@ -108,8 +108,15 @@ def test_every_placement_of_the_dag_is_stages_that_equal_the_model(network):
     assert moved >= 3
 
 
-@pytest.mark.parametrize("minimise", ["throughput", "latency", "traffic"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "minimise"),
+    [
+        (m, goal)
+        for m in METHODS
+        for goal in ("throughput", "latency", "traffic")
+        if (m, goal) != ("gcn", "latency")
+    ],
+)
 def test_every_method_gives_stages_and_a_true_bound(steady, method, minimise):
     options = {"devices": ["a=1x", "b=2x"], "links": "100mbps,0.1ms", "imbalance": 2.0}
     layout = layout_of(steady, None, minimise, method=method, **options)
@@ -126,13 +133,17 @@ def test_every_method_gives_stages_and_a_true_bound(steady, method, minimise):
 
 
 def test_throughput_is_the_least_largest_stage(steady):
-    layout = layout_of(steady, 3)
+    layout = layout_of(steady, 3, links=Link())
     ms, best = steady.ms, np.inf
     for i, one in enumerate(steady.cuts):
         for other in steady.cuts[i + 1 :]:
             a, b = one.index + 1, other.index + 1
             best = min(best, max(ms[:a].sum(), ms[a:b].sum(), ms[b:].sum()))
     assert layout.value == pytest.approx(best)
+    without = layout_of(steady, 3)  # links: nearly as fast, with no more bytes
+    assert without.bound == pytest.approx(best)
+    assert best <= without.value <= best * 1.01 + 1e-9
+    assert without.costs.sent.sum() <= layout.costs.sent.sum()
 
 
 def test_traffic_keeps_the_balance(steady):
@@ -274,8 +285,6 @@ def test_what_cannot_be_asked(options, says):
 
 def test_links_by_name_join_neighbours():
     devices = ["a=1x", "b=1x", "c=1x"]
-    from netcarve.spaces.devices import Link
-
     slow, fast = Link(1, between=("b", "c")), Link(9, between=("a", "b"))
     assert setting(devices=devices, links=[slow, fast]).links == (fast, slow)
     with pytest.raises(ValueError, match="no link joins 'a' and 'b'"):
@@ -285,8 +294,6 @@ def test_links_by_name_join_neighbours():
 def test_stage_costs_equal_the_chain(steady):
     graph = steady.chain(steady.cuts)
     hosts = [Host("a", 1.0), Host("b", 3.0)]
-    from netcarve.spaces.devices import Link
-
     links = [Link(5, 0.3)]
     for minimise in ("throughput", "latency", "traffic"):
         for blocking in (False, True):

@@ -3,6 +3,7 @@
 import itertools
 import re
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,12 +23,13 @@ def stages(graph, count, *, empty, forced=(), forbidden=()):
             yield ends
 
 
-def cost(graph, devices, links, ends, goal, blocking):
-    """By definition, from sets of live tensors; None where memory does not suffice."""
+def cost(graph, devices, links, ends, goal, blocking, most_ms=np.inf):
+    """By definition, from sets of live tensors; None where memory does not suffice or a stage is too slow."""
     times, total = [], 0.0
     for k, (device, (start, end)) in enumerate(zip(devices, itertools.pairwise(ends), strict=True)):
         nodes = graph.nodes[start:end]
-        if sum(node.memory for node in nodes) > device.memory_limit:
+        needs = sum(node.memory for node in nodes) + max((node.peak for node in nodes), default=0.0)
+        if needs > device.memory_limit:
             return None
         compute = sum(node.work for node in nodes) / device.speed
         sending = transfer = 0.0
@@ -41,7 +43,10 @@ def cost(graph, devices, links, ends, goal, blocking):
             total += live
             transfer = live * 8 / (links[k].bandwidth_mbps * 1000)
             sending = links[k].latency_ms + transfer
-        times.append(max(compute, transfer) if goal == "throughput" and not blocking else compute + sending)
+        each = compute + sending if blocking else max(compute, transfer)
+        if each > most_ms:
+            return None
+        times.append(each if goal == "throughput" else compute + sending)
     return {"throughput": max(times), "latency": sum(times), "traffic": total}[goal]
 
 
@@ -87,6 +92,40 @@ def test_optimal_among_all_cuts(goal, block):
         ends = (0, *np.searchsorted(plan.parts, range(1, len(devices))).tolist(), len(graph))
         assert cost(graph, devices, links, ends, goal, blocking) == pytest.approx(best)
     assert refused < 20
+
+
+@pytest.mark.parametrize("goal", ["throughput", "latency", "traffic"])
+def test_optimal_where_activations_and_the_slowest_stage_are_bounded(goal):
+    bound_by_peaks = bound_by_ms = refused = 0
+    for seed in range(120):
+        rng, graph, devices, links = case(seed)
+        peaks = rng.integers(0, 30, len(graph)).astype(float)
+        nodes = tuple(replace(n, peak=p) for n, p in zip(graph.nodes, peaks.tolist(), strict=True))
+        bare, graph = graph, Graph(nodes, graph.tensors)
+        most = float(rng.uniform(0.2, 0.8) * graph.work.sum())
+        empty, blocking = bool(rng.integers(2)), bool(rng.integers(2))
+
+        def best(of, most_ms, devices=devices, links=links, empty=empty, blocking=blocking):
+            every = stages(of, len(devices), empty=empty)
+            values = (cost(of, devices, links, ends, goal, blocking, most_ms) for ends in every)
+            return min((v for v in values if v is not None), default=None)
+
+        want = best(graph, most)
+        options = {"minimise": goal, "blocking": blocking, "empty": empty, "most_ms": most}
+        if want is None:
+            refused += 1
+            with pytest.raises(ValueError, match=r"missing|lacks|places that may be cut|takes at most"):
+                chain(graph, devices, links, **options)
+            continue
+        plan = chain(graph, devices, links, **options)
+        assert plan.value == pytest.approx(want)
+        ends = (0, *np.searchsorted(plan.parts, range(1, len(devices))).tolist(), len(graph))
+        assert cost(graph, devices, links, ends, goal, blocking, most * (1 + 1e-9)) == pytest.approx(want)
+        bound_by_peaks += best(bare, most) < want - 1e-9
+        bound_by_ms += best(graph, np.inf) < want - 1e-9
+    assert refused < 90
+    assert bound_by_peaks >= 3
+    assert bound_by_ms >= 3 or goal == "throughput"  # there it can only refuse
 
 
 def test_blocks_of_rows_do_not_change_the_result(monkeypatch):

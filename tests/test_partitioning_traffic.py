@@ -4,7 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
-from netcarve.search.partitioning import Graph, Host, Node, least_traffic
+from netcarve.search.partitioning import Graph, Host, Node, forward_parts, in_order, least_traffic
+from netcarve.search.partitioning.kernighan_lin import kernighan_lin
 from netcarve.search.partitioning.limits import limits
 from netcarve.search.partitioning.mincut_pool import mincut_pool
 from netcarve.search.partitioning.refine import refine
@@ -168,7 +169,47 @@ def test_planted_groups_are_recovered(method, seed):
     assert len(set(zip(found.tolist(), group.tolist(), strict=True))) == 3
 
 
-@pytest.mark.parametrize("method", ["auto", "intervals", "spectral", "gcn"])
+@pytest.mark.parametrize("seed", range(3))
+def test_kernighan_lin_finds_two_planted_groups(seed):
+    graph, group = planted_graph(seed, groups=2)
+    found = kernighan_lin(graph, 2, seed=seed)
+    assert len(set(zip(found.tolist(), group.tolist(), strict=True))) == 2
+    assert np.bincount(kernighan_lin(graph, 5)).tolist() == [8] * 5 or len(set(kernighan_lin(graph, 5))) == 5
+
+
+def test_clusters_become_stages_that_only_send_forward():
+    moved = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        graph = random_graph(seed, 12)
+        clusters = rng.integers(0, 3, 12)
+        parts = forward_parts(graph, clusters)
+        assert forward(graph, parts.tolist())
+        intervals = np.sort(clusters)
+        assert (
+            forward_parts(graph, intervals).tolist() == np.unique(intervals, return_inverse=True)[1].tolist()
+        )
+        row, on = in_order(graph, parts)  # Graph refuses an order that is not topological
+        assert on.tolist() == sorted(parts.tolist())
+        assert {n.name: p for n, p in zip(row.nodes, on, strict=True)} == {
+            n.name: p for n, p in zip(graph.nodes, parts, strict=True)
+        }
+        moved += parts.tolist() != sorted(parts.tolist())
+    assert moved >= 30
+
+
+@pytest.mark.parametrize("method", ["spectral", "kernighan-lin", "gcn"])
+def test_every_method_knows_order_when_it_is_asked_for(method):
+    for seed in range(8 if method != "gcn" else 2):
+        graph = random_graph(seed, 9)
+        bound = limits(graph, 2, 0.6)
+        least = best(graph, bound, True, None)
+        plan = least_traffic(graph, 2, imbalance=0.6, ordered=True, method=method)
+        assert forward(graph, plan.parts)
+        assert plan.value == least
+
+
+@pytest.mark.parametrize("method", ["auto", "intervals", "spectral", "kernighan-lin", "gcn"])
 def test_planted_groups_are_the_plan_of_every_route(method):
     graph, group = planted_graph(7)
     plan = least_traffic(graph, 3, method=method, visits=200)

@@ -198,7 +198,8 @@ def test_hostile_names_and_numbers_never_reach_the_markup(tmp_path):
         )
     ]
     trials.append(Trial(4, space.baseline, error=f"Traceback\n{HOSTILE}".encode("utf-8", "replace").decode()))
-    run = make_run(tmp_path / "run", trials, space=space, objectives=goals, task=HOSTILE, kept=KEPT)
+    run = make_run(tmp_path / "run", trials, space=space, objectives=goals, task=HOSTILE)
+    run.settings["kept"] = KEPT  # reading refuses it; the page stands it too
     page = write_report([run], tmp_path / "r.html").read_text(encoding="utf-8")
     empty = make_run(tmp_path / "plain", scored(4))
     usual = write_report([empty], tmp_path / "p.html").read_text(encoding="utf-8")

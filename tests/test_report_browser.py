@@ -243,8 +243,8 @@ def test_copy_gives_the_exact_command(page, run):
     path = str(run.path).replace("'", "'\"'\"'")
     expected = f"netcarve export '{path}' {number} --format pt2,onnx,state"
     assert page.text("#command") == expected
-    page.tab.click("button.copy")
-    page.tab.wait_for_selector("button.copy:has-text('Copied')")
+    page.tab.click("#command + button.copy")
+    page.tab.wait_for_selector("#command + button.copy:has-text('Copied')")
     assert page.tab.evaluate("navigator.clipboard.readText()") == expected
 
 
@@ -357,8 +357,9 @@ def test_a_hostile_run_is_only_text(browser, tmp_path):
         scores = {image: v, "macs": abs(v), "accuracy": i / 8, "__proto__": v / 2, "constructor": v}
         trials.append(Trial(i, c, scores, None, 1e300))
     trials.append(Trial(10, space.baseline, error=HOSTILE))
-    names = {"task": HOSTILE, "searcher": HOSTILE, "kept": {HOSTILE: [3, 2, "<b>"]}}
+    names = {"task": HOSTILE, "searcher": HOSTILE}
     made = make_run(tmp_path / "<img src=x>", trials, space=space, objectives=goals, **names)
+    made.settings["kept"] = {HOSTILE: [3, 2, "<b>"]}  # reading refuses it; the page stands it too
     opened = Page(browser, write_report([made], tmp_path / "r.html"))
     assert opened.tab.inner_text("#title") == f"{HOSTILE}, {HOSTILE}"
     assert opened.rows() == list(range(11))

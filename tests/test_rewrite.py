@@ -2,16 +2,15 @@
 
 import pickle
 
+import netcarve
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-import netcarve
 from netcarve.evaluators.pool import Job
 from netcarve.spaces import Choice, Space
 from netcarve.spaces.captured_module import CapturedModule
 from netcarve.spaces.rewrite import Rewrite, rewrites_of
+from torch import nn
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -110,16 +109,16 @@ def test_a_rewritten_network_trains(space):
 
 
 def test_costs_are_corrected_where_the_option_is_taken(space):
-    picks = [
-        candidate(space, p, s, d) for p, s, d in [(0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 2, 1), (0, 2, 0)]
-    ]
+    picks = [candidate(space, p, s, d) for p, s, d in [(0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 2, 1), (0, 2, 0)]]
     costs = space.cost_arrays(picks)
     first = np.array([8 * 27 * 64, 4 * 27 * 64])  # MACs of the first convolution, whole and halved
     whole, half = costs["macs"][:2]
-    assert costs["macs"][2:].tolist() == [half + 3 * first[1], 2 * (half + 5 * first[1]), whole + 5 * first[0]]
+    expected = [half + 3 * first[1], 2 * (half + 5 * first[1]), whole + 5 * first[0]]
+    assert costs["macs"][2:].tolist() == expected
     assert (costs["params"] - costs["params"][[0, 1, 1, 1, 0]]).tolist() == [0, 0, 1, 1, 1]
     for one, pick in enumerate(picks):
-        assert {k: v[0] for k, v in space.cost_arrays([pick]).items()} == {k: v[one] for k, v in costs.items()}
+        alone = space.cost_arrays([pick])
+        assert {k: v[0] for k, v in alone.items()} == {k: v[one] for k, v in costs.items()}
 
 
 def test_rewritten_candidates_are_built_and_not_switched(space, blueprint):
@@ -142,4 +141,5 @@ def test_heads_get_the_calibration_batches(space):
     given = []
     job = Job(task, space, [lambda task, model, candidate: given.append(model.given) or {"n": 1.0}])
     assert job.evaluate(0, candidate(space, 1, double=1)).error is None
-    assert given == [len(task.calibration_batches)] and given[0] > 0
+    assert given == [len(task.calibration_batches)]
+    assert given[0] > 0

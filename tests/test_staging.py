@@ -3,14 +3,10 @@
 import itertools
 import pickle
 
+import netcarve
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional
-from torch.utils.flop_counter import FlopCounterMode
-
-import netcarve
 from netcarve.spaces.capture import capture
 from netcarve.spaces.devices import Device, Link, Profile, pipeline_costs
 from netcarve.spaces.devices.operators import moved_bytes, operator_of
@@ -18,10 +14,13 @@ from netcarve.spaces.splits import plan_of, unsplit
 from netcarve.spaces.stages import find_cuts, functionalise
 from netcarve.spaces.stages.cuts import Order
 from netcarve.spaces.stages.work import macs
+from torch import nn
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Block(nn.Module):
-    """Residual; ``keep`` tells which way it adds and activates."""
+    """Residual; ``way`` tells how it adds and activates."""
 
     def __init__(self, c, way):
         super().__init__()
@@ -58,7 +57,7 @@ class Attention(nn.Module):
         self.heads = heads
 
     def forward(self, x):
-        b, n, d = x.shape
+        b, n, _ = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         y = functional.scaled_dot_product_attention(q, k, v)
         return self.out(y.transpose(1, 2).reshape(b, n, -1))
@@ -69,18 +68,15 @@ class Transformer(nn.Module):
         super().__init__()
         self.patch = nn.Conv2d(3, d, 2, stride=2)
         self.token, self.place = nn.Parameter(torch.randn(1, 1, d)), nn.Parameter(torch.randn(1, 17, d))
-        self.attention = nn.ModuleList(Attention(d) for _ in range(2))
-        self.mlp = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(d), nn.Linear(d, 20), nn.GELU(), nn.Linear(20, d)) for _ in range(2)
-        )
+        self.attention = Attention(d)
+        self.mlp = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, 20), nn.GELU(), nn.Linear(20, d))
         self.head = nn.Linear(d, 5)
 
     def forward(self, x):
         x = self.patch(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.place
-        for attention, mlp in zip(self.attention, self.mlp, strict=True):
-            x = x + attention(x)
-            x = x + mlp(x)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.place
+        x = x + self.attention(x)
+        x = x + self.mlp(x)
         return self.head(x[:, 0])
 
 
@@ -129,8 +125,6 @@ PROFILE = Profile(
         "linear": np.array([[1e2, 1e3, 0.003], [1e6, 1e5, 0.3]]),
         "relu": np.array([[0, 1e2, 0.002], [0, 1e5, 0.05]]),
     },
-    scale=1.1,
-    per_call_ms=0.001,
 )
 DEVICES = [Device("edge", PROFILE, speed=0.5, power_w=5.0), Device("server", PROFILE, power_w=50.0)]
 
@@ -162,30 +156,37 @@ class Made:
         )
 
 
-@pytest.fixture(scope="module", params=[*NETS, "residual drop", "transformer drop"])
+@pytest.fixture(scope="module", params=["residual drop", "transformer drop", "dense", "mlp", "recurrent"])
 def made(request):
     return Made(request.param.split()[0], request.param.endswith("drop"))
 
 
-def test_every_place_costs_what_a_cut_of_the_built_network_costs(made):
-    candidates = [made.space.baseline, *made.sample(7, 1)]
-    found = made.segments(candidates)
+def test_every_part_costs_what_it_costs_in_the_built_network(made):
+    candidates = [made.space.baseline, *made.sample(2, 1)]
+    found = made.segments(candidates, DEVICES)
     assert len(made.plan.places) >= 3
     for row, candidate in enumerate(candidates):
-        network = made.space.build(unsplit(candidate))
-        cuts = find_cuts(capture(network, made.x))
+        network = functionalise(capture(made.space.build(unsplit(candidate)), made.x))
+        cuts, order, work = find_cuts(network), Order(network), macs(network)
         real = {(c.bytes, c.macs[0]) for c in cuts}
-        total = sum(cuts[0].macs)
         before = np.concatenate([[0], np.cumsum(found.macs[row])])
-        assert before[-1] == pytest.approx(total)
+        assert before[-1] == pytest.approx(sum(cuts[0].macs))
         for b in range(1, made.plan.segments):
             if found.snap[row, b] not in (0, made.plan.segments):
                 at = (found.sent[row, b], before[b])
                 assert any(np.allclose(at, r) for r in real), (candidate.values, made.plan.places[b - 1], at)
+        calls = [n for n in order.calls if not order.is_view(n)]
+        count, moved = np.array(
+            [(work.get(n.name, 0.0), moved_bytes(n, network.captured.batch)) for n in calls]
+        ).T
+        ms = PROFILE.milliseconds([operator_of(n) for n in calls], count[None], moved[None]).sum()
+        # Not to the last digit where a dropped block leaves a copy in place of an addition.
+        copies = any(c.name.startswith("drop:") and o for c, o in candidate.items())
+        assert found.ms[row].sum(axis=1) == pytest.approx([ms / 0.5, ms], rel=1e-2 if copies else 1e-9)
 
 
 def test_stages_are_what_the_tables_say(made):
-    split = [c for c in made.sample(40, 2) if made.blueprint._decoder.is_split(c)][:3]
+    split = [c for c in made.sample(40, 2) if made.blueprint._decoder.is_split(c)][:2]
     found = made.segments(split)
     costs = made.space.cost_arrays(split)
     for row, candidate in enumerate(split):
@@ -213,22 +214,6 @@ def test_stages_are_what_the_tables_say(made):
                 assert sum(t.numel() * t.element_size() for t in held) == found.weights[row, span].sum()
             with torch.no_grad():
                 assert torch.allclose(values, whole(x), rtol=0, atol=1e-6 * max(1, float(values.abs().max())))
-
-
-def test_times_are_those_of_the_built_network_s_calls(made):
-    candidates = [made.space.baseline, *made.sample(3, 3)]
-    found = made.segments(candidates, DEVICES)
-    for row, candidate in enumerate(candidates):
-        network = functionalise(capture(made.space.build(unsplit(candidate)), made.x))
-        order, work = Order(network), macs(network)
-        calls = [n for n in order.calls if not order.is_view(n)]
-        rows = [(work.get(n.name, 0.0), moved_bytes(n, network.captured.batch)) for n in calls]
-        count, moved = np.array(rows).T
-        ms = PROFILE.milliseconds([operator_of(n) for n in calls], count[None], moved[None]).sum()
-        # Not to the last digit: a block that is dropped may leave a copy where an addition was.
-        assert found.ms[row].sum(axis=1) == pytest.approx([ms / 0.5, ms], rel=1e-2)
-        if not any(str(c.name).startswith("drop:") and o for c, o in candidate.items()):
-            assert found.ms[row].sum(axis=1) == pytest.approx([ms / 0.5, ms], rel=1e-9)
 
 
 def test_one_stage_takes_the_memory_of_the_whole(made):
@@ -290,5 +275,6 @@ def test_a_parameter_that_two_stages_read_is_held_by_both():
     blueprint = netcarve.trace(Tied().eval(), torch.randn(2, 8))
     space = blueprint.space("splits")
     plan = plan_of(space.choices)
-    found = blueprint.cutting.staging(plan.indices).evaluate(np.array([[8]]), np.zeros((1, 0), dtype=bool))
+    widths = np.array([[g.size for g in blueprint.coupling.groups]])
+    found = blueprint.cutting.staging(plan.indices).evaluate(widths, np.zeros((1, 0), dtype=bool))
     assert found.weights.sum() == 4 * (2 * (64 + 8) + 32 + 4)

@@ -63,7 +63,7 @@ class Attention(nn.Module):
 
 NETS = {
     "perceptron": (Perceptron, (4, 6), {"a", "b"}),
-    "convolutions": (Convolutions, (3, 3, 8, 8), {"make"}),
+    "convolutions": (Convolutions, (3, 3, 8, 8), {"make", "left"}),
     "attention": (Attention, (3, 5, 12), {"qkv", "up"}),
 }
 
@@ -87,7 +87,7 @@ def ratio(got, expected):
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 @pytest.mark.parametrize("name", NETS)
 def test_the_divided_network_is_the_undivided_one(name, dtype, allowed):
-    net, x, _, space, groups = made(name, dtype, branches=(2, 3, 4))
+    net, x, _, space, groups = made(name, dtype, parallel=(2, 3, 4))
     assert {c.name for c in space.choices} == {f"width:{g}" for g in groups}
     for values in itertools.product(*(c.options for c in space.choices)):
         built = space.build(
@@ -133,7 +133,7 @@ def test_costs_are_the_undivided_networks_and_those_counted(name):
 
 
 def test_branch_macs_are_those_of_the_largest_branch():
-    _, _, _, space, _ = made("perceptron", branches=(2, 4))
+    _, _, _, space, _ = made("perceptron", parallel=(2, 4))
     of = lambda a, b: space.cost_arrays([space.from_values({"width:a": a, "width:b": b})])["branch_macs"][0]  # noqa: E731
     assert of(1, 1) == 6 * 9 + 9 * 7 + 7 * 3
     assert of(2, 1) == 6 * 5 + 5 * 7 + 7 * 3  # 9 units: 5 and 4
@@ -176,7 +176,7 @@ def test_no_branch_depends_on_anothers_weights(name):
 
 
 def test_pruned_units_are_divided_and_branches_are_no_more_than_units():
-    _, x, _, space, _ = made("perceptron", kinds=["prune", "width"], branches=(2, 4), ratios=[0, 0.25, 0.8])
+    _, x, _, space, _ = made("perceptron", kinds=["prune", "width"], parallel=(2, 4), ratios=[0, 0.25, 0.8])
     for values in itertools.product([0, 0.25, 0.8], [1, 2, 4], [0, 0.8], [1, 4]):
         names = ("prune:a", "width:a", "prune:b", "width:b")
         candidate = space.from_values(dict(zip(names, values, strict=True)))
@@ -245,7 +245,17 @@ class Measured(Perceptron):
         return self.c(torch.tanh(self.b(h / h.norm(dim=1, keepdim=True))))
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.cell, self.head = nn.Linear(4, 6), nn.GRU(6, 5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.cell(self.a(x))[0])
+
+
 @pytest.mark.parametrize(("kind", "shape", "group", "reason"), [
+    (Recurrent, (5, 3, 4), "a", "is read by gru, whose results for parts of the units do not add up"),
     (Residual, (5, 4), "first", "holds pairs of its units"),
     (Normalised, (5, 6), "a", "takes statistics over its units"),
     (Gated, (5, 3, 4, 4), "make", "needs the sum over all units"),
@@ -273,7 +283,7 @@ def test_bad_arguments_are_refused():
     net, x, blueprint, _, _ = made("perceptron")
     for wrong in ((1, 2), (4, 2), (), (2, 2.5)):
         with pytest.raises(ValueError, match="rising whole numbers from 2"):
-            blueprint.space("width", branches=wrong)
+            blueprint.space("width", parallel=wrong)
     with pytest.raises(ValueError, match="9 units: 2 to 9 parts, got 10"):
         branches(net, x, "a", 10)
     with pytest.raises(ValueError, match="is not in the network; these can be divided: a, b"):

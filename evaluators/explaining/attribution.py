@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ...results.explaining.agreement import rank_correlation, top_overlap
 from ...results.explaining.section import Figure, Section, Skipped, clipped
-from .subject import Subject
+from .subject import BUDGET, Subject
 
 SAMPLES = 24  # whose attributions are compared
 PICTURES = 4  # of these are shown
 STEPS = (64, 256, 1024)  # of the integral; more where the sum is not complete
+PASS = 3  # forward passes that a gradient costs
 TOLERANCE = 0.01  # of f(x) - f(baseline)
 WINDOWS = 8  # occluded places along an axis
 FINEST = 32  # pixels on a side of a picture
@@ -33,7 +34,7 @@ def attribution_section(subject: Subject) -> Section:
         import captum.attr  # noqa: F401
     except ImportError:
         raise Skipped('captum is not installed: pip install "netcarve[explain]"') from None
-    x = _some(subject.only_input())
+    x = _some(subject.only_input(), int(BUDGET / (len(STEPS) * PASS * STEPS[0] * subject.macs)))
     models = subject.original, subject.network
     with torch.no_grad():
         outputs = subject.call(subject.original, x)
@@ -78,9 +79,10 @@ def attribution_section(subject: Subject) -> Section:
         "attribution",
         "What the answer rests on",
         f"attributions agree (rank correlation): {scores}",
-        f"{len(x)} validation samples, for the class that the original answers; integrated gradients from an input "
-        f"of zeros, whose sum misses f(x) - f(zeros) by {np.median(gap):.2%} in the median and {gap.max():.2%} at "
-        f"most (captum)",
+        f"{len(x)} validation samples, for the class that the original answers, by captum; the sum of "
+        "integrated "
+        f"gradients, from an input of zeros, misses f(x) - f(zeros) by {np.median(gap):.2%} in the median, "
+        f"{gap.max():.2%} at most",
         tuple(figures),
         {
             "samples": len(x),
@@ -104,14 +106,14 @@ def _integrated(
     attributions, gap = torch.zeros_like(x), torch.full((len(x),), math.inf)
     for steps in STEPS:
         todo = torch.nonzero(gap > TOLERANCE).flatten()
-        if not len(todo):
+        if not len(todo) or (steps > STEPS[0] and len(todo) * steps * PASS * subject.macs > BUDGET):
             break
         got = method.attribute(
             x[todo], baselines=baseline[todo], target=targets[todo], n_steps=steps, internal_batch_size=128
-        )
-        attributions[todo] = got.detach().to(attributions.dtype)
-        missed = (got.detach().flatten(1).sum(dim=1) - whole[todo]).abs()
-        gap[todo] = (missed / whole[todo].abs().clamp_min(1e-12)).float()
+        ).detach()
+        missed = (got.flatten(1).sum(dim=1) - whole[todo]).abs()
+        attributions[todo] = got.to(attributions.dtype)
+        gap[todo] = (missed / whole[todo].abs().clamp_min(1e-12)).to(gap.dtype)
     return attributions.double().numpy(), gap.double().numpy()
 
 
@@ -136,8 +138,8 @@ def _forward(subject: Subject, model: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: subject.call(model, x)
 
 
-def _some(x: Tensor) -> Tensor:
-    rows = torch.linspace(0, len(x) - 1, min(SAMPLES, len(x))).round().long()
+def _some(x: Tensor, affordable: int) -> Tensor:
+    rows = torch.linspace(0, len(x) - 1, min(max(2, affordable), SAMPLES, len(x))).round().long()
     return x[rows]
 
 
@@ -159,7 +161,7 @@ def _pictures(x: Tensor, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> lis
         Figure(
             "images",
             "Attributions",
-            "Blue places speak for the class, orange ones against it; the pictures before and after should look "
+            "Blue places speak for the class, orange ones against it; original and subnetwork should look "
             "alike.",
             {"rows": rows},
         )

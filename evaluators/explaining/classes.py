@@ -49,7 +49,8 @@ def classes_section(subject: Subject) -> Section:
             Figure(
                 "intervals",
                 "Change of accuracy by class",
-                "A point left of zero is a class that lost; where its line also stays left of zero, chance alone "
+                "A point left of zero is a class that lost; where its line also stays left of zero, chance "
+                "alone "
                 "does not explain it.",
                 {
                     "labels": [f"class {found.classes[i]}" for i in drawn],

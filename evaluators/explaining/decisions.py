@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from ...results.explaining.section import Figure, Section, Skipped, clipped, series
-from ...results.explaining.shapley import MOST_EXACT, shapley
+from ...results.explaining.shapley import shapley
 from ...results.table import HEADINGS
 from ...spaces import Candidate
 from ...spaces.rung import is_rung
 from ..accuracy import Quality
 from ..pool import Job
-from .subject import Subject
+from .subject import Subject, samples_of
 
-PERMUTATIONS = 8  # where there are too many changed choices for all coalitions
+MOST_EXACT = 7  # choices: 128 networks, each repaired
+NETWORKS = 100  # about as many where there are more choices
 MOST = 40  # choices
 SHOWN = 24
 
@@ -34,8 +35,12 @@ def decisions_section(subject: Subject) -> Section:
         raise Skipped("the trial changes nothing that the score depends on")
     if len(changed) > MOST:
         raise Skipped(f"{len(changed)} changed choices: more than {MOST} take too long")
-    job = Job(subject.task, subject.space, (Quality(),))
-    metric = subject.task.metric_name
+    count = len(changed)
+    exact = count <= MOST_EXACT
+    permutations = 2 * max(1, NETWORKS // (2 * count))
+    task = subject.affordable(2**count if exact else permutations * count)
+    job = Job(task, subject.space, (Quality(),))
+    metric = task.metric_name
 
     def worth(members: np.ndarray) -> float:
         kept = {d for d, on in zip(changed, members, strict=True) if on}
@@ -48,49 +53,57 @@ def decisions_section(subject: Subject) -> Section:
 
     found = shapley(
         worth,
-        len(changed),
-        permutations=PERMUTATIONS,
+        count,
+        most_exact=MOST_EXACT,
+        permutations=permutations,
         seed=subject.seed,
         progress=subject.counter("coalitions of choices"),
     )
     label, percent = HEADINGS.get(metric, metric), metric == "accuracy"
-    order = np.argsort(found.values, kind="stable")
-    if len(order) > SHOWN:
-        order = np.sort(np.argsort(-np.abs(found.values), kind="stable")[:SHOWN])
-        order = order[np.argsort(found.values[order], kind="stable")]
-    names = [f"{plain.choices[d].name}" for d in changed]
+    shown = np.argsort(-np.abs(found.values), kind="stable")[:SHOWN]
+    shown = shown[np.argsort(found.values[shown], kind="stable")]
+    names = [plain.choices[d].name for d in changed]
     figures = [
         Figure(
             "bars",
             f"What each choice does to {label}",
-            f"Bars to the left are choices that cost {label}; all bars add up to the change of the whole "
-            "subnetwork.",
-            {"labels": [names[i] for i in order], "series": series(choice=clipped(found.values[order])),
-             "percent": percent, "axis": f"Shapley value, {label}"},
+            f"Bars to the left are choices that lower {label}; all together add up to the subnetwork's "
+            "change.",
+            {
+                "labels": [names[i] for i in shown],
+                "series": series(choice=clipped(found.values[shown])),
+                "percent": percent,
+                "axis": f"Shapley value, {label}",
+            },
         )
-    ]  # fmt: skip
-    if found.interactions is not None and len(changed) > 1:
+    ]
+    if found.interactions is not None and np.any(found.interactions):
         figures.append(
             Figure(
                 "heat",
                 "Pairs of choices",
-                "Orange pairs cost more together than apart, blue pairs less.",
-                {"across": names, "down": names, "values": clipped(found.interactions), "signed": True,
-                 "percent": percent, "axis": "interaction index"},
+                f"Orange pairs lower {label} more together than apart, blue pairs less.",
+                {
+                    "across": names,
+                    "down": names,
+                    "values": clipped(found.interactions),
+                    "signed": True,
+                    "percent": percent,
+                    "axis": "interaction index",
+                },
             )
-        )  # fmt: skip
-    worst = int(np.argmin(found.values))
+        )
+    worst = int(np.argmax(np.abs(found.values)))
     scale, unit = (100, " points") if percent else (1, "")
+    how = "exact" if exact else f"from {permutations} permutations in antithetic pairs"
     return Section(
         "decisions",
         "What each choice costs",
-        f"of {scale * (found.all - found.none):+.3g}{unit} of {label}, {names[worst]} makes "
+        f"{label} changes by {scale * (found.all - found.none):+.3g}{unit}, of which {names[worst]} makes "
         f"{scale * found.values[worst]:+.3g}",
-        f"{subject.count} validation samples, {len(changed)} changed choices, {found.evaluations} networks scored as "
-        "in the run; Shapley values "
-        + (
-            "exact" if len(changed) <= MOST_EXACT else f"from {PERMUTATIONS} permutations in antithetic pairs"
-        ),
+        f"{samples_of(task)} validation samples, {count} changed choices, {found.evaluations} networks "
+        "scored as in "
+        f"the run; Shapley values {how}",
         tuple(figures),
         {
             "metric": metric,

@@ -91,7 +91,7 @@ def layers_section(subject: Subject) -> Section:
             )
         )  # fmt: skip
         data |= {"paths": less / whole, "layer_paths": share}
-        summary += f", {_small(less / whole)} of the paths from input to output"
+        summary += f"; of the paths from input to output a share of {_small(less / whole)}"
     if new:
         basis += f"; {len(new)} layers that the original does not have: {', '.join(new[:5])}"
     return Section("layers", "What is left, layer by layer", summary, basis, tuple(figures), data)

@@ -32,8 +32,8 @@ def localisation_section(subject: Subject) -> Section:
     if not names:
         raise Skipped("no layer gives feature maps [batch, channels, height, width]")
     names = [names[i] for i in _even(len(names), MOST)]
-    entropy = [np.array([np.nanmean(energy_entropy(e[n])) for n in names]) for e in (before, after)]
-    area = [np.array([np.nanmean(area_holding(e[n])) for n in names]) for e in (before, after)]
+    entropy = [np.array([_mean(energy_entropy(e[n])) for n in names]) for e in (before, after)]
+    area = [np.array([_mean(area_holding(e[n])) for n in names]) for e in (before, after)]
     shown = [names[i] for i in _even(len(names), LAYERS)]
     rows = []
     for sample in range(min(PICTURES, subject.count)):
@@ -43,15 +43,16 @@ def localisation_section(subject: Subject) -> Section:
                 for n in shown
             ]
             rows.append({"name": f"sample {sample + 1}, {which}", "pictures": pictures})
-    moved = float(np.mean(area[1] - area[0]))
+    moved = float(_mean(area[1] - area[0]))
     how = "as in the original"
     if abs(moved) >= 0.005:
         how = f"{abs(100 * moved):.1f} points {'more' if moved > 0 else 'less'} than in the original"
     return Section(
         "localisation",
         "Where feature maps look",
-        f"80 % of a map's energy lies on {np.mean(area[1]):.0%} of its places, {how}",
-        f"{subject.count} validation samples, {len(names)} layers, after norm and activation; maps of more than "
+        f"80 % of a map's energy lies on {_mean(area[1]):.0%} of its places, {how}",
+        f"{subject.count} validation samples, {len(names)} layers, after norm and activation; maps of more "
+        "than "
         f"{FINEST} places on a side are averaged",
         (
             Figure(
@@ -72,7 +73,8 @@ def localisation_section(subject: Subject) -> Section:
             Figure(
                 "images",
                 "Energy maps",
-                "Bright places carry the energy; both networks' maps of a sample should be bright in the same places.",
+                "Bright places carry the energy; both networks' maps of a sample should be bright in the "
+                "same places.",
                 {"rows": rows},
             ),
         ),
@@ -82,6 +84,12 @@ def localisation_section(subject: Subject) -> Section:
             "entropy": {"original": entropy[0], "subnetwork": entropy[1]},
         },
     )  # fmt: skip
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of those that are numbers: maps without any energy are nowhere."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _energies(graph: Graph, subject: Subject, names: list[str]) -> dict[str, np.ndarray]:
@@ -99,8 +107,8 @@ def _energy(value: Tensor) -> np.ndarray | None:
     if value.dim() != 4 or value.shape[2] * value.shape[3] < 4:
         return None
     found = torch.from_numpy(energy(value.numpy()))
-    sides = [min(n, FINEST) for n in found.shape[1:]]
-    return adaptive_avg_pool2d(found[:, None], sides)[:, 0].numpy()
+    height, width = (min(n, FINEST) for n in found.shape[1:])
+    return adaptive_avg_pool2d(found[:, None], (height, width))[:, 0].numpy()
 
 
 def _picture(pixels: np.ndarray) -> np.ndarray:

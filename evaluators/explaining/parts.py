@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,11 @@ from torch import Tensor, fx
 from ...results.explaining.section import Figure, Section, Skipped, clipped, series
 from ...results.explaining.shapley import MOST_EXACT, Values, shapley
 from ...results.table import HEADINGS
+from ..batches import Batch
+from ..metrics import tensor_of
+from ..task import Task
 from .graphs import Graph, find_place, place_of
-from .subject import Subject
+from .subject import Subject, samples_of
 
 PERMUTATIONS = 8  # where there are too many parts for all coalitions
 MOST = 32  # parts
@@ -30,55 +33,74 @@ def parts_section(subject: Subject) -> Section:
     """
     before, after = subject.graphs
     parts, what = _parts(subject)
-    found = []
-    for which, graph in (("original", before), ("subnetwork", after)):
-        nodes = {name: node for name, node in zip(parts, _nodes(graph, parts, what, before), strict=True)}
-        found.append(_values(subject, graph, nodes, which))
-    metric = subject.task.metric_name
-    label, percent = HEADINGS.get(metric, metric), metric == "accuracy"
-    if all(np.ptp(v.last) == 0 and not np.any(v.alone) for v in found):
+    names, exact = list(parts), len(parts) <= MOST_EXACT
+    task = subject.affordable(2 * (2 ** len(parts) if exact else PERMUTATIONS * len(parts)))
+    nodes = [_nodes(graph, parts, what, before) for graph in (before, after)]
+    if what == "layers" and _is_chain(task, before, [node for node in nodes[0] if node is not None]):
         raise Skipped("the network is a chain: without any one of its layers nothing passes")
-    gained = found[1].values - found[0].values
-    names = list(parts)
+    was, now = (
+        _values(subject, task, graph, found, which)
+        for graph, found, which in zip((before, after), nodes, ("original", "subnetwork"), strict=True)
+    )
+    metric = task.metric_name
+    label, percent = HEADINGS.get(metric, metric), metric == "accuracy"
+    both = {"labels": names, "percent": percent}
     figures = [
         Figure(
             "bars",
             f"What each part adds to {label}",
-            f"The longer a bar, the more of the network's {label} is owed to that part; bars of one network add up "
-            "to all that its parts achieve together.",
-            {"labels": names, "series": series(original=clipped(found[0].values), subnetwork=clipped(found[1].values)),
-             "percent": percent, "axis": f"Shapley value, {label}"},
+            f"The longer a bar, the more of the network's {label} is owed to that part; the bars of one "
+            "network "
+            "add up to what its parts achieve together.",
+            both
+            | {
+                "series": series(original=clipped(was.values), subnetwork=clipped(now.values)),
+                "axis": f"Shapley value, {label}",
+            },
         ),
         Figure(
             "bars",
-            f"{label[0].upper()}{label[1:]} lost without one part",
-            "Each bar is the loss when this part alone is taken away; short bars beside long Shapley values are "
-            "parts that others can stand in for.",
-            {"labels": names, "series": series(original=clipped(found[0].last), subnetwork=clipped(found[1].last)),
-             "percent": percent, "axis": f"loss of {label}"},
+            f"{label[:1].upper()}{label[1:]} lost without one part",
+            "Each bar is the loss when this part alone is taken away; where it is short and the Shapley "
+            "value long, "
+            "other parts can stand in.",
+            both
+            | {
+                "series": series(original=clipped(was.last), subnetwork=clipped(now.last)),
+                "axis": f"loss of {label}",
+            },
         ),
-    ]  # fmt: skip
-    if found[1].interactions is not None and len(names) > 1:
-        figures.append(
-            Figure(
-                "heat",
-                "Pairs of parts in the subnetwork",
-                "Blue pairs do more together than apart, orange pairs do the same work twice.",
-                {"across": names, "down": names, "values": clipped(found[1].interactions), "signed": True,
-                 "percent": percent, "axis": "interaction index"},
+    ]
+    for values, which in ((was, "original"), (now, "subnetwork")):
+        if values.interactions is not None and np.any(values.interactions):
+            figures.append(
+                Figure(
+                    "heat",
+                    f"Pairs of parts in the {which}",
+                    "Blue pairs do more together than apart, orange pairs do the same work twice.",
+                    {
+                        "across": names,
+                        "down": names,
+                        "values": clipped(values.interactions),
+                        "signed": True,
+                        "percent": percent,
+                        "axis": "interaction index",
+                    },
+                )
             )
-        )  # fmt: skip
-    most = int(np.argmax(found[1].values))
-    sampled = "exact" if found[1].exact else f"{PERMUTATIONS} sampled permutations in antithetic pairs"
+    gone = sum(node is None for node in nodes[1])
+    how = "exact" if exact else f"from {PERMUTATIONS} permutations in antithetic pairs"
     return Section(
         "parts",
         "What each part is worth",
-        f"{names[most]} adds most to the subnetwork's {label}, {_text(found[1].values[most], percent)}; the largest "
-        f"change is at {names[int(np.argmax(np.abs(gained)))]}, {_text(gained[np.argmax(np.abs(gained))], percent)}",
-        f"{subject.count} validation samples, {len(names)} {what}; a part that is taken away gives its mean; Shapley "
-        f"values {sampled}",
+        f"{_leader(names, was, percent)} in the original, {_leader(names, now, percent)} in the subnetwork"
+        if gone < len(names)
+        else f"{_leader(names, was, percent)} in the original; the subnetwork has none of these parts",
+        f"{samples_of(task)} validation samples, {len(names)} {what}, {gone} of which the subnetwork does "
+        "not have; "
+        f"a part that is taken away gives its mean; Shapley values {how}",
         tuple(figures),
-        {"parts": names, "original": _data(found[0]), "subnetwork": _data(found[1])},
+        {"parts": names, "original": _data(was), "subnetwork": _data(now)},
     )
 
 
@@ -96,7 +118,7 @@ def _parts(subject: Subject) -> tuple[dict[str, Any], str]:
 
 
 def _nodes(graph: Graph, parts: Mapping[str, Any], what: str, original: Graph) -> list[fx.Node | None]:
-    """The node that each part ends in; None where the subnetwork does not have it."""
+    """The node that gives what each part computes; None where the subnetwork does not have it."""
     if what == "layers":
         return [graph.ends.get(name) for name in parts]
     adds = {n.name: n for n in original.module.graph.nodes}
@@ -109,36 +131,46 @@ def _nodes(graph: Graph, parts: Mapping[str, Any], what: str, original: Graph) -
     return found
 
 
-def _values(subject: Subject, graph: Graph, nodes: Mapping[str, fx.Node | None], which: str) -> Values:
-    there = [node for node in nodes.values() if node is not None]
-    subject.say(f"means of the parts of the {which}")
-    means = _means(subject, graph, there)
-    everything = list(nodes.values())
+def _values(
+    subject: Subject, task: Task, graph: Graph, nodes: Sequence[fx.Node | None], which: str
+) -> Values:
+    means = _means(task, graph, [node for node in nodes if node is not None])
 
     def worth(members: np.ndarray) -> float:
-        gone = {n: means[n] for n, stays in zip(everything, members, strict=True) if not stays and n in means}
+        gone = {n: means[n] for n, stays in zip(nodes, members, strict=True) if not stays and n in means}
+        outputs = [_without(graph, batch, gone) for batch in task.batches]
+        return float(task.measure(outputs)[task.metric_name])
 
-        def ablate(node: fx.Node, value: Any) -> Any:
-            return gone[node].expand_as(value).clone() if node in gone else value
-
-        with torch.no_grad():
-            outputs = [graph.run((args, kwargs), ablate) for args, kwargs, _ in subject.task.batches]
-        return float(subject.task.measure(outputs)[subject.task.metric_name])
-
-    exact = len(everything) <= MOST_EXACT
     return shapley(
         worth,
-        len(everything),
+        len(nodes),
         permutations=PERMUTATIONS,
         seed=subject.seed,
-        progress=subject.counter(f"{'all' if exact else 'sampled'} coalitions of the {which}'s parts"),
+        progress=subject.counter(f"coalitions of the {which}'s parts"),
     )
 
 
-def _means(subject: Subject, graph: Graph, nodes: list[fx.Node]) -> dict[fx.Node, Tensor]:
+def _without(graph: Graph, batch: Batch, gone: Mapping[fx.Node | None, Tensor]) -> Any:
+    """The output where some nodes give their means."""
+
+    def ablate(node: fx.Node, value: Any) -> Any:
+        return gone[node].expand_as(value).clone() if node in gone else value
+
+    with torch.no_grad():
+        return graph.run(batch[:2], ablate)
+
+
+def _is_chain(task: Task, graph: Graph, nodes: Sequence[fx.Node]) -> bool:
+    """Whether the output is the same for all samples without any one of some nodes."""
+    means = _means(task, graph, nodes)
+    outputs = (tensor_of(_without(graph, task.batches[0], {node: means[node]})) for node in nodes)
+    return all(torch.allclose(output, output[:1].expand_as(output), atol=1e-6) for output in outputs)
+
+
+def _means(task: Task, graph: Graph, nodes: Sequence[fx.Node]) -> dict[fx.Node | None, Tensor]:
     """Mean [1, ...] over the samples of what some nodes give."""
-    totals: dict[fx.Node, Tensor] = {}
-    counts: dict[fx.Node, int] = dict.fromkeys(nodes, 0)
+    totals: dict[fx.Node | None, Tensor] = {}
+    counts: dict[fx.Node | None, int] = dict.fromkeys(nodes, 0)
 
     def add(node: fx.Node, value: Any) -> Any:
         if node in counts and isinstance(value, Tensor):
@@ -147,9 +179,15 @@ def _means(subject: Subject, graph: Graph, nodes: list[fx.Node]) -> dict[fx.Node
         return value
 
     with torch.no_grad():
-        for args, kwargs, _ in subject.task.batches:
+        for args, kwargs, _ in task.batches:
             graph.run((args, kwargs), add)
     return {node: total / counts[node] for node, total in totals.items()}
+
+
+def _leader(names: Sequence[str], values: Values, percent: bool) -> str:
+    most = int(np.argmax(values.values))
+    added = f"{100 * values.values[most]:+.1f} points" if percent else f"{values.values[most]:+.3g}"
+    return f"{names[most]} adds most ({added})"
 
 
 def _data(values: Values) -> dict[str, Any]:
@@ -163,7 +201,3 @@ def _data(values: Values) -> dict[str, Any]:
         "all": values.all,
         "exact": values.exact,
     }
-
-
-def _text(value: float, percent: bool) -> str:
-    return f"{100 * value:+.1f} points" if percent else f"{value:+.3g}"

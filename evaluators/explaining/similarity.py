@@ -47,7 +47,8 @@ def similarity_section(subject: Subject) -> Section:
         Figure(
             "heat",
             "CKA between all layers",
-            "A strong diagonal is a subnetwork that does the same at the same depth; strong squares beside it are "
+            "A strong diagonal is a subnetwork that does the same at the same depth; strong squares beside "
+            "it are "
             "work that has moved to another layer.",
             {"across": names, "down": names, "values": [_whole(row) for row in table], "signed": False,
              "percent": False, "axis": "CKA", "sides": ["subnetwork", "original"]},

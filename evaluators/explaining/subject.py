@@ -18,7 +18,7 @@ from ..metrics import Classification, right, tensor_of
 from ..task import Task
 from .graphs import Graph, graph_of
 
-BUDGET = 1e13  # multiply-accumulates that one analysis may spend; minutes on one core
+BUDGET = 2e12  # multiply-accumulates that one analysis may spend; minutes on one core
 FEWEST = 50  # samples on which an accuracy still says something
 SECONDS = 1.0  # between two words on a long part
 

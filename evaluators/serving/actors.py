@@ -43,7 +43,13 @@ class _Actor:
     def begin(self, session: str) -> None:
         self.session = session
         self.delay = wire.Delay(self.hops)
-        self.counts = {"inputs": 0, "busy_s": 0.0, "slept_s": 0.0, "payload": 0, "bytes": None}
+        self.counts: dict[str, Any] = {
+            "inputs": 0,
+            "busy_s": 0.0,
+            "slept_s": 0.0,
+            "payload": 0,
+            "bytes": None,
+        }
         self.computing: tuple[int, float] | None = None
 
     def status(self) -> dict[str, Any]:
@@ -123,9 +129,9 @@ class Actors(Transport):
 
             self._ray = ray
             kind = type("StageActor", (_Actor,), {"run": ray.method(concurrency_group="work")(_Actor.run)})
-            self._new = ray.remote(
-                num_cpus=1, max_restarts=0, max_task_retries=0, concurrency_groups={"work": 1}
-            )(kind).remote
+            options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0}
+            options["concurrency_groups"] = {"work": 1}
+            self._new = ray.remote(**options)(kind).remote
             self._parcels = [ray.put(parcel) for parcel in parcels]
             self._actors = [self._new() for _ in stages]
             self._load(range(len(stages)))

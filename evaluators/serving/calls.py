@@ -46,7 +46,7 @@ class Calls:
         self._types = [port.dtype for port in stages[-1].outputs]
         output = next(n for n in stages[-1].module.graph.nodes if n.op == "output")
         self._leaves = pytree.tree_leaves(output.args[0])
-        self._built_as = stages[-1].module._out_spec
+        self._built_as: Any = stages[-1].module._out_spec
         for leaf in self._leaves:
             if isinstance(leaf, fx.Node) and not isinstance(leaf.meta.get("val"), torch.Tensor):
                 raise ServeError(

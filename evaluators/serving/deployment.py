@@ -10,7 +10,7 @@ from typing import Any, Self
 from ...spaces.devices import Link
 from ...spaces.stages import Stage
 from .calls import Calls
-from .errors import InputError, ServeError
+from .errors import InputError, ServeError, StageError
 from .placement import free_cores
 from .record import Boundary, Record, StageRecord, quartiles
 from .stream import Stream
@@ -97,7 +97,7 @@ class Deployment:
         self.speeds = tuple(speeds) or (1.0,) * len(self.stages)
         self.inflight = _inflight(inflight, self.ways)
         self.record: Record | None = None  # of the last stream
-        self._options = {
+        self._options: dict[str, Any] = {
             "runtime": runtime,
             "hops": [[(w.ms_per_byte / 1000, w.latency_ms / 1000) for w in way] for way in self.ways],
             "slow": [1 / s for s in self.speeds],
@@ -105,9 +105,8 @@ class Deployment:
         }
         self._kind, self._hosts, self._address = transport, tuple(hosts), address
         self._timeout, self._restart = timeout, restart
-        self._cores: list[int | None] = (
-            list(cores) or (free_cores(len(self.stages)) if pin else []) or [None] * len(self.stages)
-        )
+        chosen = list(cores) or (free_cores(len(self.stages)) if pin else [])
+        self._cores: list[int | None] = [*chosen] or [None] * len(self.stages)
         self._transport: Transport | None = None
         self._running = False
 
@@ -199,9 +198,7 @@ class Deployment:
                     raise answer
                 yield answer
             self.record = self._recorded(stream, transport, inflight)
-        except (InputError, GeneratorExit):
-            raise
-        except BaseException:
+        except StageError:
             self.close()
             raise
         finally:
@@ -210,7 +207,8 @@ class Deployment:
 
     def _recorded(self, stream: Stream, transport: Transport, inflight: int) -> Record:
         low, middle, high = quartiles([1000 * s for s in stream.latencies])
-        payloads, totals = ([n] for n in transport.sent())
+        payload, total = transport.sent()
+        payloads, totals = [payload], [total]
         stages = []
         for name, status in zip(transport.names, transport.status(), strict=True):
             known = status or {"inputs": 0, "busy_s": 0.0, "slept_s": 0.0, "payload": 0, "bytes": None}

@@ -84,35 +84,38 @@ class Stream:
         return self._output(answer) if isinstance(answer, Frame) else answer
 
     def _feed(self) -> None:
-        number = 0
+        fed = 0
         try:
-            for number, one in enumerate(self._inputs):
+            for one in self._inputs:
                 try:
-                    made: Frame | InputError = self._frame(number, one)
+                    made: Frame | InputError = self._frame(fed, one)
                 except InputError as error:
                     made = error
-                with self._changed:
-                    self._changed.wait_for(lambda: self._stopped or self._room(number))  # noqa: B023
-                    if self._stopped:
-                        return
-                    if isinstance(made, InputError):
-                        self.failed += 1
-                        self._answers[number] = made
-                        self._transport.events.put(None)
-                        continue
-                    now = time.perf_counter()
-                    self.first_sent = self.first_sent or now
-                    self._unanswered[number] = made, now
-                    self._transport.send(made)
-            number = number + 1 if self._answers or self._unanswered or self._given else 0
+                if not self._hand_over(fed, made):
+                    return
+                fed += 1
         except BaseException as error:
             self._broken = error
         with self._changed:
-            self._total = number
+            self._total = fed
             self._transport.events.put(None)
 
-    def _room(self, number: int) -> bool:
-        return number - self._given < self._inflight
+    def _hand_over(self, number: int, made: Frame | InputError) -> bool:
+        """Send it when there is room; False where nobody wants it any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or number - self._given < self._inflight)
+            if self._stopped:
+                return False
+            if isinstance(made, InputError):
+                self.failed += 1
+                self._answers[number] = made
+                self._transport.events.put(None)
+            else:
+                now = time.perf_counter()
+                self.first_sent = self.first_sent or now
+                self._unanswered[number] = made, now
+                self._transport.send(made)
+            return True
 
     def _wait(self) -> None:
         """Take in one event."""

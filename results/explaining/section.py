@@ -75,7 +75,7 @@ def plain_json(value: Any) -> Any:
     return value if value is None else str(value)
 
 
-def series(**columns: Sequence[float] | np.ndarray) -> list[dict[str, Any]]:
+def series(**columns: Sequence[float | None] | np.ndarray) -> list[dict[str, Any]]:
     """Named columns as a figure's ``series``."""
     return [{"name": name, "values": list(values)} for name, values in columns.items()]
 

@@ -21,6 +21,7 @@ MOST_TRIALS = 2000  # the forest is grown on; beyond it, evenly many of them
 MOST_EXACT = 8  # choices: 256 parts of the exact decomposition
 MOST_PAIRED = 16  # choices with the largest main effects whose pairs are looked at
 FEWEST = 12  # trials; fewer say nothing about a forest
+LARGEST = 1e150  # values whose squares a float still holds
 SHOWN = 20  # choices in a picture
 
 
@@ -66,6 +67,8 @@ def sensitivity(
     latest = {t.candidate.indices: t.scores[metric] for t in scored}
     x = np.array(list(latest), dtype=np.int64)
     y = np.array(list(latest.values()), dtype=np.float64)
+    if np.abs(y).max() > LARGEST:
+        raise Skipped(f"{metric} has values too large to share out")
     if np.ptp(y) <= 1e-12 * np.abs(y).max():
         raise Skipped(f"{metric} is the same in all {len(y)} trials")
     if len(y) == math.prod(counts) and len(counts) <= MOST_EXACT:
@@ -98,8 +101,8 @@ def sensitivity_section(trials: Sequence[Trial], objectives: Sequence[Objective]
     basis = (
         f"all {found.trials} candidates, exactly"
         if found.exact
-        else f"{found.trials} trials, random forest of {TREES} trees, which explains {_percent(found.fit)} of "
-        "the variance of trials it has not seen"
+        else f"{found.trials} trials, random forest of {TREES} trees, which explains {_percent(found.fit)} "
+        "of the variance of trials it has not seen"
     )
     shown = sorted(order.tolist())
     figures = [
@@ -118,7 +121,9 @@ def sensitivity_section(trials: Sequence[Trial], objectives: Sequence[Objective]
     ]
     if len(found.paired) > 1 and pairs[0][1] > 0:
         figures.append(_pairs(found, label))
-    figures.append(_effects(found, [d for d in shown if found.main[d] >= 0.01 and d in order[:6]] or shown[:1], label))
+    figures.append(
+        _effects(found, [d for d in shown if found.main[d] >= 0.01 and d in order[:6]] or shown[:1], label)
+    )
     return Section(
         name="sensitivity",
         title="Sensitivity to each choice",

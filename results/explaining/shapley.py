@@ -69,11 +69,12 @@ def shapley(
     worth: Worth,
     players: int,
     *,
+    most_exact: int = MOST_EXACT,
     permutations: int = 64,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Values:
-    """Shapley values, exact up to :data:`MOST_EXACT` players, else by sampled permutations.
+    """Shapley values, exact for few players, else by sampled permutations.
 
     Sampling takes permutations in antithetic pairs, each with its reverse (Mitchell et al. 2022, section 4),
     and keeps efficiency: the values add up to worth(all) - worth(none) exactly.
@@ -81,6 +82,7 @@ def shapley(
     Args:
         worth: called once for each coalition; must give the same for the same.
         players: at least 1.
+        most_exact: players for whom all coalitions are asked for.
         permutations: sampled where there are too many players; rounded up to an even number.
         progress: told (coalitions done, most that may come).
 
@@ -92,7 +94,7 @@ def shapley(
     known: dict[bytes, float] = {}
     most = (
         2**players
-        if players <= MOST_EXACT
+        if players <= most_exact
         else (permutations + permutations % 2) * (players - 1) + 2 * players + 2
     )
 
@@ -107,7 +109,7 @@ def shapley(
     none, whole = of(~everyone), of(everyone)
     alone = np.array([of(row) for row in eye]) - none
     last = whole - np.array([of(~row) for row in eye])
-    if players <= MOST_EXACT:
+    if players <= most_exact:
         table = np.array([of(row) for row in _coalitions(players)[1]])
         values, errors = exact_values(table), np.zeros(players)
         interactions = interaction_index(table)
@@ -115,7 +117,7 @@ def shapley(
         values, errors = _sampled(of, players, permutations, seed)
         interactions = None
     return Values(
-        values, errors, alone, last, interactions, none, whole, players <= MOST_EXACT, evaluations=len(known)
+        values, errors, alone, last, interactions, none, whole, players <= most_exact, evaluations=len(known)
     )
 
 

@@ -1,7 +1,7 @@
 """``model.pte``: a program for ExecuTorch, on phones and boards. Making and loading it needs ``executorch``.
 
 Lowered to XNNPACK, the float kernels that run on any of their processors. ExecuTorch plans memory ahead, so
-that the batch is at most 256 samples.
+that a batch is at most as large as the largest that was checked.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from .versions import versions
 if TYPE_CHECKING:
     from torch import nn
 
+    from ...spaces.staged import PlacedStage
     from .source import Source
     from .verify import Verifier
 
@@ -53,6 +54,7 @@ def export(
     metric_name: str = "accuracy",
     test: Test | None = None,
     calibration: Batches = (),
+    stages: Sequence[PlacedStage] = (),
     directory: str | Path,
     formats: Sequence[str] = USUAL,
     describe: Mapping[str, Any] | None = None,
@@ -76,6 +78,7 @@ def export(
         metric_name: of that score.
         test: the same on other data, which is stated beside it.
         calibration: batches that show ``int8`` the ranges of activations; by default ``inputs``.
+        stages: of the same model, for the format ``stages``.
         directory: missing or empty; receives the files.
         formats: of :data:`FORMATS`: ``"pt2"``, ``"onnx"``, ``"state"``, ``"int8"``, ``"executorch"``, ...
         describe: JSON for the receipt and the description: ``candidate``, ``choices``, ``costs``, ``task``,
@@ -105,7 +108,7 @@ def export(
     from .source import Source
     from .verify import Verifier
 
-    source = Source(model, tuple(example_args), example_kwargs or {}, inputs, describe, calibration)
+    source = Source(model, tuple(example_args), example_kwargs or {}, inputs, describe, calibration, stages)
     with partial_folder(target, needed_bytes=_room(source, len(names))) as folder:
         scratch = folder / ".check"
         scratch.mkdir()

@@ -164,14 +164,17 @@ def _asked(
     allowed = TOLERANCE if record.exact else TOLERANCE + 2 * record.max_relative_difference
     samples = Samples.load(folder) if kept else None
     calls = samples.calls if samples else Calls("", [], [])
+    count = len(calls.arrays)
+    if score is not None and inputs:
+        more = Calls.of(inputs)
+        calls = Calls(more.structure, more.constants, [*calls.arrays, *more.arrays])
     given = ask(name, code, folder, calls, scratch, task=task)
     if samples is not None:
-        difference = relative_difference(name, given.outputs, samples.expected)
+        difference = relative_difference(name, given.outputs[:count], samples.expected)
         if not difference <= allowed:
             reasons.append(f"answers differ by {difference:.2g} of the largest, {allowed:.2g} is allowed")
     if score is not None and inputs:
-        answers = ask(name, code, folder, Calls.of(inputs), scratch, task=task).outputs
-        measured = score([[torch.from_numpy(array) for array in leaves] for leaves in answers])
+        measured = score([[torch.from_numpy(array) for array in leaves] for leaves in given.outputs[count:]])
         was = record.score
         if was is not None and not abs(measured - was) <= SCORE_TOLERANCE * max(1.0, abs(was)):
             reasons.append(f"the metric is {measured:.4g}, was {was:.4g}")

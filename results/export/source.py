@@ -12,13 +12,11 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...spaces.staged import PlacedStage
 from .batches import Inputs, batch_length, batched, on_cpu, resized
 from .error import ExportError, first_line
 from .plain import PlainOutput, is_plain, plain
 from .quiet import quiet
-
-MOST = 256  # samples in a batch, for runtimes that want to know
-
 
 class Source:
     """A module in eval mode on the CPU, with one batch of example inputs.
@@ -30,6 +28,7 @@ class Source:
         inputs: real batches; axes that differ between batches are exported as dynamic, like the batch.
         describe: what the description and the receipt say about the module (JSON).
         calibration: batches for the ranges of activations; by default ``inputs``.
+        stages: of the same model.
 
     Raises:
         ExportError: the inputs have no batch axis or not all the same structure, or the model fails on them.
@@ -43,8 +42,10 @@ class Source:
         inputs: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]],
         describe: Mapping[str, Any],
         calibration: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
+        stages: Sequence[PlacedStage] = (),
     ) -> None:
         self.describe = describe
+        self.stages = tuple(stages)
         with quiet():  # copies of captured graphs warn
             self.model = _evaluating(copy.deepcopy(model)).cpu()
         self.inputs: list[Inputs] = [on_cpu(one) for one in inputs]
@@ -93,14 +94,18 @@ class Source:
 
     @cached_property
     def bounded_program(self) -> torch.export.ExportedProgram:
-        """The same for at most :data:`MOST` samples, for runtimes that plan their memory ahead."""
-        return self._captured(self._shapes(MOST))
+        """The same for runtimes that plan their memory ahead: for at most the samples of the largest batch."""
+        if not self.dynamic:
+            return self.program
+        most = max(2, self.batch, *map(batch_length, self.inputs))
+        # Captured with so many, since ExecuTorch plans for what the example has, whatever the bound.
+        return self._captured(self._shapes(most), resized(self.example, most, self._batched))
 
-    def _captured(self, shapes: Any) -> torch.export.ExportedProgram:
+    def _captured(self, shapes: Any, example: Inputs | None = None) -> torch.export.ExportedProgram:
         module = self._plain_module
         try:
             with quiet(), torch.no_grad():
-                args, kwargs = self.example
+                args, kwargs = example or self.example
                 program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
             raise ExportError(

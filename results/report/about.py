@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..significance import Figure
+from ..table import metric_text
 from ..trial import Trial
 from .reported import Reported
 
@@ -26,6 +28,7 @@ def about(run: Reported) -> list[list[str]]:
         ("Trials", f"{len(trials)}, {failed} failed, {len(run.front)} on the front"),
         ("Time", _time(run)),
         ("Certificate", run.certificate.line() if run.certificate is not None else ""),
+        ("Test data", _tested(run)),
         ("Machine", _machine(run)),
         ("Latency", _protocol(trials)),
         ("Versions", _versions(run)),
@@ -33,6 +36,20 @@ def about(run: Reported) -> list[list[str]]:
         ("Folder", str(run.path)),
     ]
     return [[what, text] for what, text in lines if text]
+
+
+def _tested(run: Reported) -> str:
+    """The figures on data that no search has seen, of the trials that were exported."""
+    held = run.info.get("test")
+    shown = []
+    for number, data in held.items() if isinstance(held, Mapping) else ():
+        try:
+            figure, metric = Figure.from_json(data["figure"]), str(data["metric"])
+            value, low, high = (metric_text(metric, x) for x in (figure.value, figure.low, figure.high))
+        except (TypeError, ValueError, AttributeError, KeyError):
+            continue
+        shown.append(f"trial {number}: {metric} {value} ({low} to {high}, {figure.samples} samples)")
+    return "; ".join(shown)
 
 
 def _space(recipe: Any) -> str:

@@ -141,7 +141,7 @@ def _kept(settings: Mapping[str, Any], choice: Choice) -> list[int] | None:
 
 
 def _layers(settings: Mapping[str, Any], choices: Sequence[Choice]) -> list[dict[str, Any]]:
-    """What decides each layer's width, in network order; empty for an older run, or a record without sense."""
+    """What decides each layer's width, in network order; empty for an older run, or a senseless record."""
     known = settings.get("layers")
     kept = {c.name: _kept(settings, c) for c in choices}
     found = []

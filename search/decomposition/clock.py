@@ -115,7 +115,6 @@ def _counts_for(order: Order, nodes: Sequence[fx.Node]) -> list[int]:
 def _undisturbed() -> Iterator[None]:
     """No gradients, no random state used up, no garbage collected within."""
     was = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -23,7 +23,7 @@ from ..partitioning.greedy import greedy_merge, greedy_split
 from .network import Network
 from .setting import Setting
 
-IMBALANCES = (0.05, 0.1, 0.2, 0.4, 0.8)  # at which methods that know no times are asked
+IMBALANCES = (0.1, 0.5)  # at which methods that know no times are asked
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _in_given_order(network: Network, cuts: list[Cut], asked: Setting) -> Layout
 def _optimum(
     graph: Graph, devices: Sequence[Host], asked: Setting, forced: Sequence[str]
 ) -> tuple[Plan, float]:
-    """By dynamic programming, of equally good ones the one that sends least; what a stage may take, ms."""
+    """By dynamic programming, of (nearly) equal ones the one that sends least; what a stage may take."""
     # A device may be left out where that answers sooner; for the other goals each has a stage.
     empty = asked.minimise == "latency" and not asked.alike
 
@@ -160,7 +160,8 @@ def _optimum(
         return solve("latency"), np.inf
     fastest = solve("throughput")
     if asked.minimise == "throughput":
-        return replace(fastest, parts=solve("traffic", fastest.value).parts), np.inf
+        parts = solve("traffic", fastest.value * (1 + asked.slack)).parts
+        return replace(fastest, parts=parts), np.inf
     most = fastest.value * (1 + asked.imbalance)
     return solve("traffic", most), most
 
@@ -180,8 +181,10 @@ def _greedy(graph: Graph, devices: Sequence[Host], asked: Setting, most_ms: floa
         work, sent = np.bincount(parts, weights=times), graph.crossing[np.flatnonzero(np.diff(parts)) + 1]
         if asked.minimise == "throughput":  # squares: the largest alone does not tell small parts apart
             return float((work**2).sum() + ((sent * ms_per_byte) ** 2).sum())
+        if asked.minimise == "latency":
+            return float(sent.sum())
         excess = np.maximum(work - most_ms, 0.0).sum() / max(times.sum(), 1e-12)
-        return float(sent.sum() + (excess * 10 * graph.crossing.max() if excess else 0.0))
+        return float(sent.sum() + excess * 1e4 * graph.crossing.max())  # balance first, then bytes
 
     walk = greedy_merge if asked.method == "greedy-merge" else greedy_split
     last = walk(graph, objective, parts=len(devices))[-1]
@@ -194,12 +197,16 @@ def _greedy(graph: Graph, devices: Sequence[Host], asked: Setting, most_ms: floa
 
 
 def _in_any_order(network: Network, asked: Setting) -> Layout:
-    """Clusters of calls made stages: the best of several balances."""
+    """Clusters of calls made stages; for other goals than traffic, the best of several balances."""
     graph = network.dag
     devices = hosts(network, asked, graph, [group[0] for group in network.groups], spare=graph.peaks.max())
+    balances: tuple[float, ...] = IMBALANCES
+    if asked.minimise == "traffic":  # what a stage may take is the same for all methods
+        _, most = _optimum(*chain_of(network, network.cuts, asked), asked, ())
+        speed = sum(device.speed for device in devices)
+        balances = (max(most * speed / max(float(graph.work.sum()), 1e-12) - 1, 0.0),)
     found: list[Layout] = []
-    limits = (asked.imbalance,) if asked.minimise == "traffic" else IMBALANCES
-    for imbalance in limits:
+    for imbalance in balances:
         try:
             plan = least_traffic(
                 graph,
@@ -219,11 +226,8 @@ def _in_any_order(network: Network, asked: Setting) -> Layout:
         value = costs.value(asked.minimise, blocking=False)
         used = tuple(sorted(set(plan.parts)))
         bound = plan.bound if asked.minimise == "traffic" else _least(graph, devices, asked)
-        found.append(
-            Layout(
-                other, tuple(cuts), used, costs, value, min(bound, value), plan.method, "stages in any order"
-            )
-        )
+        scope = "stages in any order"
+        found.append(Layout(other, tuple(cuts), used, costs, value, min(bound, value), plan.method, scope))
     if not found:
         raise failure
     return min(found, key=lambda layout: layout.value)

@@ -11,6 +11,7 @@ from ...spaces.devices.reading import devices_of, links_of
 from ..partitioning.chain import GOALS
 
 METHODS = ("exact", "greedy-merge", "greedy-split", "spectral", "kernighan-lin", "gcn")
+SLACK = 0.01  # where no link is given: no real one is free, and times are not known better
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Setting:
     alike: bool = False  # the devices were not named: equal ones, each of which gets a stage
     forced: tuple[str, ...] = ()
     forbidden: tuple[str, ...] = ()
+    slack: float = 0.0  # share of the least time that may be given up for fewer bytes
     imbalance: float = 0.25
     method: str = "exact"
     input_bytes: float | None = None  # of a batch of inputs on the wire; None: of the tensors
@@ -83,10 +85,11 @@ def setting(
         alike,
         tuple(_names(forced, "forced")),
         tuple(_names(forbidden, "forbidden")),
-        imbalance,
-        method,
-        None if input_kb is None else 1000 * input_kb,
-        seed,
+        slack=SLACK if links is None else 0.0,
+        imbalance=imbalance,
+        method=method,
+        input_bytes=None if input_kb is None else 1000 * input_kb,
+        seed=seed,
     )
 
 

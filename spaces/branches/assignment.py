@@ -11,7 +11,7 @@ import torch
 from ..coupling import Coupling, Group
 from ..coupling.walk import IN, OUT
 
-SWEEPS = 10
+SWEEPS = 5
 SHARED = -1
 
 
@@ -71,22 +71,17 @@ def assign(
         alive: [labels, ...] bool, units that stay.
         classes: of each branch.
     """
-    from scipy.optimize import linear_sum_assignment
-
     parts = len(classes)
     owner = np.full(len(alive), SHARED)
-    class_owner = np.zeros(sum(map(len, classes)), dtype=np.int64)
-    for k, members in enumerate(classes):
-        class_owner[list(members)] = k
+    class_owner = _class_owner(classes)
     divided = [g for g in groups if int(alive[g.labels].sum()) >= parts]
+    touching = [[e for e in found if _touches(e, g)] for g in divided]
     for _ in range(SWEEPS):
         old = owner.copy()
-        for group in reversed(divided):
+        for group, near in zip(reversed(divided), reversed(touching), strict=True):
             labels = group.labels[alive[group.labels]]
-            gain = _gains(found, owner, class_owner, parts)[labels]
-            slots = np.repeat(np.arange(parts), shares(len(labels), parts))
-            rows, taken = linear_sum_assignment(gain[:, slots], maximize=True)
-            owner[labels[rows]] = slots[taken]
+            gains = _gains(near, owner, class_owner, parts)[labels]
+            owner[labels] = _assigned(gains, shares(len(labels), parts))
         if np.array_equal(old, owner):
             break
     return owner
@@ -94,9 +89,7 @@ def assign(
 
 def retained(found: Sequence[Energy], owner: np.ndarray, classes: Sequence[Sequence[int]]) -> float:
     """Mean share of the weights' energy that stays: within one branch, or to or from what is shared."""
-    class_owner = np.zeros(sum(map(len, classes)), dtype=np.int64)
-    for k, members in enumerate(classes):
-        class_owner[list(members)] = k
+    class_owner = _class_owner(classes)
     total = 0.0
     for e in found:
         rows, columns = _owners(e, owner, class_owner)
@@ -111,15 +104,37 @@ def _owners(e: Energy, owner: np.ndarray, class_owner: np.ndarray) -> tuple[np.n
     return rows, columns
 
 
+def _class_owner(classes: Sequence[Sequence[int]]) -> np.ndarray:
+    owner = np.zeros(sum(map(len, classes)), dtype=np.int64)
+    for k, members in enumerate(classes):
+        owner[list(members)] = k
+    return owner
+
+
+def _touches(e: Energy, group: Group) -> bool:
+    return any(v is not None and bool(np.isin(group.labels[:1], v)) for v in (e.rows, e.columns))
+
+
 def _gains(found: Sequence[Energy], owner: np.ndarray, class_owner: np.ndarray, parts: int) -> np.ndarray:
     """Energy between each label and each branch, [labels, parts]."""
     gains = np.zeros((len(owner), parts))
+    branches = np.arange(parts)
     for e in found:
         rows, columns = _owners(e, owner, class_owner)
         if e.columns is not None:
-            to = np.stack([e.squares[rows == k].sum(0) for k in range(parts)], 1)
-            np.add.at(gains, e.columns, to)
+            np.add.at(gains, e.columns, e.squares.T @ (rows[:, None] == branches).astype(np.float64))
         if e.rows is not None:
-            given = np.stack([e.squares[:, columns == k].sum(1) for k in range(parts)], 1)
-            np.add.at(gains, e.rows, given)
+            np.add.at(gains, e.rows, e.squares @ (columns[:, None] == branches).astype(np.float64))
     return gains
+
+
+def _assigned(gains: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """The branch of each unit, ``sizes`` of them each, of the largest summed gain; [units]."""
+    if len(sizes) == 2:  # those that lose least by going to the second
+        out = np.zeros(len(gains), dtype=np.int64)
+        out[np.argsort(gains[:, 0] - gains[:, 1], kind="stable")[: sizes[1]]] = 1
+        return out
+    from scipy.optimize import linear_sum_assignment
+
+    slots = np.repeat(np.arange(len(sizes)), sizes)
+    return slots[linear_sum_assignment(gains[:, slots], maximize=True)[1]]

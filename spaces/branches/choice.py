@@ -15,7 +15,7 @@ from ..choice import Choice, Option
 from ..coupling import Coupling, Group
 from ..coupling.walk import bind, get_attribute
 from ..exits.places import Place, before
-from ..exits.segments import divide, free_nodes
+from ..exits.segments import divide, free_nodes, memory
 from ..rewrite import Built, Rewrite
 from ..stages.functional import CutError
 from .assignment import assign, energies
@@ -30,6 +30,7 @@ class Held:
     """A parameter or buffer that something behind the place reads."""
 
     name: str  # canonical
+    node: str  # of the captured graph, that reads it
     trainable: bool  # a parameter
     bytes: int  # an element
     shared: bool  # something before the place reads it too
@@ -41,7 +42,7 @@ class Tail:
     """What lies behind a place: what a branch has of its own."""
 
     nodes: frozenset[str]
-    step: int  # of the first, nodes that read parameters not counted
+    steps: tuple[int, int]  # of its first node, and of the first that no longer needs what crosses
     held: tuple[Held, ...]
     groups: tuple[str, ...]  # whose units nothing before the place makes or reads
     linear: str  # the node that gives the scores
@@ -107,9 +108,11 @@ class Branch(Rewrite):
             costs[name][rows] += sum(e[name] for e in each) - gone[name]
         costs["flops"][rows] = 2 * costs["macs"][rows]
         costs["size_mb"][rows] += 8 * classes / 1e6  # the order of the classes
-        peaks = [t.costs.peaks(t.widths, t.dropped, (0, self.tail.step)) / 1e6 for t in parted]
+        # Until a branch has read what crosses, that is counted; then the next branch still waits for it.
+        peaks = [t.costs.peaks(t.widths, t.dropped, (0, *self.tail.steps)) / 1e6 for t in parted]
         kept = self._crossing(tables)
-        most = [peaks[0][:, 0], *(p[:, 1] + kept for p in peaks[:-1]), peaks[-1][:, 1]]
+        later = [p[:, 2] + kept * (k < len(parts) - 1) for k, p in enumerate(peaks)]
+        most = [peaks[0][:, 0], *(p[:, 1] for p in peaks), *later]
         costs["memory_mb"][rows] = costs["size_mb"][rows] + np.max(most, axis=0)
 
     def _crossing(self, tables: Tables) -> np.ndarray:
@@ -149,6 +152,7 @@ class Branch(Rewrite):
             if owned and held.shared:
                 continue
             numel = tables.lengths(held.name).prod(axis=1) * (share if held.scores else 1.0)
+            numel = numel * tables.present(held.node) if drops else numel
             out["params"] += numel * held.trainable
             out["size_mb"] += numel * held.bytes / 1e6
         return out
@@ -194,15 +198,25 @@ def find_tail(module: fx.GraphModule, coupling: Coupling, groups: Sequence[Group
             continue
         scores = str(n.target) in targets.values()
         held.append(
-            Held(name, isinstance(value, nn.Parameter), value.element_size(), False in read[name], scores)
+            Held(
+                name,
+                n.name,
+                isinstance(value, nn.Parameter),
+                value.element_size(),
+                False in read[name],
+                scores,
+            )
         )
     owned = {h.name for h in held if not h.shared}
     divided = [g.name for g in groups if all(m.parameter in owned for m in g.members)]
     steps = [n for n in nodes if n.op != "get_attr"]
-    step = 1 + next(i for i, n in enumerate(steps) if n.name == place.after)
+    first = 1 + next(i for i, n in enumerate(steps) if n.name == place.after)
+    held_by = memory(next(n for n in nodes if n.name == place.crossing))
+    reads = [i for i, n in enumerate(steps) if any(memory(r) is held_by for r in n.all_input_nodes)]
+    spans = first, max(first, reads[-1] + 1)
     behind = frozenset(n.name for n in steps if n.name not in near)
     assert targets["weight"] is not None
-    return Tail(behind, step, tuple(held), tuple(divided), linear.name, targets["weight"], targets["bias"])
+    return Tail(behind, spans, tuple(held), tuple(divided), linear.name, targets["weight"], targets["bias"])
 
 
 def _readers(nodes: Sequence[fx.Node]) -> dict[fx.Node, set[fx.Node]]:

@@ -38,8 +38,9 @@ def cluster_classes(vectors: np.ndarray, sets: int) -> tuple[tuple[int, ...], ..
     tree = linkage(np.clip(1 - x @ x.T, 0, 2)[np.triu_indices(count, 1)], "average")
     found = fcluster(tree, sets, "maxclust") - 1
     centres = np.zeros((sets, x.shape[1]))
-    for k in range(found.max() + 1):
-        centres[k] = x[found == k].mean(0)
+    # The largest first: the first sets are those that take one class more.
+    for k, cluster in enumerate(np.argsort(-np.bincount(found), kind="stable")):
+        centres[k] = x[found == cluster].mean(0)
     slots = np.arange(count) % sets  # which set each place is of: sizes differ by at most one
     owner = np.full(count, -1)
     for _ in range(ROUNDS):

@@ -43,7 +43,7 @@ def fit_law(points: np.ndarray) -> Law:
             starts.append(i)
     groups = np.split(np.arange(len(x)), starts[1:])
     knots = np.array([x[g].mean() for g in groups])
-    values = np.array([np.median(y[g]) for g in groups])
+    values = knots + np.array([np.median(y[g] - x[g]) for g in groups])
     return Law(line, knots, _rising(values, np.array([len(g) for g in groups], dtype=np.float64)))
 
 

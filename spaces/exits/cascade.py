@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
+from .counting import counted
 from .head import RIDGE, Head, Moments
 
 
@@ -174,15 +173,12 @@ class Cascade(nn.Module):
         args, kwargs = pytree.tree_map(
             lambda t: t[:1] if isinstance(t, Tensor) and t.dim() else t, (args, kwargs)
         )
-        macs, x = [], None
-        # What is fused counts nothing: attention, and recurrent layers by MKLDNN.
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=False):
-            for k, stage in enumerate(self.stages):
-                with FlopCounterMode(display=False) as counter:
-                    x = stage(x) if k else stage(*args, **kwargs)
-                    if k < len(self.heads):
-                        self.heads[k](x)
-                macs.append(counter.get_total_flops() / 2)
+        x, first = counted(self.stages[0], *args, **kwargs)
+        macs = [first]
+        for head, stage in zip(self.heads, self.stages[1:], strict=True):
+            macs[-1] += counted(head, x)[1]
+            x, work = counted(stage, x)
+            macs.append(work)
         return tuple(macs)
 
     def _selected(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -192,9 +188,9 @@ class Cascade(nn.Module):
         left: Tensor | None = None
         for head, threshold, stage in zip(self.heads, self.thresholds, self.stages[1:], strict=True):
             scores = head(x)
-            leaves = (confidence(scores) >= threshold) & self.fitted
+            leaves = torch.logical_and(confidence(scores) >= threshold, self.fitted)[:, None]
             out = scores if out is None or left is None else torch.where(left, out, scores)
-            left = leaves[:, None] if left is None else left | leaves[:, None]
+            left = leaves if left is None else torch.logical_or(left, leaves)
             x = stage(x)
         assert out is not None
         assert left is not None
@@ -206,4 +202,4 @@ _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 def confidence(scores: Tensor) -> Tensor:
     """The largest class probability of each sample, [batch]."""
-    return torch.softmax(scores.float(), 1).amax(1)
+    return torch.softmax(scores, 1).amax(1)

@@ -11,7 +11,7 @@ from torch import fx
 from ..coupling import Coupling
 from ..coupling.units import Vector
 from ..stages.functional import CutError, modules
-from .segments import Boundary, free_nodes, written
+from .segments import Boundary, free_nodes, memory, writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +129,8 @@ def refuse_state(graph: fx.Graph) -> None:
     """
     held = {n for n in free_nodes(list(graph.nodes)) if n.op == "get_attr"}
     for n in graph.nodes:
-        root = written(n, views=True)
-        if root in held and root is not n:
-            raise CutError(f"it has state between calls: {n.name} writes on {root.target}")
+        if writes(n) and memory(n) in held:
+            raise CutError(f"it has state between calls: {n.name} writes on {memory(n).target}")
 
 
 def _channels(node: str, axes: int, coupling: Coupling) -> tuple[int, Vector | None]:

@@ -49,7 +49,7 @@ class Boundary:
         self._at = {n: i for i, n in enumerate(self.nodes)}
         near = [n for n in self.nodes[: self.last + 1] if n not in self.free and self._is_needed(n)]
         live = [n for n in near if not _is_number(n)]
-        roots = {written(n) for n in live}
+        roots = {memory(n, views=False) for n in live}
         if len(roots) != 1:
             names = ", ".join(n.name for n in live[:4]) or "nothing"
             raise CutError(f"{len(roots)} tensors cross there ({names}); there must be one")
@@ -111,7 +111,8 @@ def divide(module: CapturedModule, before: Collection[str]) -> tuple[CapturedMod
             batch = second.create_node("call_function", aten.sym_size.int, (x, 0), name="batch_length")
             batch.meta["val"] = boundary.crossing.meta["val"].shape[0]
         made[n] = _number(second, batch, k, c, n)
-    if any(written(n, views=True) in boundary.aliases for n in boundary.nodes[boundary.last + 1 :]):
+    held = memory(boundary.crossing)
+    if any(writes(n) and memory(n) is held for n in boundary.nodes[boundary.last + 1 :]):
         copied = second.create_node("call_function", aten.clone.default, (x,), name="own_input")
         copied.meta = dict(x.meta)
         made |= dict.fromkeys(boundary.aliases, copied)
@@ -131,23 +132,26 @@ def free_nodes(nodes: Collection[fx.Node]) -> set[fx.Node]:
     for n in nodes:
         reads = n.all_input_nodes
         computed = n.op == "call_function" and reads and not is_random(n) and free.issuperset(reads)
-        if n.op == "get_attr" or (computed and not _writes(n)):
+        if n.op == "get_attr" or (computed and not writes(n)):
             free.add(n)
     return free
 
 
-def written(n: fx.Node, *, views: bool = False) -> fx.Node:
-    """The node whose memory ``n`` holds: of calls in place (with ``views`` also of what these view)."""
-    if views and not _writes(n):
-        return n
+def memory(n: fx.Node, *, views: bool = True) -> fx.Node:
+    """The node that made the memory in which the value of ``n`` lies.
+
+    Args:
+        views: follow views too; else only calls in place.
+    """
     while True:
-        below = n.args[0] if _writes(n) and n.args else base(n) if views else None
+        below = n.args[0] if writes(n) and n.args else base(n) if views else None
         if not isinstance(below, fx.Node):
             return n
         n = below
 
 
-def _writes(n: fx.Node) -> bool:
+def writes(n: fx.Node) -> bool:
+    """Is it a call in place?"""
     return n.op == "call_function" and hasattr(n.target, "_schema") and operator_name(n.target)[1]
 
 

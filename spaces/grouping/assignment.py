@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RESTARTS = 8
+RESTARTS = 4
+GAIN = 1e-6  # of the energy kept; alternation that gains less ends
 SWEEPS = 50  # alternations of one start; few are needed, since each keeps more
 
 
@@ -72,14 +73,15 @@ def assign(energy: np.ndarray, groups: int, *, restarts: int = RESTARTS, seed: i
             columns = _spread(energy, column_sizes, rng)
         else:
             columns = rng.permutation(np.repeat(np.arange(groups), column_sizes))
+        columns = _renamed(columns, column_sizes, _summed(energy, columns, groups))
         kept = -1.0
         for _ in range(SWEEPS):
             rows = _transport(_summed(energy, columns, groups), row_sizes)
             columns = _transport(_summed(energy.T, rows, groups), column_sizes)
             now = float(energy[rows[:, None] == columns].sum()) / total
-            if now <= kept * (1 + 1e-12):
+            before, kept = kept, now
+            if now <= before * (1 + GAIN):
                 break
-            kept = now
         if best is None or kept > best.kept:
             best = Assignment(rows, columns, kept)
     assert best is not None
@@ -93,6 +95,10 @@ def _summed(energy: np.ndarray, columns: np.ndarray, groups: int) -> np.ndarray:
 
 def _transport(gain: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Groups [n] of given sizes with the largest sum of ``gain`` [n, groups]."""
+    if len(sizes) == 2:
+        labels = np.ones(len(gain), dtype=np.int64)
+        labels[np.argsort(gain[:, 1] - gain[:, 0], kind="stable")[: sizes[0]]] = 0
+        return labels
     from scipy.optimize import linear_sum_assignment
 
     # Every place in a group is a column of its own; equal columns change nothing about the optimum.
@@ -101,15 +107,21 @@ def _transport(gain: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def _spread(energy: np.ndarray, sizes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Groups of columns around columns that are unlike each other, as k-means++ takes its first centres."""
+    """Groups of columns around columns that are unlike each other: each the farthest from those before."""
     profiles = np.sqrt(energy)
     profiles = profiles / np.maximum(np.linalg.norm(profiles, axis=0), 1e-300)
     centres = [int(rng.integers(energy.shape[1]))]
     for _ in range(len(sizes) - 1):
-        # Squared distance of unit vectors, 2 - 2 cos, to the nearest centre.
-        far = np.maximum(1 - (profiles.T @ profiles[:, centres]).max(axis=1), 0.0)
-        far[centres] = 0.0
-        far = far**2
-        left = np.setdiff1d(np.arange(energy.shape[1]), centres)
-        centres.append(int(rng.choice(len(far), p=far / far.sum()) if far.sum() > 0 else rng.choice(left)))
-    return _transport(profiles.T @ profiles[:, centres], sizes)
+        nearest = (profiles.T @ profiles[:, centres]).max(axis=1)
+        nearest[centres] = np.inf
+        centres.append(int(nearest.argmin()))
+    alike = profiles.T @ profiles[:, centres]
+    wanted = np.bincount(alike.argmax(axis=1), minlength=len(sizes))
+    return _transport(alike[:, np.argsort(-wanted, kind="stable")], sizes)  # sizes fall
+
+
+def _renamed(columns: np.ndarray, sizes: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """Groups of one size swap names, so that those that more rows want are the earlier, larger ones."""
+    wanted = np.bincount(gain.argmax(axis=1), minlength=len(sizes))
+    order = np.lexsort((-wanted, -sizes))
+    return np.argsort(order)[columns]

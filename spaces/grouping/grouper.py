@@ -69,9 +69,7 @@ class Grouper:
             new = weight * _inside(found, weight)
             constant = torch.zeros(len(weight), dtype=torch.float64)
         else:
-            new, constant = refit(
-                weight, found.rows, found.columns, self._calibration, consumer, self._alive
-            )
+            new, constant = refit(weight, found.rows, found.columns, self._calibration, consumer, self._alive)
         fitted = Fitted(found.rows, found.columns, self._shift(node, consumer))
         self._planned[node] = _Planned(weight, new, constant, fitted)
 

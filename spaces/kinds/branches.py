@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from ..branches.choice import branching_choice, find_tail
 from ..branches.classes import cluster_classes
 from ..choice import Choice
@@ -14,10 +16,10 @@ from ..stages.functional import CutError
 from .base import Kind, Making
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..blueprint import Blueprint
 
+LEAST = 0.25  # of the work, before and behind a place that is taken by itself
+WORTH = 0.98  # of the work: branches that need more are not worth having
 BY = ("weights", "outputs")
 TOGETHER = ("branches", "prune", "drop")  # kinds that know of each other's effects
 
@@ -43,11 +45,11 @@ class Branching(Kind):
         """One choice, or none where nothing behind any place can be divided.
 
         By default at the place, of those with at least a quarter of the work before them and a quarter
-        behind, behind which most groups of units can be divided; of equals the later.
+        behind, at which the fewest branches need the fewest multiply-accumulates.
 
         Raises:
             ValueError: the network is no classifier that ends in a linear layer; an unknown ``branch_place``;
-                together with kinds that change the network in other ways.
+                nothing is saved; together with kinds that change the network in other ways.
         """
         if clash := [kind for kind in making.kinds if kind not in TOGETHER]:
             raise ValueError(
@@ -64,13 +66,23 @@ class Branching(Kind):
             raise CutError(f"this network can have no branches: {error}") from None
         numbers = [n for n in self.branches if 1 < n <= classes]
         able = [(p, t) for p, t in zip(places, tails, strict=True) if t.groups]
-        if self.branch_place is None:
-            able = [(p, t) for p, t in able if 0.25 <= p.share <= 0.75] or able
         if not able or not numbers:
             return []
-        place, tail = max(able, key=lambda pt: (len(pt[1].groups), pt[0].share))
-        vectors = self._vectors(blueprint, tail.weight)
-        return [branching_choice(place, tail, {n: cluster_classes(vectors, n) for n in numbers})]
+        vectors = self._vectors(blueprint, able[0][1].weight)
+        sets = {n: cluster_classes(vectors, n) for n in numbers}
+        offered = [branching_choice(p, t, sets) for p, t in able]
+        if self.branch_place is not None:
+            return offered
+        middle = [c for c, (p, _) in zip(offered, able, strict=True) if LEAST <= p.share <= 1 - LEAST]
+        costs = [blueprint.cost_arrays((c,), np.array([[0], [1]]))["macs"] for c in middle or offered]
+        ratios = [float(after / whole) for whole, after in costs]
+        best = int(np.argmin(ratios))
+        if ratios[best] > WORTH:
+            raise CutError(
+                f"branches save less than {1 - WORTH:.0%} wherever they begin: the same channels are carried "
+                "through the whole network; branch_place='<module>' makes them all the same"
+            )
+        return [(middle or offered)[best]]
 
     def _vectors(self, blueprint: Blueprint, weight: str) -> np.ndarray:
         """[classes, d]: what is compared."""

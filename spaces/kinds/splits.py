@@ -15,6 +15,8 @@ from .base import Kind, Making
 if TYPE_CHECKING:
     from ..blueprint import Blueprint
 
+TOGETHER = ("prune", "drop", "mask", "splits")  # kinds whose networks the cost tables follow
+
 
 @dataclass(frozen=True, kw_only=True)
 class Splitting(Kind):
@@ -40,6 +42,7 @@ class Splitting(Kind):
     forced: Sequence[str] = ()  # modules after which a stage begins in every candidate
     forbidden: Sequence[str] = ()  # modules that stay whole
     devices: Sequence[Any] | None = None  # Device, or what its to_json gave; by default as many as parts
+    sensitivity: bool = False  # costs with latency_change and throughput_change; 4 times slower
     links: Any = None  # Link, or several (see routes), or what to_json gave; by default without limit
 
     done: ClassVar[str] = "split"
@@ -78,6 +81,11 @@ class Splitting(Kind):
         object.__setattr__(self, "links", tuple(links))
 
     def choices(self, blueprint: Blueprint, making: Making) -> list[Choice]:
+        if others := [kind for kind in making.kinds if kind not in TOGETHER]:
+            raise ValueError(
+                f"splits and {others[0]} cannot be searched together: {others[0]} changes which calls the "
+                "network makes, and the costs of its parts do not follow that; search one after the other"
+            )
         cuts: Sequence[Cut] = blueprint.cutting.followed
         if self.forbidden:
             cuts = outside_modules(cuts, self.forbidden)
@@ -105,6 +113,7 @@ class Splitting(Kind):
             devices=tuple(self.devices or ()),
             links=tuple(self.links),
             forced=tuple(chosen.index(c) for c in forced),
+            sensitivity=self.sensitivity,
         )
         blueprint.cutting.staging(plan.indices)
         return splitting_choices(plan)

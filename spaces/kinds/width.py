@@ -23,12 +23,12 @@ class Dividing(Kind):
     Options: 1 (unchanged), then numbers of parallel branches.
     """
 
-    branches: Sequence[int] = (2, 4)
+    parallel: Sequence[int] = (2, 4)
 
     done: ClassVar[str] = "divided into branches"
 
     def __post_init__(self) -> None:
-        check_rising("branches", self.branches)
+        check_rising("parallel", self.parallel)
 
     def choices(self, blueprint: Blueprint, making: Making) -> list[Choice]:
         regions, reasons = find_regions(blueprint.captured.graph_module.graph, blueprint.coupling)
@@ -38,7 +38,7 @@ class Dividing(Kind):
         blueprint.kinds_left_out.update({f"width:{k}": v for k, v in reasons.items() if k in proven})
         return [
             Choice(
-                f"width:{name}", (1, *(b for b in self.branches if b <= proven[name].size)), Divide(region)
+                f"width:{name}", (1, *(b for b in self.parallel if b <= proven[name].size)), Divide(region)
             )
             for name, region in regions.items()
             if name not in reasons

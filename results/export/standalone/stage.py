@@ -29,6 +29,7 @@ from typing import Any
 if __package__:
     from . import wire
 else:  # run as a script, wherever both files were copied
+    sys.dont_write_bytecode = True  # the folder stays as it was exported
     import wire  # type: ignore[import-not-found, no-redef]
 
 Run = Callable[[int, Sequence[Any]], list[Any]]  # (samples, one buffer per input) -> one buffer per output
@@ -148,7 +149,7 @@ def load_onnx(path: Path, ports: Sequence[wire.Port], threads: int) -> Run:
             for name, part, port in zip(names, body, ports, strict=True)
         }
         outputs = (np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in session.run(None, arrays))
-        return [memoryview(a) for a in outputs]
+        return [a.data for a in outputs]
 
     return run
 
@@ -231,9 +232,10 @@ def _session(stage: Stage, listener: socket.socket, control: socket.socket, sess
     tell(stage=stage.name)
     order = wire.read_frame(control.fileno())
     said = order.json() if order is not None else {}
-    after = (
-        wire.connect(*said["next"], "data", session, os.environ.get(wire.TOKEN, "")) if said["next"] else None
-    )
+    after = None
+    if said["next"]:
+        host, port = said["next"]
+        after = wire.connect(host, port, "data", session, os.environ.get(wire.TOKEN, ""))
     source, _ = wire.accept(listener, "data", session, wire.GREETING_SECONDS)
     lost = lambda why: tell(fault=why)  # noqa: E731
     sender = wire.Sender(

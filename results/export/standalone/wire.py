@@ -257,14 +257,16 @@ class Sender:
             left = self._delay.arrival(ready, frame.bytes) - time.monotonic()
             if left > 0:
                 time.sleep(left)
+            # Counted first: who has the answer may ask for the counts.
+            self.payload += frame.bytes if frame.kind == DATA else 0
+            self.bytes += HEADER.size + frame.bytes
             try:
                 with self._turn:
-                    self.bytes += write_frame(self._fd, frame)
+                    write_frame(self._fd, frame)
             except OSError as error:
                 self.lane.end(drop=True)
                 self._lost(f"cannot send: {error}")
                 return
-            self.payload += frame.bytes if frame.kind == DATA else 0
 
 
 def connect(host: str, port: int, role: str, session: str, token: str) -> socket.socket:

@@ -29,9 +29,10 @@ function drawSection(section) {
     return h("figure", { class: broad ? "broad" : null, "data-kind": figure.kind }, h("figcaption", null, figure.title),
       h("p", { class: "read" }, figure.read), element);
   });
+  const narrow = section.figures.filter((figure) => figure.kind !== "images").length;
   return h("section", { class: "explained", id: section.name, "aria-labelledby": heading },
     h("div", { class: "heading" }, h("h2", { id: heading }, section.title)),
-    h("div", { class: "pictures" }, pictures), note(`${capital(section.basis)}. Took ${plain(section.seconds, 2)} s.`));
+    h("div", { class: narrow === 3 ? "pictures three" : "pictures" }, pictures), note(`${capital(section.basis)}. Took ${plain(section.seconds, 2)} s.`));
 }
 
 function drawFigures(charts) {

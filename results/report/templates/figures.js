@@ -36,7 +36,7 @@ function draw(element, traces, layout, height, palette) {
 
 // Bars lie, the first on top, so that long names of layers can be read.
 function drawBars(element, figure, palette, width) {
-  const room = width < 480 ? 18 : 34, all = figure.series;
+  const room = width < 360 ? 18 : width < 480 ? 24 : 34, all = figure.series;
   const at = figure.labels.map((_, i) => i);
   const positive = (values) => values.map((v) => (figure.log && !(v > 0) ? null : v));
   const traces = all.map(({ name, values }, i) => ({
@@ -79,7 +79,7 @@ function drawLines(element, figure, palette, width) {
 }
 
 function drawHeat(element, figure, palette, width) {
-  const room = width < 480 ? 14 : 24, flat = figure.values.flat().filter((v) => v !== null);
+  const room = width < 360 ? 14 : 24, flat = figure.values.flat().filter((v) => v !== null);
   const most = Math.max(1e-12, ...flat.map(Math.abs));
   const scale = figure.signed ? [[0, palette.runs[1]], [0.5, palette.paper], [1, palette.accent]]
     : [[0, palette.paper], [1, palette.high]];

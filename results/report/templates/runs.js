@@ -38,7 +38,7 @@ function drawImportance() {
       + `R² ${fit.toFixed(2)} on those held out`;
     return h("div", null, h("h3", null, runs.length > 1 ? [swatch(r), `${of.name}: `] : null, `${capital(labelOf(metric))}, ${learnt}`),
       h("div", { class: "widths", role: "table", "aria-label": "importance" }, names.map((name, i) =>
-        h("div", { class: "width", role: "row", "data-choice": name, title: name },
+        h("div", { class: "matter", role: "row", "data-choice": name, title: name },
           h("span", { class: "layer", role: "cell" }, tail(name, 26)),
           h("span", { class: "track", role: "presentation" }, h("span", { class: "part", style: { width: `${(100 * shares[i]) / most}%` } })),
           h("span", { class: "units", role: "cell" }, h("b", null, `${fixed(100 * shares[i], 1)} %`))))));

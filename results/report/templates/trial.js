@@ -78,21 +78,28 @@ function trialLog(row) {
 // What a POSIX shell reads as this one word.
 const quoted = (text) => (/^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replace(/'/g, "'\"'\"'")}'`);
 
-function exportCommand(row) {
+// What to type, or to run in Python where the command line cannot find the task again; null where nothing can be done.
+function commandsOf(row) {
   const of = run(row);
   if (of.task === null || failed(row)) return null;
   const at = of.path.startsWith("-") ? `./${of.path}` : of.path;
-  if (of.found) return `${doc.program} export ${quoted(at)} ${number(row)} --format pt2,onnx,state`;
-  return `netcarve.load(${JSON.stringify(of.path)}, task=task).export(${number(row)}, "export-${number(row)}")`;
+  if (of.found) return [`export ${quoted(at)} ${number(row)} --format pt2,onnx,state`, `explain ${quoted(at)} ${number(row)}`]
+    .map((text) => `${doc.program} ${text}`);
+  const loaded = `netcarve.load(${JSON.stringify(of.path)}, task=task)`;
+  return [`${loaded}.export(${number(row)}, "export-${number(row)}")`, `${loaded}.explain(${number(row)})`];
 }
 
 function trialExport(row) {
-  const command = exportCommand(row);
   if (run(row).task === null) return note("The run has no model, so there is nothing to export.");
-  if (command === null) return null;
-  const button = h("button", { type: "button", class: "copy", onclick: () => copy(command, button) }, "Copy");
-  return h("div", null, h("h3", null, run(row).found ? "Export" : "Export, in Python, with the task at hand"),
-    h("div", { class: "command" }, h("code", { id: "command" }, command), button));
+  const commands = commandsOf(row);
+  if (commands === null) return null;
+  const box = (id, text) => {
+    const button = h("button", { type: "button", class: "copy", onclick: () => copy(text, button) }, "Copy");
+    return h("div", { class: "command" }, h("code", { id }, text), button);
+  };
+  const where = run(row).found ? "" : ", in Python, with the task at hand";
+  return h("div", null, h("h3", null, `Export${where}`), box("command", commands[0]),
+    h("h3", null, `Explain${where}`), box("explain-command", commands[1]));
 }
 
 async function copy(text, button) {
