@@ -10,8 +10,8 @@ table shows the median of the rounds and their range. "2 x unsplit" runs two uns
 two cores of this machine give at most, since they share caches and memory.
 
 The cut is chosen by timing real stages: those between cuts that balance the multiply-accumulates best are
-built and timed in turns, and the one with the fastest slower stage is taken. A plan is predicted from the times
-of its own stages, each alone: latency is their sum, throughput 1 / the slower one; bytes are `Cut.bytes`.
+built and timed in turns, and the one with the fastest slower stage is taken. A plan is predicted from the
+times of its own stages, each alone: latency is their sum, throughput 1 / the slower one; bytes `Cut.bytes`.
 
 On a quiet machine of four cores this takes about 3.5 minutes, with ``--quick`` 1.5; figures of a busy one say
 little (the load is printed).
@@ -153,10 +153,10 @@ def _predictions(plan: Plan, stream, cores: list[int], errors: dict[str, list[fl
     errors["latency"].append(abs(latency / statistics.median(alone) - 1))
     errors["throughput"].append(abs(throughput / measured - 1))
     errors["bytes"].append(abs(full[0].boundaries[1].wire_bytes / (plan.cut.bytes * len(stream)) - 1))
-    sent = full[0].boundaries[1].wire_bytes / len(stream) / 1000
+    sent, idle = full[0].boundaries[1].wire_bytes / len(stream) / 1000, statistics.median(alone)
     print(
         f"    {plan.cut.name[-30:]:>30}: predicted {latency:6.1f} ms, {throughput:6.1f} a second, "
-        f"{plan.cut.bytes / 1000:6.1f} kB; measured {statistics.median(alone):6.1f}, {measured:6.1f}, {sent:6.1f}",
+        f"{plan.cut.bytes / 1000:6.1f} kB; measured {idle:6.1f}, {measured:6.1f}, {sent:6.1f}",
         flush=True,
     )
 

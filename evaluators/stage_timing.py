@@ -14,6 +14,7 @@ from ..spaces.threads import one_thread
 from .latency import no_collection
 
 LEAST_ROUNDS = 5
+WARM_MS = 2.0
 
 
 def taking_turns(
@@ -21,8 +22,8 @@ def taking_turns(
 ) -> list[np.ndarray]:
     """Medians of what each timer returns, all taking turns, on one thread.
 
-    In its turn a timer runs twice and the second counts: its weights are where they are on a device that
-    does nothing else.
+    In its turn a timer first runs for 2 ms, at least once, and then counts: its weights and its code are where
+    they are on a device that does nothing else.
 
     Args:
         seconds: no further round after this time, and at least 5.
@@ -39,7 +40,9 @@ def taking_turns(
         done = 0
         while done < rounds and (done < LEAST_ROUNDS or time.perf_counter() < end):
             for timer, times in zip(timers, taken, strict=True):
-                timer()
+                warm = 0.0
+                while warm < WARM_MS:
+                    warm += float(np.sum(timer())) or WARM_MS
                 times.append(timer())
             done += 1
     return [np.median(times, axis=0) for times in taken]

@@ -189,6 +189,11 @@ class Task:
         batches = read(test, "test")
         for number, (args, kwargs, _) in enumerate(batches):
             check_like((args, kwargs), self.example, f"test batch {number}")
+        if _samples(batches) <= _samples(self.batches):
+            raise TaskError(
+                "test holds only samples that are in validation, by which the search chooses; give samples "
+                "that are in neither validation nor train, or leave test out"
+            )
         return recut(batches)
 
     def _calibration(self, calibration: Any) -> list[Inputs]:
@@ -281,6 +286,18 @@ def _check_finite(outputs: Any, where: str) -> None:
             f"the model's output on {where} holds {bad} NaN or infinite values of {tensor.numel()}; "
             "check that the trained weights were loaded and that the inputs are scaled as in training"
         )
+
+
+def _samples(batches: Iterable[Batch]) -> set[bytes]:
+    """Digests of the first tensor input of every sample."""
+    found = set()
+    for args, kwargs, _ in batches:
+        tensors = [v for v in arguments((args, kwargs)).values() if isinstance(v, Tensor) and v.dim()]
+        for row in tensors[0] if tensors else ():
+            digest = hashlib.sha256()
+            _hash(digest, "", row)
+            found.add(digest.digest())
+    return found
 
 
 def _hash(digest: Any, key: str, value: Any) -> None:

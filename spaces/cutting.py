@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -31,11 +32,13 @@ class Cutting:
     def network(self) -> Functional:
         """
         Raises:
-            CutError: the model has state between calls, or effects whose order matters.
+            CutError: the model has state between calls, or effects whose order matters, or torch cannot
+                write it without them.
         """
         if self._captured is None:
             raise RuntimeError("this copy of the blueprint holds no captured graph; use the original")
-        return functionalise(self._captured)
+        with _telling(self._captured):
+            return functionalise(self._captured)
 
     @cached_property
     def cuts(self) -> tuple[Cut, ...]:
@@ -64,7 +67,8 @@ class Cutting:
 
     @cached_property
     def _work(self) -> dict[str, float]:
-        return macs(self.network)
+        with _telling(self.network.captured):
+            return macs(self.network)
 
     def staging(self, indices: Sequence[int]) -> Staging:
         """Cost tables between the cuts of these indices; made once."""
@@ -80,6 +84,21 @@ class Cutting:
     def __getstate__(self) -> dict[str, Any]:
         kept = ("_coupling", "_blocks", "_costs", "_stagings")
         return {"_captured": None, **{name: self.__dict__[name] for name in kept}}
+
+
+@contextmanager
+def _telling(captured: Captured) -> Iterator[None]:
+    """Within: whatever torch cannot do with a network's calls means that it cannot be cut."""
+    try:
+        yield
+    except CutError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), "no message")
+        raise CutError(
+            f"{type(captured.source).__name__} cannot be cut: {type(error).__name__}: {first}; "
+            "search it without splits"
+        ) from error
 
 
 def _followed(network: Functional, coupling: Coupling, cuts: Sequence[Cut]) -> list[Cut]:

@@ -154,7 +154,9 @@ class Space:
         """Analytic costs, one row per candidate, nothing built.
 
         Columns: ``macs`` and ``flops`` (per sample; flops = 2 x macs), ``params``, ``size_mb``,
-        ``activation_mb``, ``memory_mb`` (weights + peak activations, per sample); see :class:`Costs`.
+        ``activation_mb``, ``memory_mb`` (weights + peak activations, per sample); see :class:`Costs`. Spaces
+        of splits also have ``traffic_kb``, ``stages``, ``memory_mb:<device>`` and, where devices have
+        profiles, ``latency_ms``, ``throughput_per_s`` and ``energy_mj``: modelled, of the pipeline.
 
         Raises:
             ValueError: the space has no model.

@@ -7,20 +7,14 @@ import numpy as np
 import pytest
 import torch
 from netcarve import Task, sweep, trace
-from netcarve.__main__ import run as main
 from netcarve.evaluators.explaining.analyses import ANALYSES, analyse
 from netcarve.evaluators.explaining.attribution import attribution_section
-from netcarve.evaluators.explaining.graphs import find_place, graph_of, place_of
-from netcarve.evaluators.explaining.layers import path_counts
-from netcarve.evaluators.explaining.similarity import pooled
+from netcarve.evaluators.explaining.graphs import find_place, place_of
 from netcarve.evaluators.explaining.subject import Subject
 from netcarve.evaluators.pool import Job
-from netcarve.results.explaining.section import Skipped
 from netcarve.results.report import report_document
 from netcarve.search import RunError
 from netcarve.search import explaining as search_explaining
-from netcarve.search.clock import POINTS, Clock
-from netcarve.search.testing import ToyScorer, toy_sweep
 from netcarve.spaces.layer_widths import layer_widths
 from torch import nn
 
@@ -138,44 +132,6 @@ def test_layers_and_places_are_found_again_in_the_smaller_network(subject):
 # layers
 
 
-def test_paths_of_a_chain_are_the_product_of_its_widths():
-    chain = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3), nn.GELU(), nn.Linear(3, 2)).eval()
-    with torch.no_grad():
-        chain[2].weight[0] = 0.0  # one unit of three without inputs
-    total, through = path_counts(graph_of(chain, ((torch.zeros(2, 5),), {})), ((torch.zeros(2, 5),), {}))
-    assert total == 5 * 7 * 2 * 2
-    assert through == {"0": total, "2": total, "4": total}  # none goes round a layer of a chain
-
-
-def test_paths_of_a_residual_network_go_round_its_blocks():
-    class Sum(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two, self.out = nn.Linear(4, 3), nn.Linear(3, 4), nn.Linear(4, 1)
-
-        def forward(self, x):
-            return self.out(x + self.two(torch.relu(self.one(x))))
-
-    example = ((torch.zeros(2, 4),), {})
-    total, through = path_counts(graph_of(Sum().eval(), example), example)
-    assert total == 4 + 4 * 3 * 4
-    assert through == {"one": 48.0, "two": 48.0, "out": 52.0}
-
-
-def test_paths_are_not_counted_where_activations_are_multiplied():
-    class Gated(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
-
-        def forward(self, x):
-            return self.a(x) * self.b(x)
-
-    example = ((torch.zeros(2, 4),), {})
-    with pytest.raises(Skipped, match="mul is not linear"):
-        path_counts(graph_of(Gated().eval(), example), example)
-
-
 def test_density_and_fan_in_are_those_of_the_built_network(subject):
     found = section("layers", subject).data
     sizes = dict(subject.original.named_modules())
@@ -230,15 +186,6 @@ def test_a_smaller_network_is_less_alike(subject):
     assert (np.nanmin(areas), np.nanmax(areas)) == pytest.approx((0.5, 0.5), abs=0.49)
 
 
-def test_large_maps_are_averaged_over_places():
-    x = torch.randn(3, 8, 64, 64)
-    assert pooled(x, 512).shape == (3, 512)
-    assert torch.allclose(pooled(x, 8), x.mean(dim=(2, 3)), atol=1e-6)
-    assert torch.equal(pooled(x[:, :, :4, :4], 512), x[:, :, :4, :4].flatten(1))
-    tokens = torch.randn(3, 50, 16)
-    assert torch.allclose(pooled(tokens, 100), tokens.mean(dim=1))
-
-
 def test_class_by_class_adds_up_to_the_change_of_accuracy(subject, task):
     found = section("classes", subject).data
     with torch.no_grad():
@@ -270,29 +217,6 @@ def test_a_dropped_part_is_worth_nothing(subject):
     at = found.data["parts"].index("b")
     assert found.data["subnetwork"]["shapley"][at] == 0
     assert "1 of which the subnetwork does not have" in found.basis
-
-
-def test_parts_of_a_chain_are_skipped_and_layers_stand_in_for_blocks():
-    torch.manual_seed(0)
-    x, y = torch.randn(60, 6), torch.arange(60) % 3
-
-    class Wide(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.left, self.right, self.out = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(10, 3)
-
-        def forward(self, x):
-            return self.out(torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], dim=1))
-
-    chain = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 3))
-    results = []
-    for model in (chain, Wide()):
-        task = Task(trained(model, x, y), x[:2], (x, y), name="chain")
-        space = trace(task.model, task.example).space("prune", ratios=2)
-        results.append(analyse("parts", subject_of(task, space, space.baseline)))
-    assert "chain" in results[0].skipped
-    assert results[1].data["parts"] == ["left", "right"]
-    assert "2 layers" in results[1].basis
 
 
 def test_choices_share_the_whole_change_of_the_score(subject):
@@ -340,43 +264,6 @@ def test_attributions_of_a_network_and_itself_agree(unchanged):
         assert score["top_overlap"] > 0.99
 
 
-# other tasks
-
-
-def mean_error(outputs, targets):
-    return float(-(outputs[:, 0] - targets).abs().mean())
-
-
-def regression():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
-    x = torch.randn(60, 5)
-    return Task(model, x[:2], (x, x.sum(dim=1)), metric=mean_error, name="sums")
-
-
-def tokens():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(30, 8), nn.Flatten(), nn.Linear(48, 12), nn.ReLU(), nn.Linear(12, 3))
-    x = torch.randint(0, 30, (60, 6))
-    return Task(model, x[:2], (x, torch.arange(60) % 3), name="tokens")
-
-
-@pytest.mark.parametrize(
-    ("made", "left_out"),
-    [
-        (regression, {"classes", "localisation", "parts"}),
-        (tokens, {"attribution", "localisation", "parts"}),
-    ],
-)
-def test_tasks_that_are_not_images_get_what_applies_and_reasons_for_the_rest(made, left_out):
-    task = made()
-    space = trace(task.model, task.example).space("prune", ratios=3)
-    subject = subject_of(task, space, space.candidate([1] * len(space)))
-    found = {name: analyse(name, subject) for name in ANALYSES}
-    assert {name for name, one in found.items() if one.skipped} == left_out
-    assert all("failed with" not in one.skipped for one in found.values())
-
-
 # runs
 
 
@@ -412,51 +299,6 @@ def test_runs_keep_their_layers_and_their_clock(run):
     assert (np.diff(counts) > 0).all()
     assert (np.diff(seconds) >= 0).all()
     assert seconds[-1] <= run.info["seconds"]
-
-
-def test_a_space_without_a_model_is_told_of_its_trials_alone(tmp_path):
-    toy = toy_sweep(tmp_path / "run", trials=40)
-    document = toy.explain(7, tmp_path / "e.html")
-    reasons = {s["name"]: s["skipped"] for s in document["sections"]}
-    assert reasons["sensitivity"] == ""
-    assert reasons["cka"] == "the run has no model"
-    with pytest.raises(RunError, match=r"nothing about trial 7 .* can be explained: the run has no model"):
-        toy.explain(7, tmp_path / "e.html", only=["cka", "layers"])
-
-
-def test_failed_trials_and_bad_arguments_end_in_a_line(tmp_path, capsys):
-    folder = tmp_path / "run"
-    toy = toy_sweep(folder, toy=ToyScorer(lambda c: c.indices[0] == 3), trials=30)
-    failed = next(t.number for t in toy.trials if t.failed)
-    page = tmp_path / "e.html"
-    good = next(t.number for t in toy.trials if not t.failed)
-    for arguments, words in (
-        ([str(failed)], f"trial {failed} of {folder} failed (ValueError: bad candidate)"),
-        ([str(good), "--only", "cka,shap"], "no explanation is called 'shap'"),
-        ([str(good), "--samples", "0"], "--samples"),
-        (["12345"], "there is no trial 12345"),
-    ):
-        assert main(["explain", str(folder), *arguments, "-o", str(page)]) == 2
-        assert words in capsys.readouterr().err.replace("\n", " ")
-    assert main(["explain", str(folder), str(good), "-o", str(tmp_path / "no" / "e.html")]) == 1
-    assert not page.exists()
-    assert main(["explain", str(folder), str(good), "-o", str(page), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert document["page"] == str(page)
-    assert page.exists()
-
-
-def test_a_clock_stays_small_and_rises():
-    clock = Clock()
-    for n in range(1, 5001):
-        clock.add(n, n / 10)
-    assert len(clock.points) <= POINTS
-    assert clock.points[0] == [1, 0.1]
-    assert clock.points[-1][0] > 4900
-    assert all(a[0] < b[0] and a[1] <= b[1] for a, b in zip(clock.points, clock.points[1:], strict=False))
-    resumed = Clock(clock.points)
-    resumed.add(5100, 400.0)  # an earlier session's time was lost: the clock never runs back
-    assert resumed.points[-1][1] >= clock.points[-1][1]
 
 
 def test_the_report_knows_layers_importance_and_the_clock(run):

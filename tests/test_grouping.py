@@ -145,7 +145,7 @@ def test_built_layers_are_the_dense_ones_without_the_weights_outside():
     assert [c.name for c in space.choices] == [f"group:{n}" for n in ("second", "line", "hidden", "head")]
     assert "has 12 groups already" in blueprint.left_out["group:depth"]
     assert "3 inputs and 8 outputs" in blueprint.left_out["group:first"]
-    for candidate in space.sample(np.random.default_rng(0), 12):
+    for candidate in space.sample(np.random.default_rng(0), 7):
         built, expected = space.build(candidate), zeroed(net, candidate.values)
         for batch in (x, torch.cat([x, -x])):
             with torch.no_grad():
@@ -184,7 +184,7 @@ def test_planted_layers_are_recovered_exactly(groups):
 def test_costs_are_those_of_the_built_network(kinds):
     net, x = layers_net(torch.float32)
     space = trace(net, x).space(*kinds, ratios=[0, 0.3, 0.7])
-    for candidate in space.sample(np.random.default_rng(1), 6):
+    for candidate in space.sample(np.random.default_rng(1), 3):
         costs = {k: v[0] for k, v in space.cost_arrays([candidate]).items()}
         counted = counted_costs(space.build(candidate), x)
         assert counted["macs"] == pytest.approx(costs["macs"])
@@ -201,7 +201,7 @@ def test_grouped_layers_are_divided_whatever_the_order_of_the_choices():
         for kinds in itertools.permutations(["prune", "width", "group"])
     ]
     rng = np.random.default_rng(2)
-    for candidate in spaces[0].sample(rng, 10):
+    for candidate in spaces[0].sample(rng, 5):
         plain = {k: 1 if k.startswith("width") else v for k, v in candidate.values.items()}
         with torch.no_grad():
             expected = spaces[0].build(spaces[0].from_values(plain))(x)

@@ -67,7 +67,7 @@ def test_other_metrics_have_a_bootstrap_over_samples():
         return (outputs[:, 0] - targets).abs().mean()
 
     x = torch.randn(50, 6, generator=torch.Generator().manual_seed(3))
-    made = task(validation=(x, x[:, 0]), test=(x, x[:, 0]), metric=error)
+    made = task(validation=(x + 1, x[:, 0]), test=(x, x[:, 0]), metric=error)
     given = answers(made.model, made.test_batches)
     found = figure(made, made.test_batches, given, given)
     apart = (made.model(x)[:, 0] - x[:, 0]).abs().detach().numpy()
@@ -80,7 +80,7 @@ def test_other_metrics_have_a_bootstrap_over_samples():
 def test_pixels_of_an_image_are_not_independent_samples():
     x = torch.randn(12, 1, 6, 6, generator=torch.Generator().manual_seed(3))
     y = (x[:, 0] > 0).long()
-    made = Task(nn.Conv2d(1, 2, 3, padding=1), x[:1], (x, y), test=(x, y))
+    made = Task(nn.Conv2d(1, 2, 3, padding=1), x[:1], (x + 1, y), test=(x, y))
     given = answers(made.model, made.test_batches)
     found = figure(made, made.test_batches, given, given)
     assert (found.samples, found.method, found.paired) == (12, "bootstrap", None)
@@ -98,6 +98,8 @@ def test_test_data_are_read_as_validation_data_are():
     assert task(test=None).test_batches == []
     with pytest.raises(TaskError, match=r"test batch 0: input is float32\[5, 7\]"):
         task(test=(torch.zeros(5, 7), torch.zeros(5).long()))
+    with pytest.raises(TaskError, match="only samples that are in validation"):
+        task(test=tuple(part[10:40] for part in data(90, 1)))
     with pytest.raises(TaskError, match="test is empty"):
         task(test=[])
 

@@ -200,16 +200,19 @@ def test_names_of_pruned_calls_are_those_of_the_unchanged_network(small):
     assert [c.operator for c in less] == [c.operator for c in calls[:-1]]
 
 
-def test_jobs_run_in_turns_twice_each_with_what_the_stage_before_made(small):
+def test_jobs_run_in_turns_warm_with_what_the_stage_before_made(small):
     network = functionalise(capture(small_net(), small.task.example))
     cuts = find_cuts(network)
     jobs = stage_jobs(split(network, [cuts[1], cuts[3]]), *small.task.example)
     torch.testing.assert_close(jobs[-1](), small_net().eval()(small.task.example[0][0]))
     seen = []
-    timers = [lambda k=k: seen.append(k) or float(len(seen)) for k in range(2)]
+    timers = [lambda k=k: seen.append(k) or 10.0 + len(seen) for k in range(2)]
     medians = taking_turns(timers, seconds=1e-9, rounds=3)
     assert seen == [0, 0, 1, 1] * 3
-    assert [float(m) for m in medians] == [6.0, 8.0]  # of 2, 6, 10 and 4, 8, 12: each second run
+    assert [float(m) for m in medians] == [16.0, 18.0]  # of 12, 16, 20 and 14, 18, 22: each second run
+    short = [lambda: seen.append(2) or 0.5]
+    taking_turns(short, seconds=1e-9, rounds=1)
+    assert seen.count(2) == 5  # 2 ms to get warm, and one that counts
     with pytest.raises(ValueError, match="above 0"):
         taking_turns(timers, seconds=0)
 

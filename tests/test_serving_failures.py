@@ -145,20 +145,33 @@ with Deployment(make(("1",))[1], runtime="onnx") as deployment:
 """
 
 
-def test_whatever_ends_the_driver_ends_the_stages() -> None:
+def test_a_driver_that_is_killed_takes_its_stages_with_it() -> None:
     script = SCRIPT.format(folder=str(Path(__file__).parent))
     pipe = subprocess.PIPE
-    drivers = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True)
-        for _ in range(2)
-    ]
-    stages = [[int(pid) for pid in driver.stdout.readline().split()] for driver in drivers]
-    assert list(map(len, stages)) == [2, 2], [driver.stderr.read() for driver in drivers]
-    assert not any(gone(pids, 0.1) for pids in stages)
-    for driver, how in zip(drivers, (signal.SIGINT, signal.SIGKILL), strict=True):
-        driver.send_signal(how)
-        driver.communicate(timeout=30)
-    assert all(map(gone, stages))
+    driver = subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True)
+    pids = [int(pid) for pid in driver.stdout.readline().split()]
+    assert len(pids) == 2, driver.stderr.read()
+    assert not gone(pids, 0.1)
+    driver.kill()
+    driver.communicate(timeout=30)
+    assert gone(pids)
+
+
+def test_ctrl_c_leaves_nothing_behind(made) -> None:
+    _, stages = made
+    pids = []
+
+    def interrupted() -> None:
+        with Deployment(stages, runtime="onnx") as deployment:
+            pids.extend(deployment.pids)
+            assert all(os.getsid(pid) == pid for pid in pids)  # what a terminal sends does not reach them
+            for number, _ in enumerate(deployment.run(x for _ in range(10**6) for x in STREAM)):
+                if number == 20:
+                    signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert gone(pids)
 
 
 def test_a_stage_that_does_not_start_says_why(made, monkeypatch) -> None:

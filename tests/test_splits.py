@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from netcarve.evaluators.inspection import inspection
 from netcarve.evaluators.pool import Job
 from netcarve.search.rebuild import rebuild_space
 from netcarve.spaces.devices import Device, Link
@@ -353,3 +354,14 @@ def test_certain_bounds_say_nothing_wrong(blueprint):
         for name, (least, most) in bounds.items():
             assert (costs[name] >= least[row] - 1e-9).all()
             assert (costs[name] <= most[row] + 1e-9).all()
+
+
+def test_inspection_tells_where_the_model_may_be_cut(task):
+    blueprint = netcarve.trace(task.model, task.example)
+    found = inspection(task, blueprint)
+    assert [c["name"] for c in found["cuts"]] == [c.name for c in blueprint.cutting.followed]
+    a = next(c for c in found["cuts"] if c["name"] == "a.2")
+    assert a["bytes"] == 8 * 64 * 4
+    assert a["macs"][0] == 64 * 8 * 27
+    assert a["module_ends"]
+    assert found["no_cuts"] == ""

@@ -40,8 +40,7 @@ def made(tmp_path_factory):
     net = Net().eval()
     network = functionalise(capture(net, torch.randn(2, 3, 6, 6)))
     cuts = find_cuts(network)
-    chosen = [next(c for c in cuts if c.name == "second"), cuts[-2]]
-    stages = split(network, chosen)
+    stages = split(network, [c for c in cuts if c.name in ("second", "last")])
     folder = tmp_path_factory.mktemp("stages")
     files = write_stages(stages, folder, devices=["edge", "edge", "server"])
     return net, stages, folder, files

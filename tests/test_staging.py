@@ -260,6 +260,22 @@ def test_costs_are_those_of_the_pipeline(made):
         assert np.array_equal(got[name], values)
 
 
+def test_sensitivity_is_a_cost_where_it_is_asked_for():
+    torch.manual_seed(0)
+    blueprint = netcarve.trace(mlp().eval(), NETS["mlp"][1])
+    options = {"devices": DEVICES, "links": Link(8, 2)}
+    plain = blueprint.space("splits", **options)
+    asked = blueprint.space("splits", sensitivity=True, **options)
+    candidates = [asked.candidate([i]) for i in range(len(asked.choices[0]))]
+    costs = asked.cost_arrays(candidates)
+    assert {"latency_change", "throughput_change"} <= set(costs)
+    assert {k: v.tolist() for k, v in plain.cost_arrays(candidates).items()} == {
+        k: v.tolist() for k, v in costs.items() if "_change" not in k
+    }
+    # In one stage on the first device latency is time / speed: half the speed doubles it.
+    assert costs["latency_change"][0] == pytest.approx(1.0)
+
+
 def test_a_parameter_that_two_stages_read_is_held_by_both():
     torch.manual_seed(0)
 

@@ -16,9 +16,10 @@ from .subject import BUDGET, Subject
 
 SAMPLES = 24  # whose attributions are compared
 PICTURES = 4  # of these are shown
-STEPS = (64, 256, 1024)  # of the integral; more where the sum is not complete
+STEPS = (64, 256, 1024, 4096)  # of the integral; more where the sum is not complete
 PASS = 3  # forward passes that a gradient costs
 TOLERANCE = 0.01  # of f(x) - f(baseline)
+HELD = 4_000_000  # numbers of the inputs that are run together, with gradients
 WINDOWS = 8  # occluded places along an axis
 FINEST = 32  # pixels on a side of a picture
 
@@ -34,7 +35,7 @@ def attribution_section(subject: Subject) -> Section:
         import captum.attr  # noqa: F401
     except ImportError:
         raise Skipped('captum is not installed: pip install "netcarve[explain]"') from None
-    x = _some(subject.only_input(), int(BUDGET / (len(STEPS) * PASS * STEPS[0] * subject.macs)))
+    x = _some(subject.only_input(), int(BUDGET / (2 * PASS * STEPS[0] * subject.macs)))
     models = subject.original, subject.network
     with torch.no_grad():
         outputs = subject.call(subject.original, x)
@@ -103,13 +104,18 @@ def _integrated(
     with torch.no_grad():
         rows = torch.arange(len(x))
         whole = (forward(x) - forward(baseline))[rows, targets]
+    together = max(32, min(4096, HELD // x[0].numel()))
     attributions, gap = torch.zeros_like(x), torch.full((len(x),), math.inf)
     for steps in STEPS:
         todo = torch.nonzero(gap > TOLERANCE).flatten()
         if not len(todo) or (steps > STEPS[0] and len(todo) * steps * PASS * subject.macs > BUDGET):
             break
         got = method.attribute(
-            x[todo], baselines=baseline[todo], target=targets[todo], n_steps=steps, internal_batch_size=128
+            x[todo],
+            baselines=baseline[todo],
+            target=targets[todo],
+            n_steps=steps,
+            internal_batch_size=together,
         ).detach()
         missed = (got.flatten(1).sum(dim=1) - whole[todo]).abs()
         attributions[todo] = got.to(attributions.dtype)

@@ -9,6 +9,7 @@ from ...results.explaining.shapley import shapley
 from ...results.table import HEADINGS
 from ...spaces import Candidate
 from ...spaces.rung import is_rung
+from ...spaces.splits import unsplit
 from ..accuracy import Quality
 from ..pool import Job
 from .subject import Subject, samples_of
@@ -118,9 +119,7 @@ def decisions_section(subject: Subject) -> Section:
 
 
 def _scored(candidate: Candidate) -> Candidate:
-    """The candidate on its most thorough rung, without what no score depends on: cuts and their places."""
-    indices = tuple(
-        0 if is_rung(choice) or choice.name.startswith(("cut:", "place:")) else i
-        for choice, i in zip(candidate.choices, candidate.indices, strict=True)
-    )
-    return Candidate(indices, candidate.choices)
+    """The candidate whole, on its most thorough rung: no score depends on cuts."""
+    whole = unsplit(candidate)
+    indices = [0 if is_rung(c) else i for c, i in zip(whole.choices, whole.indices, strict=True)]
+    return Candidate(tuple(indices), whole.choices)

@@ -131,7 +131,7 @@ class Actors(Transport):
             kind = type("StageActor", (_Actor,), {"run": ray.method(concurrency_group="work")(_Actor.run)})
             options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0}
             options["concurrency_groups"] = {"work": 1}
-            self._new = ray.remote(**options)(kind).remote
+            self._new: Any = ray.remote(**options)(kind).remote
             self._parcels = [ray.put(parcel) for parcel in parcels]
             self._actors = [self._new() for _ in stages]
             self._load(range(len(stages)))

@@ -128,7 +128,9 @@ def _files(receipt: Receipt) -> str:
     heads = ("format", "files", "size", "needs", "largest difference", receipt.metric, "time of a call")
     times = [r.latency["batch"] for r in receipt.formats.values() if r.latency is not None]
     lines = [_table(heads, rows)]
-    lines += [f"A call has a batch of {times[0]}, on one thread of {_plain(receipt.machine)}."] if times else []
+    lines += (
+        [f"A call has a batch of {times[0]}, on one thread of {_plain(receipt.machine)}."] if times else []
+    )
     lines += [
         f"{name} does not answer exactly as the network does: its {receipt.metric} on the validation data is "
         f"{metric_text(receipt.metric, record.score)} where that of the network is "
@@ -161,7 +163,8 @@ def _checks(receipt: Receipt) -> str:
     return (
         f"Each file was loaded in a process of its own and asked batches of {shape} all {receipt.samples} "
         "validation samples; the difference is to the network in memory, relative to its largest output. "
-        f"{kept}`netcarve verify .` checks the files again, on any machine; hashes and versions are in `receipt.json`."
+        f"{kept}`netcarve verify .` checks the files again, on any machine; hashes and versions are in "
+        "`receipt.json`."
     )
 
 

@@ -18,6 +18,7 @@ from .error import ExportError, first_line
 from .plain import PlainOutput, is_plain, plain
 from .quiet import quiet
 
+
 class Source:
     """A module in eval mode on the CPU, with one batch of example inputs.
 
@@ -94,7 +95,7 @@ class Source:
 
     @cached_property
     def bounded_program(self) -> torch.export.ExportedProgram:
-        """The same for runtimes that plan their memory ahead: for at most the samples of the largest batch."""
+        """The same for runtimes that plan memory ahead: for at most the samples of the largest batch."""
         if not self.dynamic:
             return self.program
         most = max(2, self.batch, *map(batch_length, self.inputs))
