@@ -87,8 +87,10 @@ def main() -> None:
     rounds, count = (3, 2) if options.quick else (options.rounds, options.plans)
     seconds = 4.0 if options.quick else 7.0
     torch.set_num_threads(1)
+    everywhere = os.sched_getaffinity(0)
     cores = free_cores(2)
-    os.sched_setaffinity(0, {cores[0]})  # while nothing else runs here, the stages' own core
+    elsewhere = everywhere - set(cores) or everywhere  # where the driver feeds and reads
+    os.sched_setaffinity(0, elsewhere)
     load = os.getloadavg()[0]
     print(f"{processor()}, {os.cpu_count()} cores, stages on {cores}, load {load:.1f}, {rounds} rounds")
     gains = f"{'network':26} {'cut after':>22} {'1 core':>7} {'2 stages':>8} {'gain':>6} {'least..most':>12}"
@@ -99,7 +101,7 @@ def main() -> None:
         network.eval()
         stream = [torch.randn_like(example) for _ in range(INPUTS)]
         found = plans(network, example, max(4, 2 * count), seconds)
-        _gain(name, network, found[0], stream, rounds, cores)
+        _gain(name, network, found[0], stream, rounds, cores, elsewhere)
         for plan in found[:: max(1, len(found) // count)][:count]:
             _predictions(plan, stream[:24], cores, errors)
     print("\npredicted against measured, median over plans (largest) of |ratio - 1|:")
@@ -107,7 +109,7 @@ def main() -> None:
         print(f"  {what:10} {statistics.median(values):6.1%} ({max(values):.1%}) over {len(values)} plans")
 
 
-def _gain(name: str, network, plan: Plan, stream, rounds: int, cores: list[int]) -> None:
+def _gain(name: str, network, plan: Plan, stream, rounds: int, cores: list[int], elsewhere: set[int]) -> None:
     one = split(functionalise(capture(network, stream[0])), [], check=False)
     lines = []
     with (
@@ -118,7 +120,9 @@ def _gain(name: str, network, plan: Plan, stream, rounds: int, cores: list[int])
         for running in (pair, left, right):
             streamed(running, stream[:8])
         for _ in range(rounds):
+            os.sched_setaffinity(0, {cores[0]})
             alone = unsplit(network, stream)
+            os.sched_setaffinity(0, elsewhere)
             both = streamed(pair, stream)
             lines.append((alone, both.throughput_per_s, _beside(left, right, stream), both))
     gains = sorted(both / alone for alone, both, _, _ in lines)

@@ -22,8 +22,8 @@ def taking_turns(
 ) -> list[np.ndarray]:
     """Medians of what each timer returns, all taking turns, on one thread.
 
-    In its turn a timer first runs for 2 ms, at least once, and then counts: its weights and its code are where
-    they are on a device that does nothing else.
+    In its turn a timer first runs for 2 ms, at least once, and then counts: its weights and its code are
+    where they are on a device that does nothing else.
 
     Args:
         seconds: no further round after this time, and at least 5.

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from netcarve.spaces import trace
 from netcarve.spaces.branches import Branches, cluster_classes
 from netcarve.spaces.testing import counted_costs
 from torch import nn
@@ -83,3 +84,33 @@ def test_parallel_compositions_join_what_their_branches_give(combine):
 def test_compositions_that_make_no_sense_are_refused(args, options, message):
     with pytest.raises(ValueError, match=message):
         Branches(None, *args, **options)
+
+
+# -- the place ------------------------------------------------------------------------------------------
+
+
+class Stream(nn.Module):
+    """The same channels all through, as in a transformer."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter = nn.Linear(5, 8)
+        self.parts = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(4)
+        )
+        self.out = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.enter(x)
+        for part in self.parts:
+            x = x + part(x)
+        return self.out(x)
+
+
+def test_branches_that_save_nothing_are_refused_unless_asked_for():
+    blueprint = trace(Stream().eval(), torch.randn(3, 5))
+    with pytest.raises(ValueError, match="branches save less than 2% wherever they begin"):
+        blueprint.space("branches")
+    space = blueprint.space("branches", branch_place="enter")
+    whole, two, four = space.cost_arrays([space.candidate((k,)) for k in range(3)])["macs"]
+    assert whole == two == four

@@ -360,33 +360,6 @@ def test_a_network_without_a_last_linear_layer_says_so():
         trace(seeded(NoLinear), images(2)).space("branches")
 
 
-class Stream(nn.Module):
-    """The same channels all through, as in a transformer."""
-
-    def __init__(self):
-        super().__init__()
-        self.enter = nn.Linear(5, 8)
-        self.parts = nn.ModuleList(
-            nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(4)
-        )
-        self.out = nn.Linear(8, CLASSES)
-
-    def forward(self, x):
-        x = self.enter(x)
-        for part in self.parts:
-            x = x + part(x)
-        return self.out(x)
-
-
-def test_branches_that_save_nothing_are_refused_unless_asked_for():
-    blueprint = trace(seeded(Stream), torch.randn(3, 5))
-    with pytest.raises(ValueError, match="branches save less than 2% wherever they begin"):
-        blueprint.space("branches")
-    space = blueprint.space("branches", branch_place="enter")
-    whole, two, four = space.cost_arrays([space.candidate((k,)) for k in range(3)])["macs"]
-    assert whole == two == four
-
-
 def test_a_sweep_scores_rebuilds_and_exports_branches(tmp_path):
     net, x = seeded(Convs), images(60, 9)
     with torch.no_grad():

@@ -115,6 +115,8 @@ def _integrated(
             baselines=baseline[todo],
             target=targets[todo],
             n_steps=steps,
+            # Gauss-Legendre's nodes take 14 s for 4096 steps, and kinks (ReLU) leave it no advantage.
+            method="riemann_middle",
             internal_batch_size=together,
         ).detach()
         missed = (got.flatten(1).sum(dim=1) - whole[todo]).abs()
