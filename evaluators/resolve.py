@@ -7,24 +7,15 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ..results.trust import known_tasks
 from .errors import TaskError, first_line
 
 if TYPE_CHECKING:
     from .task import Task
-
-GROUP = "netcarve.tasks"
-BUILT_IN = {"digits": "netcarve.evaluators.tasks.digits:task"}  # there even where nothing is installed
-
-
-def known_tasks() -> dict[str, str]:
-    """Names of installed tasks, each with its ``module:function``."""
-    return BUILT_IN | {point.name: point.value for point in entry_points(group=GROUP)}
-
 
 def resolve_task(text: str) -> Task:
     """The task that ``text`` names: a known name, ``file.py:function`` or ``package.module:function``.

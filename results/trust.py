@@ -1,8 +1,9 @@
-"""Which code a run or an export may name: what this user wrote down himself.
+"""Which code a run or an export may name: installed tasks, and what this user wrote down himself.
 
 A run says by text where its task is (``file.py:function``), and to export from it that code is executed. A
 folder that came from somebody else could name any code. So the text is signed with a key that stays in the
-user's data folder; one without this signature is only followed when the user himself says so.
+user's data folder; one without this signature is only followed when the user himself says so. Exports carry
+none: they are made to be passed on.
 """
 
 from __future__ import annotations
@@ -11,9 +12,17 @@ import hashlib
 import hmac
 import os
 import secrets
+from importlib.metadata import entry_points
 from pathlib import Path
 
 KEY_BYTES = 32
+GROUP = "netcarve.tasks"
+BUILT_IN = {"digits": "netcarve.evaluators.tasks.digits:task"}  # there even where nothing is installed
+
+
+def known_tasks() -> dict[str, str]:
+    """Names of installed tasks, each with its ``module:function``."""
+    return BUILT_IN | {point.name: point.value for point in entry_points(group=GROUP)}
 
 
 def sign(spec: str) -> str | None:
@@ -22,18 +31,22 @@ def sign(spec: str) -> str | None:
     return None if key is None else _signature(key, spec)
 
 
-def trusted(spec: str, signature: object) -> bool:
-    """Was this text signed by this user? Where no key can be kept nothing was, and all is trusted."""
-    key = _key()
-    if key is None:
+def trusted(spec: str, signature: object = None) -> bool:
+    """May the code be run that a file names? An installed task, or a text that this user signed.
+
+    Where no key can be kept nothing was signed.
+    """
+    if spec in known_tasks():
         return True
-    return isinstance(signature, str) and hmac.compare_digest(
-        signature.encode("utf-8", "replace"), _signature(key, spec).encode()
-    )
+    if not isinstance(signature, str) or (key := _key()) is None:
+        return False
+    return hmac.compare_digest(signature.encode("utf-8", "replace"), _signature(key, spec).encode())
 
 
 def _signature(key: bytes, spec: str) -> str:
-    return hmac.new(key, spec.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+    # A module is looked for in the working folder: the same text means other code in another one.
+    said = spec if Path(spec).is_absolute() else f"{spec} in {Path.cwd()}"
+    return hmac.new(key, said.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
 
 def _key() -> bytes | None:

@@ -33,10 +33,12 @@ _FILES = (
 _NUMBERS = re.compile(r"data/(weights/weight_\d+|constants/tensor_\d+)")
 _OPERATOR = re.compile(
     # registered kernels: by namespace, since `torch.ops.load_library` is no kernel
-    r"torch\.ops\.(aten|prims|prim|higher_order|quantized_decomposed|torchvision)\.[a-z]\w*(\.[A-Za-z]\w*)?"
+    r"torch\.ops\.(aten|prims|prim|higher_order|quantized_decomposed|torchvision)\.(_?[a-z]\w*|__\w+__)"
+    r"(\.[A-Za-z]\w*)?"
     r"|torch\.sym_\w+|math\.[a-z]\w*"
     r"|_operator\.(add|sub|mul|floordiv|truediv|mod|pow|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)"
 )
+_DUNDERS = re.compile(r"__i?(and|or|xor|lshift|rshift)__")  # kernels of aten with such names
 _REFUSED = re.compile(r"torch\.ops\.aten\.from_file\b")  # it reads and writes files
 _CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", None)
 _CALLS = re.compile(r"[A-Z][A-Za-z]*|size|stride|storage_offset|dim|len|abs|max|min|int|float|sym_\w+")
@@ -100,7 +102,7 @@ def _allowed(target: str) -> bool:
     return bool(
         _OPERATOR.fullmatch(target)
         and not _REFUSED.match(target)
-        and not any(part.startswith("__") for part in parts)
+        and not any(part.startswith("__") and not _DUNDERS.fullmatch(part) for part in parts)
     )
 
 
