@@ -31,7 +31,7 @@ from coverage import make
 from netcarve.evaluators.machine import processor
 from netcarve.evaluators.serving import Deployment
 from netcarve.evaluators.serving.placement import free_cores
-from netcarve.evaluators.stage_timing import stage_jobs, stopwatch, taking_turns
+from netcarve.evaluators.stage_timing import stage_times
 from netcarve.spaces.capture import capture
 from netcarve.spaces.stages import Cut, Stage, by_balance, find_cuts, functionalise, split
 
@@ -56,9 +56,8 @@ def plans(network, example, count: int, seconds: float) -> list[Plan]:
         if all(abs(share - c.macs[0] / sum(c.macs)) > GAP for c in chosen) and len(chosen) < count:
             chosen.append(cut)
     made = [split(functional, [cut], check=False) for cut in chosen]
-    jobs = [stopwatch(job) for stages in made for job in stage_jobs(stages, (example,), {})]
-    ms = [float(t) for t in taking_turns(jobs, seconds=seconds)]
-    found = [Plan(cut, made[i], ms[2 * i : 2 * i + 2]) for i, cut in enumerate(chosen)]
+    times = stage_times(made, ((example,), {}), seconds=seconds)
+    found = [Plan(cut, stages, ms.tolist()) for cut, stages, ms in zip(chosen, made, times, strict=True)]
     return sorted(found, key=lambda plan: max(plan.ms))
 
 

@@ -9,7 +9,7 @@ import typer
 
 from .arguments import names_in
 from .terminal import busy
-from .types import AsJson, RunPath, TrialNumber
+from .types import AsJson, RunPath, RunTask, TrialNumber
 from .views import print_json
 
 
@@ -25,6 +25,7 @@ def explain(
     samples: Annotated[
         int, typer.Option("--samples", metavar="N", min=1, help="validation samples used")
     ] = 200,
+    task: RunTask = None,
     as_json: AsJson = False,
 ) -> None:
     """Explain one trial's subnetwork against the original, on one page of pictures."""
@@ -37,7 +38,7 @@ def explain(
     names = names_in(only) if only is not None else []
     check_names(names)
     with busy() as say:
-        document = explained(load(run), trial, only=names, samples=samples, progress=say)
+        document = explained(load(run, task), trial, only=names, samples=samples, progress=say)
     path = write_explanation(document, out)
     if as_json:
         print_json({**document, "page": str(path)})

@@ -9,7 +9,7 @@ import typer
 
 from .arguments import names_in
 from .terminal import busy
-from .types import AsJson, RunPath, TrialNumber
+from .types import AsJson, RunPath, RunTask, TrialNumber
 from .views import print_json, print_receipt
 
 
@@ -27,6 +27,7 @@ def export(
         bool,
         typer.Option("--samples/--no-samples", help="keep a few validation samples, for `netcarve verify`"),
     ] = True,
+    task: RunTask = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier export there")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -37,7 +38,7 @@ def export(
     names = names_in(formats)
     if not names or not set(names) <= set(FORMATS):
         raise typer.BadParameter(f"--format {formats!r}: known are {', '.join(FORMATS)}")
-    loaded = load(run)
+    loaded = load(run, task)
     folder = loaded.path / f"export-{trial}" if out is None else out
     with busy() as say:
         receipt = loaded.export(trial, folder, names, samples=samples, overwrite=overwrite, progress=say)

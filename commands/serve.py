@@ -8,7 +8,7 @@ import typer
 
 from .arguments import names_in
 from .terminal import busy
-from .types import AsJson, RunPath, TrialNumber
+from .types import AsJson, RunPath, RunTask, TrialNumber
 from .views import print_json, print_table
 
 
@@ -44,6 +44,7 @@ def serve(
         str | None,
         typer.Option("--address", metavar="ADDR", help="of a Ray cluster [default: a private one]"),
     ] = None,
+    task: RunTask = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the stages of one trial as processes and measure latency, throughput and bytes on the wire."""
@@ -54,7 +55,7 @@ def serve(
     from ..spaces.devices import parse_link
 
     options: dict[str, Any] = {} if link is None else {"link": parse_link(link)}
-    loaded = load(run)
+    loaded = load(run, task)
     with busy() as say:
         found = served(
             loaded,

@@ -64,6 +64,12 @@ def sweep(
         list[Path] | None,
         typer.Option(metavar="RUN", help="begin with an earlier run, or candidates in a .json file; repeat"),
     ] = None,
+    mirror: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:WHERE]", help="also show the trials in tensorboard, mlflow or optuna; repeat"
+        ),
+    ] = None,
     trial_timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="a trial that takes longer has failed")
     ] = None,
@@ -76,6 +82,7 @@ def sweep(
     from ..search import Interrupted, known_searchers
     from ..search import sweep as run_sweep
     from ..search.devices import stored_platform
+    from ..search.mirrors import mirror as mirror_named
     from ..search.plan import check_numbers
     from ..search.progress import RichProgress
     from ..search.settings import check_free, resumed_settings
@@ -95,6 +102,7 @@ def sweep(
     if resume and seed_from:
         raise typer.BadParameter("--seed-from is for a new run; one that is resumed has begun already")
     begin = [read_source(path) for path in seed_from or ()]
+    mirrors = [mirror_named(text) for text in mirror or ()]
     workers = cores() if workers is None else workers
     check_numbers(trials=trials, minutes=minutes, trial_timeout=trial_timeout, workers=workers)
     if out is not None and not resume:
@@ -133,6 +141,7 @@ def sweep(
                 address=address,
                 progress=RichProgress(),
                 seed_from=begin,
+                mirrors=mirrors,
             )
     except Interrupted as stop:
         typer.echo(stop, err=True)

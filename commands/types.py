@@ -16,4 +16,8 @@ Objectives = Annotated[
     list[str] | None,
     typer.Option("--objective", metavar="M", help="metric to trade off, or NAME:min, NAME:max; repeat"),
 ]
+RunTask = Annotated[
+    str | None,
+    typer.Option("--task", metavar="TASK", help="of the run, where it lies elsewhere or you did not make it"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")]

@@ -17,6 +17,7 @@ from ..spaces.stages import Functional, split
 from ..spaces.stages.cuts import Order
 from ..spaces.stages.work import macs
 from .batches import Inputs, resize
+from .stage_timing import thread_ns
 
 LONG_NS = 100_000  # a call for which the dearer clock, half a microsecond to read, is worth it
 
@@ -28,9 +29,7 @@ class Call:
     name: str
     operator: str
     macs: float
-    moved: (
-        float  # bytes of all tensors that it reads and writes; 0: a view, made for nothing where it is read
-    )
+    moved: float  # bytes of all tensors that it reads and writes; 0: a view, made for nothing
 
 
 def calls_of(network: Functional) -> list[Call]:
@@ -48,16 +47,19 @@ class Clocked:
 
     So a call is timed with the caches as the calls before leave them, and with all that its line does beside
     it: looking up its weights, freeing what is no longer needed. The times add up to that of the whole.
+
+    Args:
+        batch: samples of one call; of no effect where the batch axis is fixed.
     """
 
-    def __init__(self, network: Functional) -> None:
+    def __init__(self, network: Functional, *, batch: int = 1) -> None:
         self.calls = calls_of(network)
         (stage,) = split(network, [], check=False)
         captured = network.captured
-        self.samples = 1 if captured.dynamic_batch else captured.batch  # of one call
+        self.samples = batch if captured.dynamic_batch else captured.batch  # of one call
         self.inputs: Inputs = captured.args, captured.kwargs
         if captured.dynamic_batch:
-            self.inputs = resize(self.inputs, 1)
+            self.inputs = resize(self.inputs, batch)
         self._flat = flat_inputs(captured.graph_module, *self.inputs)
         self._stage = stage
         self._now = self._clock()
@@ -78,10 +80,10 @@ class Clocked:
     def _clock(self) -> Callable[[], int]:
         """The time that this thread computed where calls are long, so that others' work does not count."""
         self.whole()
-        start = time.thread_time_ns()
+        start = thread_ns()
         self.whole()
-        mean = (time.thread_time_ns() - start) / max(len(self.calls), 1)
-        return time.thread_time_ns if mean > LONG_NS else time.perf_counter_ns
+        mean = (thread_ns() - start) / max(len(self.calls), 1)
+        return thread_ns if mean > LONG_NS else time.perf_counter_ns
 
     def whole(self) -> Any:
         """The network as it is, without clocks."""

@@ -66,7 +66,7 @@ class _Net:
 
     def jobs(self) -> list[Callable[[], Any]]:
         """A call of the whole, then of each stage."""
-        return [self.clocked.whole, *stage_jobs(self.stages, *self.clocked.inputs)]
+        return [self.clocked.whole, *stage_jobs(self.stages, self.clocked.inputs)]
 
 
 @one_thread()

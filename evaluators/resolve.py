@@ -17,6 +17,7 @@ from .errors import TaskError, first_line
 if TYPE_CHECKING:
     from .task import Task
 
+
 def resolve_task(text: str) -> Task:
     """The task that ``text`` names: a known name, ``file.py:function`` or ``package.module:function``.
 

@@ -11,10 +11,15 @@ import torch
 
 from ..spaces.stages import Stage
 from ..spaces.threads import one_thread
+from .batches import Inputs
 from .latency import no_collection
 
 LEAST_ROUNDS = 5
 WARM_MS = 2.0
+
+# Nanoseconds that this thread alone computed, so that others disturb little; of the wall where that is coarse.
+_FINE = time.get_clock_info("thread_time").resolution <= 1e-6
+thread_ns = time.thread_time_ns if _FINE else time.perf_counter_ns
 
 
 def taking_turns(
@@ -23,7 +28,7 @@ def taking_turns(
     """Medians of what each timer returns, all taking turns, on one thread.
 
     In its turn a timer first runs for 2 ms, at least once, and then counts: its weights and its code are
-    where they are on a device that does nothing else.
+    where they are on a device that does nothing else. No random state is used up.
 
     Args:
         seconds: no further round after this time, and at least 5.
@@ -35,7 +40,7 @@ def taking_turns(
     if seconds <= 0 or rounds < 1:
         raise ValueError(f"need seconds above 0 and rounds of at least 1, got {seconds} and {rounds}")
     taken: list[list[Any]] = [[] for _ in timers]
-    with one_thread(), torch.inference_mode(), no_collection():
+    with one_thread(), torch.inference_mode(), torch.random.fork_rng(devices=[]), no_collection():
         end = time.perf_counter() + seconds
         done = 0
         while done < rounds and (done < LEAST_ROUNDS or time.perf_counter() < end):
@@ -56,25 +61,33 @@ def stopwatch(job: Callable[[], Any]) -> Callable[[], float]:
     """
 
     def timer() -> float:
-        start = time.thread_time_ns()
+        start = thread_ns()
         job()
-        return (time.thread_time_ns() - start) / 1e6
+        return (thread_ns() - start) / 1e6
 
     return timer
 
 
-def stage_jobs(
-    stages: Sequence[Stage], args: Sequence[Any], kwargs: dict[str, Any]
-) -> list[Callable[[], Any]]:
-    """For each stage a call of it, on what the stages before make of the inputs."""
+def stage_jobs(stages: Sequence[Stage], inputs: Inputs) -> list[Callable[[], Any]]:
+    """For each stage a call of it, on what the stages before make of the inputs: dense, as after a wire."""
 
     def job(stage: Stage, args: Sequence[Any], kwargs: dict[str, Any]) -> Callable[[], Any]:
         return lambda: stage.module(*args, **kwargs)
 
+    args, kwargs = inputs
     jobs = []
     with torch.inference_mode():
         for k, stage in enumerate(stages):
             jobs.append(job(stage, args, kwargs))
             if k < len(stages) - 1:
-                args, kwargs = tuple(stage.module(*args, **kwargs)), {}
+                args, kwargs = tuple(t.contiguous() for t in stage.module(*args, **kwargs)), {}
     return jobs
+
+
+def stage_times(
+    plans: Sequence[Sequence[Stage]], inputs: Inputs, *, seconds: float = 3.0
+) -> list[np.ndarray]:
+    """Median milliseconds of every stage of several plans, float64 [stages] each; all take turns."""
+    jobs = [stage_jobs(stages, inputs) for stages in plans]
+    found = np.array(taking_turns([stopwatch(job) for of in jobs for job in of], seconds=seconds))
+    return np.split(found, np.cumsum([len(of) for of in jobs])[:-1])

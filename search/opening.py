@@ -21,8 +21,8 @@ def load(
     user's class; no file is unpickled. See :func:`netcarve.results.export.load_export`.
 
     Args:
-        task: of a run: the one it was made with, where it cannot be found again by name. Of an export: what
-            ``state`` is rebuilt from; also as text (``"my_task.py:task"``).
+        task: of a run: the one it was made with, where it cannot be found again by name, or another user made
+            it. Of an export: what ``state`` is rebuilt from. Both also as text (``"my_task.py:task"``).
         space: of a run, likewise.
         format: of an export: ``"pt2"`` or ``"state"``; by default ``state`` where a task is given, else
             ``pt2`` where it is there.
@@ -44,8 +44,4 @@ def load(
         )
     from .run import Run
 
-    if isinstance(task, str):
-        from ..evaluators.resolve import resolve_task
-
-        task = resolve_task(task)
     return Run(folder, task=task, space=space)

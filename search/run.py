@@ -38,7 +38,8 @@ class Run:
 
     Args:
         path: folder of the run, or its ledger.
-        task: the task it was made with, where it cannot be found again or is at hand.
+        task: the task it was made with, where it cannot be found again, or this user did not make the run; also
+            the text that names it.
         space: likewise.
 
     Attributes:
@@ -53,7 +54,9 @@ class Run:
         LedgerError: the ledger cannot be read.
     """
 
-    def __init__(self, path: str | Path, *, task: Task | None = None, space: Space | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, task: Task | str | None = None, space: Space | None = None
+    ) -> None:
         file = ledger_path(path)
         self.path = file.parent
         with Ledger(file) as ledger:
@@ -183,29 +186,36 @@ class Run:
         """The task of the run.
 
         Raises:
-            RunError: the run has none, it cannot be found again, or it is another one by now.
+            RunError: the run has none, it cannot be found again, it names code that this user did not sign, or
+                it is another one by now.
             TaskError: its file does not load.
         """
-        task = self._task
-        if task is None:
-            if not self.settings.get("spec"):
-                raise RunError(f"{self.path} does not say where its task is; give it: load(path, task=...)")
-            from ..evaluators.resolve import known_tasks, resolve_task
+        given = self._task or self._own_spec()
+        if isinstance(given, str):
+            from ..evaluators.resolve import resolve_task
 
-            spec = self.settings["spec"]
-            if spec not in known_tasks() and not trusted(spec, self.settings.get("signature")):
-                raise RunError(
-                    f"{self.path} says that its task is {spec}, and to go on that code would be executed; "
-                    "it was not you, here, who made this run. If you trust the code, name it yourself: "
-                    f"--task {spec}, or load(path, task=...)"
-                )
-            task = resolve_task(spec)
-        if task.fingerprint() != self.settings["fingerprint"]:
+            given = resolve_task(given)
+        if given.fingerprint() != self.settings["fingerprint"]:
             raise RunError(
-                f"the task {task.name!r} is not the one of {self.path}: the model's weights or the "
-                "validation data have changed since; give the original one: load(path, task=...)"
+                f"the task {given.name!r} is not the one of {self.path}: the model's weights or the "
+                "validation data have changed since; give the original one: --task, or load(path, task=...)"
             )
-        return task
+        return given
+
+    def _own_spec(self) -> str:
+        """The text by which the run itself names its task."""
+        spec: str | None = self.settings.get("spec")
+        if not spec:
+            raise RunError(
+                f"{self.path} does not say where its task is; give it: --task, or load(path, task=...)"
+            )
+        if not trusted(spec, self.settings.get("signature")):
+            raise RunError(
+                f"{self.path} says that its task is {spec}, and to go on that code would be executed; "
+                "it was not you, here, who made this run. If you trust the code, name it yourself: "
+                f"--task '{spec}', or load(path, task=...)"
+            )
+        return spec
 
     @cached_property
     def space(self) -> Space:
@@ -332,11 +342,11 @@ class Run:
         return trial
 
 
-def load(path: str | Path, task: Task | None = None, *, space: Space | None = None) -> Run:
+def load(path: str | Path, task: Task | str | None = None, *, space: Space | None = None) -> Run:
     """A run from its folder (or its ledger), also one that is still going on.
 
     Args:
-        task, space: what it was made with, where it cannot be found again by name.
+        task, space: see :class:`Run`.
 
     Raises:
         RunError: there is no run.

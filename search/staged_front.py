@@ -53,7 +53,7 @@ def staged_times(task: Task, space: Space, candidate: Candidate) -> dict[str, An
         ValueError: its space has no splits.
     """
     from ..evaluators.batches import resize
-    from ..evaluators.stage_timing import stage_jobs, stopwatch, taking_turns
+    from ..evaluators.stage_timing import stage_times
     from ..spaces.threads import one_thread
 
     plan = plan_of(candidate.choices)
@@ -62,11 +62,10 @@ def staged_times(task: Task, space: Space, candidate: Candidate) -> dict[str, An
     with one_thread():
         placed = space.model.stages(candidate)  # type: ignore[union-attr]
         stages = [p.stage for p in placed]
-        jobs = stage_jobs(stages, *resize(task.example, 1))
-        clock = [float(ms) for ms in taking_turns([stopwatch(job) for job in jobs])]
+        (clock,) = stage_times([stages], resize(task.example, 1))
     names = [d.name for d in plan.devices]
     on = [names.index(p.device) for p in placed]
-    ms = [taken / plan.devices[d].speed for taken, d in zip(clock, on, strict=True)]
+    ms = [taken / plan.devices[d].speed for taken, d in zip(clock.tolist(), on, strict=True)]
     sent = [sum(port.bytes(1) for port in stage.inputs) for stage in stages]
     costs = _pipeline(plan, ms, sent, on)
     return {

@@ -189,7 +189,7 @@ class TestState:
             json.dumps(description).replace("check_target", "ExportError")
         )
         with pytest.raises(ValueError, match="does not itself define"):
-            load_state(tmp_path)
+            load_state(tmp_path, trust=["netcarve"])
 
     def test_missing_folder(self, tmp_path):
         with pytest.raises(ValueError, match="holds no exported state"):

@@ -164,3 +164,17 @@ def test_scores_survive_the_way(tmp_path):
     ours = np.array([t.scores["accuracy"] for t in made.trials if not t.failed])
     theirs = np.array([t.values[0] for t in study.trials if t.values])
     assert (ours == theirs).all()
+
+
+def test_from_the_command_line(tmp_path, monkeypatch, capsys):
+    from netcarve.__main__ import run as netcarve
+
+    monkeypatch.chdir(tmp_path)
+    task = f"{Path(__file__).parent / 'data' / 'cli_tasks.py'}:task"
+    sweep = ["sweep", task, "--searcher=random", "--trials=4", "--workers=0", "--out=r"]
+    assert netcarve([*sweep, "--mirror=wandb"]) == 2
+    assert "unknown mirror 'wandb'; known are" in capsys.readouterr().err
+    assert not Path("r").exists()
+    assert netcarve([*sweep, "--mirror=tensorboard", "--mirror=optuna:sqlite:///o.db"]) == 0
+    assert len(optuna.load_study(study_name="r", storage="sqlite:///o.db").trials) == 4
+    assert {step for tag, step in events(Path("r/tensorboard")) if tag == "front/size"} == set(range(4))

@@ -203,7 +203,7 @@ def test_names_of_pruned_calls_are_those_of_the_unchanged_network(small):
 def test_jobs_run_in_turns_warm_with_what_the_stage_before_made(small):
     network = functionalise(capture(small_net(), small.task.example))
     cuts = find_cuts(network)
-    jobs = stage_jobs(split(network, [cuts[1], cuts[3]]), *small.task.example)
+    jobs = stage_jobs(split(network, [cuts[1], cuts[3]]), small.task.example)
     torch.testing.assert_close(jobs[-1](), small_net().eval()(small.task.example[0][0]))
     seen = []
     timers = [lambda k=k: seen.append(k) or 10.0 + len(seen) for k in range(2)]

@@ -8,11 +8,24 @@ import stat
 from pathlib import Path
 
 import pytest
+from netcarve.__main__ import run as netcarve
 from netcarve.results import LedgerError, trust
 from netcarve.results.database import checksum
 from netcarve.search import load, sweep
 from netcarve.search.settings import RunError
 from netcarve.spaces import Choice, Space
+
+
+TASK = """
+import netcarve, torch
+from torch import nn
+
+def task():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(20, 4)
+    return netcarve.Task(model, example=x[:1], validation=(x, (x[:, 0] > 0).long()), metric="accuracy")
+"""
 
 
 @pytest.fixture
@@ -33,9 +46,20 @@ def test_only_what_this_user_signed_is_trusted(home, monkeypatch):
     assert not trust.trusted("task.py:task", signature)
 
 
-def test_where_no_key_can_be_kept_all_is_trusted(home, monkeypatch):
+def test_where_no_key_can_be_kept_only_what_is_installed_is_trusted(home, monkeypatch):
     (home / "data").write_text("a file, not a folder")
-    assert trust.sign("a.py:f") is None and trust.trusted("a.py:f", None)
+    assert trust.sign("a.py:f") is None and not trust.trusted("a.py:f", None)
+    assert trust.trusted("digits")
+
+
+def test_a_module_is_trusted_in_the_folder_where_it_was_found_alone(home, monkeypatch):
+    monkeypatch.chdir(home)
+    module, file = trust.sign("my_task:task"), trust.sign("/a/my_task.py:task")
+    assert trust.trusted("my_task:task", module)
+    (home / "unpacked").mkdir()
+    monkeypatch.chdir(home / "unpacked")  # with a my_task.py of somebody else
+    assert not trust.trusted("my_task:task", module)
+    assert trust.trusted("/a/my_task.py:task", file)
 
 
 def run(out: Path):
@@ -68,6 +92,25 @@ def test_a_task_named_by_a_stranger_is_not_executed(home):
         with pytest.raises(RunError, match="it was not you, here, who made this run"):
             use(load(path))
     assert not (home / "executed").exists()
+
+
+def test_who_names_the_task_may_use_the_run_of_somebody_else(home, capsys, monkeypatch):
+    """And is asked for it before: every command that needs the task says how."""
+    (home / "mine.py").write_text(TASK)
+    spec = f"{home / 'mine.py'}:task"
+    assert netcarve(["sweep", spec, "--trials=2", "--workers=0", "--objective=macs", "--searcher=random",
+                     f"--out={home / 'r'}"]) == 0  # fmt: skip
+    monkeypatch.setenv("XDG_DATA_HOME", str(home / "somebody else"))
+    page = ["--out", str(home / "e.html"), "--only=cka"]
+    for command, *more in (["export", "--format=pt2"], ["explain", *page], ["serve", "--inputs=1"]):
+        capsys.readouterr()
+        assert netcarve([command, str(home / "r"), "1", *more]) == 2
+        assert f"--task '{spec}'" in capsys.readouterr().err
+        assert netcarve([command, str(home / "r"), "1", "--task", spec, *more]) == 0
+    assert (home / "r" / "export-1" / "model.pt2").is_file() and (home / "e.html").is_file()
+    (home / "other.py").write_text(TASK.replace("manual_seed(0)", "manual_seed(1)"))
+    assert netcarve(["export", str(home / "r"), "1", "--overwrite", "--task", f"{home}/other.py:task"]) == 2
+    assert "is not the one of" in capsys.readouterr().err
 
 
 BAD = [

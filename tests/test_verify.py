@@ -258,6 +258,26 @@ class TestLoad:
         assert recheck(copy).formats["state"].status == "not checked"
         assert not (tmp_path / "ran").exists()
 
+    def test_netcarves_other_functions_are_not_called(self, home, copy, tmp_path):
+        """Some of them run what they are told; naming the task trusts that task alone."""
+        (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef task(): pass\n")
+        path = only(copy, "state") / "description.json"
+        description = json.loads(path.read_text())
+        description["rebuild"] = {
+            "function": "netcarve.evaluators.resolve:resolve_task",
+            "arguments": {"text": f"{tmp_path}/evil.py:task"},
+        }
+        path.write_text(json.dumps(description))
+        with pytest.raises(ValueError, match="asks to call 'netcarve.evaluators.resolve:resolve_task'"):
+            load_state(copy)
+        description["rebuild"] = {"function": "builtins:dict", "arguments": {}}
+        path.write_text(json.dumps(description))
+        reseal(copy)
+        verdict = recheck(copy, task=f"{home}/mine.py:task").formats["state"]
+        assert verdict.status == "fails"
+        assert "asks to call 'builtins:dict'" in verdict.reason
+        assert not (tmp_path / "ran").exists()
+
     def test_a_run_is_still_a_run(self, home):
         for path in (home / "run", home / "run" / "ledger.sqlite"):
             assert len(netcarve.load(path).trials) == 3

@@ -32,6 +32,9 @@ class _Actor:
 
     def load(self, files: dict[str, bytes], file: str, hops: Any, slow: float, threads: int) -> None:
         from ...results.export.standalone.stage import Stage as Loaded
+        from ...results.export.standalone.stage import keep_memory
+
+        keep_memory()
 
         with tempfile.TemporaryDirectory() as folder:
             for name, content in files.items():

@@ -57,8 +57,8 @@ def load(folder: Path, structure: str, threads: int) -> Callable[[list[Any]], li
     from torch.utils import _pytree as pytree
 
     torch.set_num_threads(threads)
-    # Whoever exports named the function a moment ago, in the process that waits for this one.
-    module = _rebuilt(folder, _description(folder), TASK)
+    # Without a task: whoever exports named the function a moment ago, in the process that waits for this one.
+    module = _rebuilt(folder, _description(folder)) if TASK is None else load_state(folder, task=TASK)
     inputs = pytree.treespec_loads(structure)
 
     def run(leaves: list[Any]) -> list[Any]:
@@ -75,8 +75,8 @@ def load_state(folder: str | Path, *, task: Any = None, trust: Iterable[str] = (
     """The module of an exported ``state``, in eval mode.
 
     The description names the function that rebuilds it and the task that it starts from, and a file from
-    elsewhere could name any code there; so only functions that netcarve itself defines are called, and of
-    tasks only those that are installed under a name, unless the caller says more.
+    elsewhere could name any code there; so only netcarve's own function is called, and of tasks only those
+    that are installed under a name, unless the caller says more.
 
     Args:
         folder: holds ``weights.safetensors`` and ``description.json``.
@@ -90,37 +90,32 @@ def load_state(folder: str | Path, *, task: Any = None, trust: Iterable[str] = (
     folder = Path(folder)
     try:
         description = _description(folder)
-        module = description["rebuild"]["function"].partition(":")[0]
+        function = str(description["rebuild"]["function"])
+        spec = str(description["rebuild"].get("arguments", {}).get("spec", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{folder} holds no exported state ({type(error).__name__}: {error}); "
             "give the folder that netcarve export --format state made"
         ) from error
-    trusted = ("netcarve", *trust)
-    if not any(module == name or module.startswith(f"{name}.") for name in trusted):
+    module = function.partition(":")[0]
+    if function != REBUILD and not any(module == name or module.startswith(f"{name}.") for name in trust):
         raise ValueError(
-            f"{folder / DESCRIPTION} asks to call a function of {module!r}; if you trust that package, "
+            f"{folder / DESCRIPTION} asks to call {function!r}; if you trust that package, "
             f"pass trust=[{module.partition('.')[0]!r}]"
         )
-    spec = str(description["rebuild"].get("arguments", {}).get("spec", ""))
-    named = description["rebuild"]["function"] == REBUILD and task is None and not _installed(spec)
-    if named and spec.rpartition(":")[0].partition(".")[0] not in trust:
-        raise ValueError(
-            f"{folder / DESCRIPTION} asks to run {spec!r}, which makes the model's class; "
-            f"if you trust it, or have it elsewhere, say so: task={spec!r}"
-        )
+    if function == REBUILD and task is None and spec.rpartition(":")[0].partition(".")[0] not in trust:
+        from ..trust import trusted
+
+        if not trusted(spec):
+            raise ValueError(
+                f"{folder / DESCRIPTION} asks to run {spec!r}, which makes the model's class; "
+                f"if you trust it, or have it elsewhere, say so: task={spec!r}"
+            )
     try:
         return _rebuilt(folder, description, task)
     except RuntimeError as error:  # of torch, for other names and shapes
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder / WEIGHTS} does not fit the model: {reason}") from error
-
-
-def _installed(spec: str) -> bool:
-    """Is it the name of a task that an installed package declares?"""
-    from importlib.metadata import entry_points
-
-    return spec in {"digits", *(point.name for point in entry_points(group="netcarve.tasks"))}
 
 
 def _description(folder: Path) -> dict[str, Any]:

@@ -13,15 +13,14 @@ import torch
 from torch import fx, nn
 
 from ...evaluators.batches import Inputs, resize
+from ...evaluators.clocked import Clocked
+from ...evaluators.stage_timing import stopwatch, taking_turns
 from ...spaces.capture import capture
 from ...spaces.devices import Device
-from ...spaces.devices.operators import moved_bytes, operator_of
 from ...spaces.stages import Cut, CutError, Functional, Stage, find_cuts, functionalise, split
 from ...spaces.stages.cuts import Order
 from ...spaces.stages.functional import modules
-from ...spaces.stages.work import macs
 from ..partitioning import Graph, Node, Tensor
-from .clock import call_times, stage_times
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,23 +244,19 @@ class Network:
         return split(self.functional, cuts, check=check)
 
     def _calls(self, seconds: float) -> list[Call]:
-        order, counted = self.order, macs(self.functional)
-        work = [counted.get(n.name, 0.0) * self.batch for n in order.calls]
-        ms = call_times(order, self.inputs, seconds=seconds)
-        # Between its calls a stage looks up parameters and checks its entry: as much for every call.
-        (whole,) = stage_times([self.stages([], check=False)], self.inputs, seconds=seconds)
-        ms += max(float(whole[0] - ms.sum()), 0.0) / len(ms)
+        clocked = Clocked(self.functional, batch=self.batch)
+        ms, whole = taking_turns([clocked.run, stopwatch(clocked.whole)], seconds=seconds)
+        ms = ms / ms.sum() * float(whole)  # without the clock between the calls
         alive = self._alive()
         calls = []
-        for at, n in enumerate(order.calls):
-            moved = 0.0 if order.is_view(n) else moved_bytes(n, self.functional.captured.batch)
+        for at, (n, call) in enumerate(zip(self.order.calls, clocked.calls, strict=True)):
             calls.append(
                 Call(
                     n.name,
-                    operator_of(n),
+                    call.operator,
                     modules(n),
-                    work[at],
-                    moved * self.batch,
+                    call.macs * self.batch,
+                    call.moved * self.batch,
                     self._weights(n),
                     float(alive[at]),
                     float(ms[at]),

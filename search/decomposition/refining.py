@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ...evaluators.stage_timing import stage_times
 from ...spaces.stages import Stage
-from .clock import stage_times
 from .network import Network
 from .planning import Layout, plan_layout
 from .setting import Setting

@@ -13,6 +13,7 @@ ports; beside this one ``wire.py``, which knows the frames.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import io
 import json
 import os
@@ -266,6 +267,18 @@ def _session(stage: Stage, listener: socket.socket, control: socket.socket, sess
             wire.close(connection)
 
 
+def keep_memory() -> None:
+    """Freed memory stays with the process (glibc; elsewhere nothing happens).
+
+    Else every input gives its activations back to the system and faults them in again, page by page: 19 ms
+    instead of 11 for the first half of a mobilenet_v2.
+    """
+    with suppress(AttributeError, OSError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        allocator.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, the most that it takes
+
+
 def pipe(stage: Stage, source: int, sink: int) -> int:
     """Answer the frames of a pipe until it ends; the exit status."""
     faults: list[str] = []
@@ -291,6 +304,7 @@ def main() -> int:
         os.sched_setaffinity(0, {options.core})
     if options.tied:
         threading.Thread(target=lambda: (os.read(0, 1), os._exit(0)), daemon=True).start()
+    keep_memory()
     try:
         stage = Stage(options.file, options.threads)
         if options.listen is None:
