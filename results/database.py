@@ -208,6 +208,20 @@ def lock(path: Path) -> IO[str]:
     return file
 
 
+def being_written(path: Path) -> bool:
+    """Does a living process hold the ledger at ``path`` open for writing?"""
+    import fcntl
+
+    try:
+        with Path(f"{path}.lock").open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or not for us to read: nobody who could tell
+        return False
+    return False
+
+
 def _cannot_write(path: Path, error: OSError) -> LedgerError:
     if error.errno == errno.ENOSPC:
         return LedgerError(f"no room on disk for the ledger {path}; free some, or choose another folder")

@@ -24,7 +24,7 @@ class Summary:
     front: int = 0  # trials on it
     hypervolume: float | None = None  # comparable between runs of one task and the same objectives
     objectives: tuple[str, ...] = ()
-    status: str = ""  # "finished", "interrupted"; "running": or killed
+    status: str = ""  # "finished", "interrupted", "running", "killed"
     seconds: float = 0.0  # spent, all sessions together
     error: str = ""
 

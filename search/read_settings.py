@@ -11,6 +11,7 @@ from .settings import RunError
 
 TEXT = 300  # characters of a name: enough for any module's path
 MANY = 100_000  # choices, or options of one
+LONGEST = 1e10  # seconds of a run: three centuries
 
 
 def check_settings(settings: Mapping[str, Any], path: object) -> None:
@@ -25,6 +26,17 @@ def check_settings(settings: Mapping[str, Any], path: object) -> None:
     except (KeyError, TypeError, ValueError) as error:
         what = f"they lack {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(f"{path} holds no run that this netcarve can read: of its settings, {what}") from None
+
+
+def sound_notes(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The notes of a run without those that are not of the kind that netcarve writes: they decide nothing."""
+    notes = dict(info)
+    if not isinstance(notes.get("status", ""), str):
+        del notes["status"]
+    seconds = notes.get("seconds", 0.0)
+    if not isinstance(seconds, int | float) or not 0 <= seconds < LONGEST:
+        del notes["seconds"]
+    return notes
 
 
 def _check(settings: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..results.database import being_written
 from ..results.front import Front
 from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective
@@ -15,7 +16,7 @@ from ..results.trial import Trial
 from ..results.trust import trusted
 from ..spaces import Space
 from .devices import measured_rows, stored_platform
-from .read_settings import check_settings
+from .read_settings import check_settings, sound_notes
 from .rebuild import rebuild_space
 from .settings import RunError, ledger_path
 
@@ -45,8 +46,9 @@ class Run:
     Attributes:
         path: folder of the run.
         settings: what it was started with.
-        info: ``status`` (``"finished"`` or ``"interrupted"``), ``seconds`` spent, ``environments``: what each
-            session ran on, machine and versions.
+        info: ``status`` (``"running"``, ``"finished"``, ``"interrupted"`` by Ctrl-C or an error, ``"killed"``:
+            its process is gone), ``seconds`` spent, ``environments``: what each session ran on, machine and
+            versions.
         trials: every trial, in number order, with later measurements in their scores.
 
     Raises:
@@ -62,7 +64,9 @@ class Run:
         with Ledger(file) as ledger:
             self.settings: dict[str, Any] = ledger.settings
             check_settings(self.settings, self.path)
-            self.info: dict[str, Any] = ledger.info
+            self.info: dict[str, Any] = sound_notes(ledger.info)
+            if self.info.get("status") == "running" and not being_written(file):
+                self.info["status"] = "killed"
             self.trials: list[Trial] = ledger.trials(space)
         self._task = task
         self._space = space

@@ -91,6 +91,21 @@ def test_tables_as_files(runs, capsys):
     assert trials["accuracy"].dtype == float and trials["accuracy"].isna().sum() == 1
 
 
+def test_a_run_that_goes_on_and_one_that_was_killed(runs, capsys):
+    from netcarve.results import Ledger
+
+    with Ledger(runs / "space-grid-9" / "ledger.sqlite", write=True) as ledger:
+        ledger.note("status", "running")
+        assert netcarve(["list"]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "grid-9" in line]
+        assert line.split()[-1] == "running"
+    assert netcarve(["list"]) == 0  # the kernel lets go of a dead writer's lock
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "grid-9" in line]
+    assert line.split()[-1] == "killed"
+    (runs / "space-grid-9" / "ledger.sqlite.lock").unlink()  # of a copy
+    assert load(runs / "space-grid-9").info["status"] == "killed"
+
+
 def test_no_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert netcarve(["list"]) == 2

@@ -219,7 +219,7 @@ def test_a_trial_is_deployed_with_its_traffic_as_predicted(run) -> None:
 
 def test_the_command_prints_what_was_measured_beside_what_was_predicted(run, capsys, monkeypatch) -> None:
     number = cut_trial(run)
-    monkeypatch.setattr("netcarve.search.load", lambda path: run)  # the task of a test has no name
+    monkeypatch.setattr("netcarve.search.load", lambda path, task=None: run)  # the task of a test has no name
     arguments = ["serve", str(run.path), str(number), "--inputs", "40", "--runtime", "onnx"]
     assert command([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

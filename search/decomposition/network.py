@@ -246,7 +246,7 @@ class Network:
     def _calls(self, seconds: float) -> list[Call]:
         clocked = Clocked(self.functional, batch=self.batch)
         ms, whole = taking_turns([clocked.run, stopwatch(clocked.whole)], seconds=seconds)
-        ms = ms / ms.sum() * float(whole)  # without the clock between the calls
+        ms = ms / max(ms.sum(), 1e-9) * float(whole)  # without the clock between the calls
         alive = self._alive()
         calls = []
         for at, (n, call) in enumerate(zip(self.order.calls, clocked.calls, strict=True)):
