@@ -15,6 +15,7 @@ import numpy as np
 from netcarve import Choice, Limit, Objective, Space, load, sweep
 from netcarve.results import LedgerError
 from netcarve.results.database import COLUMNS, checksum
+from netcarve.results.export.receipt import SCHEMA, Receipt
 from netcarve.results.salvage import salvage
 from netcarve.search.warm_start import read_source, warm_start
 from netcarve.spaces.devices import Profile
@@ -140,6 +141,14 @@ def fuzz(folder: Path, *, inputs: int, seed: int = 0) -> list[Fuzzed]:
     def profile() -> None:
         Profile.from_json(mutate(PROFILE))
 
+    def receipt() -> None:
+        (folder / "receipt.json").write_text(
+            json.dumps(mutate(RECEIPT)), encoding="utf-8", errors="surrogatepass"
+        )
+        read = Receipt.load(folder)
+        assert all(set(record.files) <= set(read.files) for record in read.formats.values())
+        assert not any("/" in name or name.startswith("..") for name in read.files)
+
     readers: dict[str, tuple[Callable[[], None], float]] = {
         "settings of a run": (settings_row, 0.15),
         "outcomes of a run": (outcome_row, 0.1),
@@ -148,7 +157,8 @@ def fuzz(folder: Path, *, inputs: int, seed: int = 0) -> list[Fuzzed]:
         "candidates": (candidate, 0.2),
         "files of --seed-from": (beginning, 0.1),
         "limits, objectives, devices, links": (option_text, 0.2),
-        "profiles": (profile, 0.1),
+        "profiles": (profile, 0.05),
+        "receipts of exports": (receipt, 0.05),
     }
     found = []
     for name, (reader, share) in readers.items():
@@ -166,6 +176,31 @@ PROFILE = Profile(
     versions={"torch": "2.13.0"},
     error=(0.03, 0.1),
 ).to_json()
+
+
+RECEIPT = {
+    "schema": SCHEMA,
+    "created": "2026-01-01T00:00:00+00:00",
+    "describe": {"candidate": {"prune:a": 0.25}, "task": "digits"},
+    "metric": "accuracy",
+    "score": 0.98,
+    "figure": {"value": 0.98, "low": 0.96, "high": 0.99, "samples": 300, "method": "Wilson"},
+    "test": None,
+    "samples": 300,
+    "batches": [1, 3],
+    "macs": 1000,
+    "params": 100,
+    "formats": {
+        "onnx": {
+            "files": ["model.onnx"], "needs": "onnxruntime", "exact": True, "max_relative_difference": 1e-7,
+            "score": 0.98, "test": None, "latency": {"median_ms": 0.4}, "write_seconds": 1.0,
+            "check_seconds": 1.0,
+        }
+    },
+    "files": {"model.onnx": {"bytes": 10, "sha256": "0" * 64}},
+    "versions": {"netcarve": "0.1.0"},
+    "machine": "a machine",
+}  # fmt: skip
 
 
 def _try(name: str, reader: Callable[[], None], times: int) -> Fuzzed:

@@ -24,6 +24,7 @@ def show(run: RunPath, trial: TrialNumber, as_json: AsJson = False) -> None:
             "scores": dict(found.scores),
             **({"modelled": names} if (names := loaded.settings.get("modelled")) else {}),
             **({"measured": times} if (times := found.detail.get("measured")) else {}),
+            **({"sensitivity": changes} if (changes := found.detail.get("sensitivity")) else {}),
             "baseline": dict(loaded.baseline.scores) if loaded.baseline else {},
             "error": found.error,
         }

@@ -52,7 +52,7 @@ def print_sketch(front: Front, trials: Sequence[Trial]) -> None:
 def print_modelled(run: Run, names: Sequence[str]) -> None:
     """Which of these metrics (and of those that tables always show) are modelled, and for what; if any."""
     from ..results.table import HEADINGS, USUAL
-    from ..search.devices import platform_text
+    from ..spaces.devices import platform_text
 
     shown = [n for n in run.settings.get("modelled") or () if n in (*names, *USUAL)]
     if shown:

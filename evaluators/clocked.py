@@ -13,6 +13,7 @@ from torch import fx
 
 from ..spaces.capture import flat_inputs
 from ..spaces.devices.operators import moved_bytes, operator_of
+from ..spaces.liveness import constants
 from ..spaces.stages import Functional, split
 from ..spaces.stages.cuts import Order
 from ..spaces.stages.work import macs
@@ -35,9 +36,10 @@ class Call:
 def calls_of(network: Functional) -> list[Call]:
     """The calls that belong to a side of a cut, in their order (see :class:`Order`)."""
     work, samples, order = macs(network), network.captured.batch, Order(network)
+    constant = constants(network.graph)
 
     def moved(n: fx.Node) -> float:
-        return 0.0 if order.is_view(n) else moved_bytes(n, samples)
+        return 0.0 if order.is_view(n) else moved_bytes(n, samples, constant)
 
     return [Call(n.name, operator_of(n), work.get(n.name, 0.0), moved(n)) for n in order.calls]
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -194,7 +195,7 @@ class Ledger:
             found = self._scores(scores)
             if measured or not found:
                 later.setdefault(number, {}).update(found)
-                details.setdefault(number, {}).update(self._json(detail))
+                details.setdefault(number, {}).update(self._detail(detail))
         return [
             Trial(
                 number,
@@ -212,7 +213,7 @@ class Ledger:
     def measurements(self, number: int) -> list[Measurement]:
         """The later measurements of one trial, oldest first."""
         rows = self._rows("measurements", "WHERE number = ? ORDER BY id", (int(number),))
-        return [Measurement(n, self._scores(scores), self._json(detail)) for n, scores, detail in rows]
+        return [Measurement(n, self._scores(scores), self._detail(detail)) for n, scores, detail in rows]
 
     def restore(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
         """Fill a new ledger with rows of another, by table (see :mod:`.salvage`), in one transaction."""
@@ -283,6 +284,12 @@ class Ledger:
             raise damaged(self.path, f"scores that are not finite numbers: {text[:60]!r}")
         return scores
 
+    def _detail(self, text: str) -> dict[str, Any]:
+        detail = self._json(text)
+        if not isinstance(detail, dict):
+            raise damaged(self.path, f"a detail that is no object: {text[:60]!r}")
+        return detail
+
     def _rebuild(self, space: Space | None) -> Callable[[str], Candidate]:
         if space is None:
             choices = self.settings.get("choices")
@@ -308,7 +315,8 @@ class Ledger:
 
 
 def _is_score(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    largest = sys.float_info.max  # JSON knows integers beyond it, which are no floats
+    return isinstance(value, int | float) and -largest <= value <= largest
 
 
 def _scores_text(number: int, scores: Mapping[str, float]) -> str:

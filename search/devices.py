@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from ..results.objective import Limit
 from ..results.table import metric_text, plain
 from ..results.trial import Trial
-from ..spaces import Space
+from ..spaces import Candidate, Space
 from ..spaces.devices import Device, Link, devices_of, links_of
-from ..spaces.splits import plan_of
+from ..spaces.splits import is_split, plan_of
 from .feasible import least_violating
 
 MODELLED = ("latency_ms", "throughput_per_s", "energy_mj", "latency_change", "throughput_change")
@@ -24,6 +27,22 @@ def modelled(space: Space) -> list[str]:
         return []
     known = space.cost_arrays([space.baseline])
     return [name for name in MODELLED if name in known]
+
+
+def sensitivities(space: Space, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
+    """``latency_change`` and ``throughput_change`` of each (see :func:`.spaces.devices.sensitivity`).
+
+    Empty where nobody knows how long stages take.
+    """
+    plan = plan_of(space.choices)
+    if plan is None or not modelled(space) or not candidates:
+        return [{} for _ in candidates]
+    asked = replace(plan, sensitivity=True)
+    choices = tuple(replace(c, edit=replace(c.edit, plan=asked)) if is_split(c) else c for c in space.choices)
+    indices = np.array([c.indices for c in candidates])
+    found = space.model.cost_arrays(choices, indices)  # type: ignore[union-attr]
+    names = ("latency_change", "throughput_change")
+    return [{name: float(found[name][i]) for name in names} for i in range(len(candidates))]
 
 
 def memory_limits(space: Space) -> list[str]:
@@ -65,11 +84,16 @@ def as_stored(devices: Sequence[Device], stored: Sequence[Device]) -> tuple[Devi
     return tuple(stored if same else devices)
 
 
-def platform_text(devices: Sequence[Device], links: Sequence[Link]) -> str:
-    """``"edge (0.2x this machine), server (1x this machine) over 20 mbps, 5 ms"``."""
-    shown = ", ".join(f"{d.name} ({_speed(d)})" for d in devices)
-    ways = " and ".join(f"{k.bandwidth_mbps:g} mbps, {k.latency_ms:g} ms" for k in dict.fromkeys(links))
-    return f"{shown} over {ways}" if links else shown
+def sensitivity_rows(trial: Trial) -> list[tuple[str, ...]]:
+    """How a trial's decomposition bears other devices and links, as rows of text; empty where unknown."""
+    found = trial.detail.get("sensitivity")
+    if not found:
+        return []
+    return [
+        ("if one speed, bandwidth or delay is 10 to 50 % other", "at worst"),
+        ("latency_ms (modelled)", f"{found['latency_change']:+.0%}"),
+        ("throughput_per_s (modelled)", f"{-found['throughput_change']:+.0%}"),
+    ]
 
 
 def measured_rows(trial: Trial) -> list[tuple[str, ...]]:
@@ -83,10 +107,3 @@ def measured_rows(trial: Trial) -> list[tuple[str, ...]]:
     rows = [(name, device, f"{plain(ms)} ms") for name, device, ms in zip(*columns, strict=True)]
     totals = [(name, "", metric_text(name, found[name])) for name in ("latency_ms", "throughput_per_s")]
     return [("stage, measured alone here", "device", "time"), *rows, *totals]
-
-
-def _speed(device: Device) -> str:
-    if device.relative:
-        return f"{device.speed:g}x this machine"
-    own = device.profile.machine if device.profile is not None and device.profile.machine else "profile"
-    return own if device.speed == 1 else f"{device.speed:g}x {own}"

@@ -51,6 +51,13 @@ def _check(settings: Mapping[str, Any]) -> None:
         Objective(**{k: _text(k, v) for k, v in _dict("an objective", o).items()})
     for text in _list("limits", settings["limits"]):
         Limit(_text("a limit", text))
+    for name in _list("modelled", settings.get("modelled", [])):
+        _text("a modelled metric", name)
+    recipe = settings.get("space")
+    if recipe is not None:
+        for kind in _list("kinds", _dict("space", recipe)["kinds"]):
+            _text("a kind of space", kind)
+        _dict("options of the space", recipe["options"])
     names = []
     for choice in _list("choices", settings["choices"]):
         name, options = choice

@@ -15,7 +15,7 @@ from ..results.table import metric_text, ratio_text
 from ..results.trial import Trial
 from ..results.trust import trusted
 from ..spaces import Space
-from .devices import measured_rows, stored_platform
+from .devices import measured_rows, sensitivity_rows, stored_platform
 from .read_settings import check_settings, sound_notes
 from .rebuild import rebuild_space
 from .settings import RunError, ledger_path
@@ -166,11 +166,7 @@ class Run:
             was_option = str(choice.options[0]) if option != choice.options[0] else ""
             now, of = kept.get(choice.name, (0, 0))
             choices.append((choice.name, str(option), was_option, f"{now} of {of}" if of else ""))
-        measured = measured_rows(trial)
-        stages = ["", *_columns(measured)] if measured else []
-        if exits := trial.detail.get("exits"):
-            stages += ["", *_columns([("left after", "share"), *((n, f"{s:.1%}") for n, s in exits.items())])]
-        return "\n".join([*lines, *_columns(rows), *stages, "", *_columns(choices)])
+        return "\n".join([*lines, *_columns(rows), *_details(trial), "", *_columns(choices)])
 
     def kept(self, number: int) -> dict[str, tuple[int, int]]:
         """By choice that cuts units (channels, heads) from a group: how many it kept in a trial, of how many.
@@ -357,6 +353,17 @@ def load(path: str | Path, task: Task | str | None = None, *, space: Space | Non
         LedgerError: the ledger cannot be read.
     """
     return Run(path, task=task, space=space)
+
+
+def _details(trial: Trial) -> list[str]:
+    """What is known of its stages and exits; nothing where its detail is not of the kind that we write."""
+    try:
+        tables = [measured_rows(trial), sensitivity_rows(trial)]
+        if exits := trial.detail.get("exits"):
+            tables.append([("left after", "share"), *((n, f"{s:.1%}") for n, s in exits.items())])
+        return [line for table in tables if table for line in ("", *_columns(table))]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return []
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -17,6 +17,7 @@ from ..results.objective import Limit, Objective
 from ..results.trial import Trial
 from ..results.trust import sign
 from ..spaces import Candidate, Choice, Space
+from ..spaces.splits import plan_of
 from .devices import modelled
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def describe(
         "layers": kept_layers(space),
         "space": getattr(space, "recipe", None),
         "modelled": modelled(space),
+        "split": plan.to_json() if (plan := plan_of(space.choices)) is not None else None,
         "version": _version(),
     }
 
@@ -249,6 +251,7 @@ def _default_folder(settings: Mapping[str, Any], resume: bool, home: Path) -> Pa
 
 
 def _make_room(folder: Path) -> None:
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
@@ -257,6 +260,8 @@ def _make_room(folder: Path) -> None:
             f"cannot make the run's folder {folder} ({error.strerror or error}); choose another"
         ) from error
     if free < NEEDED_BYTES:
+        if new:
+            folder.rmdir()
         raise LedgerError(
             f"no room on disk for a run in {folder}: {free / 1e6:.1f} MB free, {NEEDED_BYTES / 1e6:.0f} MB "
             "needed; free some, or choose another folder"

@@ -13,6 +13,7 @@ from ..results.objective import Objective
 from ..spaces import Candidate, Space
 from ..spaces.devices import Device, pipeline_costs
 from ..spaces.splits import Plan, plan_of
+from .devices import sensitivities
 
 if TYPE_CHECKING:
     from ..evaluators.task import Task
@@ -21,19 +22,28 @@ if TYPE_CHECKING:
 def measure_stages(ledger: Ledger, task: Task, space: Space) -> None:
     """Time the stages of the unchanged model and of the front, and keep ``detail["measured"]`` of each trial.
 
-    Scores stay as modelled, so that all trials compare. Trials that were measured before are left alone, and
-    so are all where a device's profile is of another machine. Nothing else may run meanwhile.
+    Also ``detail["sensitivity"]``, of :func:`sensitivities`. Scores stay as modelled, so that all trials
+    compare. What is known already is left alone; nothing is timed where a device's profile is of another
+    machine. Nothing else may run meanwhile.
     """
     from ..spaces.stages import CutError
 
     plan = plan_of(space.choices)
-    if plan is None or not all(_is_here(device) for device in plan.devices):
+    if plan is None:
         return
     settings = ledger.settings
     objectives = [Objective(**o) for o in settings["objectives"]]
     front = Front(ledger.trials(space), objectives, limits=settings["limits"])
-    wanted = {t.number: t for t in (front.baseline, *front) if t is not None and "measured" not in t.detail}
+    wanted = {t.number: t for t in (front.baseline, *front) if t is not None}
+    unknown = [t for _, t in sorted(wanted.items()) if "sensitivity" not in t.detail]
+    for trial, changes in zip(unknown, sensitivities(space, [t.candidate for t in unknown]), strict=True):
+        if changes:
+            ledger.measure(trial.number, {}, {"sensitivity": changes})
+    if not all(_is_here(device) for device in plan.devices):
+        return
     for number, trial in sorted(wanted.items()):
+        if "measured" in trial.detail:
+            continue
         try:
             found = staged_times(task, space, trial.candidate)
         except CutError as error:

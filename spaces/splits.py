@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -37,6 +37,31 @@ class Plan:
     @property
     def segments(self) -> int:
         return len(self.places) + 1
+
+    def to_json(self) -> dict[str, Any]:
+        """What :meth:`decode` needs to know, with the names of the devices."""
+        return {
+            "places": list(self.places),
+            "encoding": self.encoding,
+            "placement": self.placement,
+            "parts": self.parts,
+            "devices": [d.name for d in self.devices],
+            "forced": list(self.forced),
+        }
+
+    @classmethod
+    def from_json(cls, made: dict[str, Any]) -> Plan:
+        """A plan of devices that have names alone: what it costs is not known."""
+        return cls(
+            **made
+            | {
+                "places": tuple(made["places"]),
+                "devices": tuple(map(Device, made["devices"])),
+                "forced": tuple(made["forced"]),
+                "indices": (),
+                "links": (),
+            }
+        )
 
     def decode(self, choices: Sequence[Choice], indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Boundaries and devices of candidates given as option indices [n, choices].

@@ -13,6 +13,7 @@ from netcarve.spaces.devices import (
     Device,
     Link,
     Profile,
+    devices_json,
     devices_of,
     links_of,
     parse_device,
@@ -234,7 +235,7 @@ def test_links_are_read(text, want):
         ("my edge=1x", "needs a name"),
         ("edge=0x", "above 0"),
         ("edge=1.2.3x", "netcarve profile"),
-        ("edge=-1x", "netcarve profile"),
+        ("edge=-1x", "above 0"),
         ("edge=nowhere.json", "netcarve profile"),
         ("edge=1x,memory=64", "kb, mb, gb"),
         ("edge=1x,memory=64tb", "kb, mb, gb"),
@@ -295,6 +296,25 @@ def test_links_and_devices_must_fit():
         Device("edge", "0.5x").known_profile()
 
 
+def test_a_profile_that_devices_share_is_written_once():
+    own = Profile({"relu": np.ones((1, 3))}, machine="board")
+    devices = (
+        Device("edge", "0.2x").on(PROFILE),
+        Device("board", own),
+        Device("server").on(PROFILE),
+        Device("twin", Profile.from_json(own.to_json()), speed=2.0),
+    )
+    written = json.loads(json.dumps(devices_json(devices)))
+    assert [type(d["profile"]) for d in written] == [dict, dict, str, str]
+    again = devices_of(written)
+    assert [d.to_json() for d in again] == [d.to_json() for d in devices]
+    assert again[2].profile is again[0].profile
+    with pytest.raises(ValueError, match="'edge' has the profile of 'cloud', which is no device before it"):
+        devices_of([{"name": "edge", "profile": "cloud"}])
+    with pytest.raises(ValueError, match="before it"):
+        devices_of([{"name": "edge", "profile": __file__}])  # no file is read for what a run says
+
+
 def test_a_factor_is_of_the_profile_of_this_machine():
     edge = Device("edge", "0.25x", power_w=3.0)
     assert edge.profile is None
@@ -317,6 +337,7 @@ def test_a_platform_file_is_read_and_refused(tmp_path):
     assert devices[0].known_profile().to_json() == PROFILE.to_json()
     assert (devices[0].memory_limit_mb, devices[1].speed, devices[2].speed) == (8, 0.5, 2)
     assert [k.energy_mj_per_mb for k in links] == [0, 40]
+    two = '[[device]]\nname = "a"\n[[device]]\nname = "b"\n'
     for text, says in (
         ('[[device]]\nname = "a"\nwatts = 3', "no 'watts'"),
         ("[[device]]\nspeed = 3", "needs a name"),
@@ -324,6 +345,16 @@ def test_a_platform_file_is_read_and_refused(tmp_path):
         ('[device]\nname = "a"', "two brackets"),
         ('[[devices]]\nname = "a"', "'devices'"),
         ("[[device", "no TOML"),
+        ('[[device]]\nname = "a"\nspeed = "fast"', "speed must be a number, got 'fast'"),
+        ('[[device]]\nname = "a"\nspeed = true', "speed must be a number"),
+        ('[[device]]\nname = "a"\nprofile = true', "must be a number, got True"),
+        ('[[device]]\nname = "a"\nmemory_mb = "64mb"', "memory limit in MB must be a number"),
+        ('[[device]]\nname = "a"\npower_w = "5w"', "power in W must be a number"),
+        ('[[device]]\nname = "a"\nprofile = "-1x"', "speed must be above 0"),
+        (f'{two}[[link]]\nbandwidth_mbps = "20mbps"', "bandwidth in mbps must be a number"),
+        (f"{two}[[link]]\nbandwidth_mbps = 0", "bandwidth above 0"),
+        (f'{two}[[link]]\nbandwidth_mbps = 20\nlatency_ms = "5"', "latency must be a number"),
+        (f'{two}[[link]]\nbandwidth_mbps = 20\nbetween = "ab"', "two different devices"),
         ("", "at least one"),
     ):
         file.write_text(text)

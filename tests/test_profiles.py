@@ -14,6 +14,7 @@ from netcarve.evaluators.clocked import Clocked, calls_of
 from netcarve.evaluators.errors import TaskError
 from netcarve.evaluators.profiling import measure_profile, shared_names, with_profiles
 from netcarve.evaluators.stage_timing import stage_jobs, taking_turns
+from netcarve.results.report.document import report_document
 from netcarve.search import sweep
 from netcarve.search.devices import as_stored, memory_limits, stored_platform
 from netcarve.search.staged_front import staged_times
@@ -178,6 +179,24 @@ def test_calls_have_names_and_work_that_can_be_counted_by_hand(small):
     assert calls["reshape"].moved == 0  # a view
 
 
+class Odd(nn.Module):
+    """A transposed weight, and rows that the data choose."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, x):
+        y = x @ self.weight.t()
+        return torch.tanh(y), torch.sigmoid(y[y[:, 0].nonzero()[:, 0]])
+
+
+def test_what_is_made_of_weights_alone_moves_whole_and_data_decided_rows_count_once():
+    calls = {c.operator: c for c in calls_of(functionalise(capture(Odd(), torch.randn(3, 4))))}
+    assert calls["matmul 1"].moved == 4 * (4 + 5 * 4 + 5)
+    assert calls["sigmoid"].moved == pytest.approx(2 * 4 * 5 / 3)
+
+
 def test_the_clocked_network_gives_a_time_to_every_call_and_computes_the_same(small):
     network = functionalise(capture(small_net(), small.task.example))
     clocked = Clocked(network)
@@ -274,6 +293,8 @@ def split_space(small):
 
 def test_a_run_on_devices_keeps_them_its_costs_and_measured_stages(small, split_space, tmp_path):
     done = sweep(small.task, split_space, "random", trials=8, workers=0, out=tmp_path / "r")
+    options = {"devices": RELATIVE, "links": [Link(50, 0.1)], "ratios": 3}
+    asked = small.blueprint.space("prune", "splits", sensitivity=True, **options)
     assert [o.name for o in done.objectives] == ["accuracy", "latency_ms"]
     assert done.settings["modelled"] == ["latency_ms", "throughput_per_s", "energy_mj"]
     assert [d.to_json() for d in done.devices] == [d.to_json() for d in RELATIVE]
@@ -285,6 +306,14 @@ def test_a_run_on_devices_keeps_them_its_costs_and_measured_stages(small, split_
         found = trial.detail["measured"]
         assert len(found["stages"]) == trial.scores["stages"] == len(found["stage_ms"])
         assert found["latency_ms"] >= sum(found["stage_ms"]) > 0
+        changes = asked.cost_arrays([trial.candidate])
+        assert trial.detail["sensitivity"] == {
+            name: pytest.approx(changes[name][0]) for name in ("latency_change", "throughput_change")
+        }
+    stages = report_document([done])["runs"][0]["stages"]
+    for trial, way in zip(done.trials, stages["taken"], strict=True):
+        built = small.blueprint.stages(split_space.from_values(trial.candidate.values))
+        assert [list(pair) for pair in stages["ways"][way]] == [[p.stage.name, p.device] for p in built]
     whole = sweep(
         small.task, small.blueprint.space(ratios=2), "random", trials=2, workers=0, out=tmp_path / "q"
     )
@@ -293,6 +322,7 @@ def test_a_run_on_devices_keeps_them_its_costs_and_measured_stages(small, split_
     text = netcarve.load(tmp_path / "r").show(0)
     assert "latency_ms (modelled)" in text
     assert "measured alone here" in text
+    assert "10 to 50 % other" in text
 
 
 def test_measured_stages_make_the_same_pipeline_as_by_hand(small, split_space):
@@ -312,6 +342,7 @@ def test_devices_of_another_machine_are_not_timed_here(small, tmp_path):
     space = small.blueprint.space("splits", devices=DEVICES, links=[Link(50)])
     done = sweep(small.task, space, "random", ["latency", "traffic"], trials=3, workers=0, out=tmp_path / "r")
     assert all("measured" not in t.detail for t in done.trials)
+    assert all("sensitivity" in t.detail for t in done.front)
 
 
 def test_memory_limits_of_devices_are_limits_of_the_run(small, tmp_path):

@@ -46,6 +46,7 @@ def test_no_room_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(run_settings.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(LedgerError, match=r"no room on disk .* 1.0 MB free, 16 MB needed"):
         run(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_that_cannot_be_made(tmp_path):

@@ -2,13 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from netcarve.results.objective import Objective
 from netcarve.search.greedy.merge import GreedyMerge
 from netcarve.search.greedy.split import GreedySplit
 from netcarve.search.registry import searcher
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_space
-from netcarve.spaces import Choice, Space
+from netcarve.spaces import Candidate, Choice, Space
 
 
 class TestGreedyMerge(SearcherConformance):
@@ -94,3 +95,32 @@ def test_partitions_need_cuts():
         ValueError, match=r"GreedySplit searches partitions and needs choices named 'cut:...'"
     ):
         searcher("greedy-split", toy_space(), OBJECTIVES)
+
+
+class Modelled:
+    """A model side whose costs are the partition's own figures."""
+
+    def __init__(self, weights):
+        self.scores = partition_scores(weights)
+
+    def cost_arrays(self, choices, indices):
+        found = [self.scores(Candidate(tuple(row), choices)) for row in indices.tolist()]
+        return {
+            "heaviest": np.array([f["heaviest"] for f in found]),
+            "stages": np.array([f["traffic"] + 1 for f in found]),
+        }
+
+
+def test_merging_towards_a_limit_follows_the_costs_and_scores_nothing_that_breaks_it():
+    model = Modelled([1, 1, 6, 6, 1, 1])
+    space = Space(cut_space(5).choices, model=model)
+    trials = drive(searcher("greedy-merge", space, PARTS, limits=["stages<=3"]), 50, scores=model.scores)
+    # Without the cuts 0 and 4, which cost nothing, three are left.
+    assert [t.candidate.indices for t in trials] == [
+        (0, 0, 1, 1, 0),
+        (0, 1, 0, 1, 0),
+        (0, 1, 1, 0, 0),
+        (0, 0, 0, 1, 0),
+        (0, 0, 1, 0, 0),
+        (0, 0, 0, 0, 0),
+    ]

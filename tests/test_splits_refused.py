@@ -36,7 +36,7 @@ def blueprint():
         ({"parts": 1}, "at least 2 parts, got parts=1"),
         ({"places": 0}, "at least 1 place"),
         ({"forced": "a"}, "a list of module names"),
-        ({"devices": []}, "runs nothing"),
+        ({"devices": []}, "at least one device"),
         ({"devices": [Device("a"), Device("a")]}, "two devices are called 'a'"),
         ({"devices": [Device("a"), Device("b"), Device("c")], "links": [Link(), Link(), Link()]}, "3 links"),
     ],

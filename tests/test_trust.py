@@ -150,6 +150,45 @@ def test_a_run_that_never_began(home):
         load(made.path)
 
 
+def rewritten(path: Path, sql: str, *values) -> None:
+    with sqlite3.connect(path / "ledger.sqlite") as db:
+        db.execute(sql, values)
+    db.close()
+
+
+@pytest.mark.parametrize("score", ["1" + "0" * 400, "-1e999", "NaN", '"x"', "null", "[]"])
+def test_scores_that_are_no_numbers_are_refused_in_words(home, score):
+    path = run(home / "r").path
+    text = f'{{"accuracy": 1.0, "macs": {score}}}'
+    kept = load(path).trials[1]
+    crc = checksum("outcomes", 1, text, None, kept.seconds, kept.worker)
+    rewritten(path, "UPDATE outcomes SET scores = ?, crc = ? WHERE number = 1", text, crc)
+    with pytest.raises(LedgerError, match="scores that are not finite numbers"):
+        load(path)
+
+
+@pytest.mark.parametrize("detail", ['{"exits": 5}', '{"measured": {"stages": 3}}', '{"measured": [1]}', "5"])
+def test_details_that_make_no_sense_are_left_out_or_refused(home, detail):
+    path = run(home / "r").path
+    row = (1, "{}", detail)
+    rewritten(path, "INSERT INTO measurements (number, scores, detail, crc) VALUES (?, ?, ?, ?)",
+              *row, checksum("measurements", *row))  # fmt: skip
+    if detail == "5":
+        with pytest.raises(LedgerError, match="a detail that is no object"):
+            load(path)
+    else:
+        assert "choice" in load(path).show(1)
+
+
+@pytest.mark.parametrize("note", ["status", "seconds"])
+@pytest.mark.parametrize("value", ["5", "[1]", '"x"', "{}", "-1", "1" + "0" * 400])
+def test_notes_that_make_no_sense_break_no_list(home, capsys, note, value):
+    path = run(home / "r").path
+    rewritten(path, "INSERT OR REPLACE INTO info VALUES (?, ?)", note, value)
+    assert netcarve(["list", str(home)]) == 0 and "grid" in capsys.readouterr().out
+    assert netcarve(["list", str(home), "--json"]) == 0
+
+
 def test_names_with_markup_are_text_on_the_page(home):
     """Also tested in a browser; here: no tag of theirs is in the page."""
     mark = "<script>alert(1)</script><img src=x onerror=alert(2)>"

@@ -177,7 +177,8 @@ class TestVerdict:
     @pytest.mark.parametrize(
         ("changes", "reason"),
         [
-            ({"schema": 99}, "schema is not"),
+            ({"schema": 99}, "its schema is 99, this one reads 2; upgrade with: pip install"),
+            ({"schema": 1}, "its schema is 1, this one reads 2; export again"),
             ({"files": {"../../../etc/passwd": {"bytes": 1, "sha256": "0"}}}, "not the name of a file"),
             ({"files": {}}, "no hash of"),
             ({"samples": float("nan")}, "NaN is no JSON number"),
@@ -187,7 +188,7 @@ class TestVerdict:
     )
     def test_crafted_receipts(self, copy, changes, reason):
         rewrite(copy, **changes)
-        with pytest.raises(ValueError, match=f"not a folder that this version .*{reason}"):
+        with pytest.raises(ValueError, match=f"receipt.json cannot be read by this netcarve: .*{reason}"):
             recheck(copy)
 
     def test_from_the_command_line(self, home, copy, tmp_path, capsys):
@@ -200,7 +201,7 @@ class TestVerdict:
         assert "weights.safetensors: missing" in out
         assert "This is not what was exported" in out
         assert command(["verify", str(tmp_path)]) == 2
-        assert "is not a folder that this version of netcarve exported" in capsys.readouterr().err
+        assert "is not an export (there is no receipt.json in it)" in capsys.readouterr().err
 
 
 def test_without_samples(home, tmp_path):

@@ -87,11 +87,18 @@ class Receipt:
             ValueError: the folder has no receipt, or one of another version, or one that is damaged.
         """
         directory = Path(directory)
+        if not (directory / RECEIPT).is_file():
+            raise ValueError(
+                f"{directory} is not an export (there is no {RECEIPT} in it); give a folder that netcarve "
+                "export has made"
+            )
         try:
             text = (directory / RECEIPT).read_text(encoding="utf-8")
             data = json.loads(text, parse_constant=_no_number)
-            if data.pop("schema") != SCHEMA:
-                raise ValueError(f"schema is not {SCHEMA}")
+            if (schema := data.pop("schema")) != SCHEMA:
+                newer = isinstance(schema, int) and schema > SCHEMA
+                cure = "upgrade with: pip install --upgrade netcarve" if newer else "export again"
+                raise ValueError(f"its schema is {schema!r:.20}, this one reads {SCHEMA}; {cure}")
             data["files"] = {_plain(name): FileRecord(**record) for name, record in data["files"].items()}
             data["formats"] = {
                 str(name): FormatRecord(**{**record, "files": tuple(map(_plain, record["files"]))})
@@ -108,10 +115,8 @@ class Receipt:
                 directory=directory, **{f.name: data[f.name] for f in fields(cls) if f.name != "directory"}
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"{directory} is not a folder that this version of netcarve exported "
-                f"({type(error).__name__}: {error})"
-            ) from error
+            what = error if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+            raise ValueError(f"{directory / RECEIPT} cannot be read by this netcarve: {what}") from error
 
     def changed(self) -> list[str]:
         """Names of the files that are missing or no longer those that were checked."""

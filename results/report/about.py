@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...spaces.devices import devices_of, links_of, platform_text
 from ..significance import Figure
 from ..table import metric_text
 from ..trial import Trial
 from .reported import Reported
+
+PLATFORM = ("devices", "links")  # options of a space with a line of their own
 
 
 def about(run: Reported) -> list[list[str]]:
@@ -24,6 +27,7 @@ def about(run: Reported) -> list[list[str]]:
         ("Objectives", ", ".join(f"{o.name} ({goals[o.goal]})" for o in run.objectives)),
         ("Limits", ", ".join(m.text for m in run.limits) or "none"),
         ("Space", _space(settings.get("space"))),
+        ("Devices", _platform(settings.get("space"))),
         ("Candidates", _size(trials[0].candidate.choices)),
         ("Trials", f"{len(trials)}, {failed} failed, {len(run.front)} on the front"),
         ("Time", _time(run)),
@@ -56,11 +60,21 @@ def _space(recipe: Any) -> str:
     if not isinstance(recipe, Mapping):
         return "made by hand"
     kinds = ", ".join(map(str, recipe.get("kinds") or ())) or "made by hand"
-    options = recipe.get("options") or {}
-    shown = (
-        ", ".join(f"{key} {value}" for key, value in options.items()) if isinstance(options, Mapping) else ""
+    options = recipe.get("options")
+    given = options.items() if isinstance(options, Mapping) else ()
+    shown = ", ".join(
+        f"{key} {value}" for key, value in given if key not in PLATFORM and value not in (None, [])
     )
     return f"{kinds} ({shown})" if shown else kinds
+
+
+def _platform(recipe: Any) -> str:
+    """What its networks were split over."""
+    try:
+        devices = devices_of(recipe["options"]["devices"])
+        return platform_text(devices, links_of(recipe["options"]["links"], devices))
+    except (KeyError, TypeError, ValueError):
+        return ""  # none, or what makes no sense
 
 
 def _size(choices: Sequence[Any]) -> str:

@@ -14,13 +14,14 @@ from ...spaces import Choice
 from ..comparison import common_objectives, common_reference
 from ..explaining.sensitivity import importance
 from ..front import Front
-from ..objective import METRICS, Objective
+from ..objective import Objective, known_metric
 from ..table import COUNTS, HEADINGS, PERCENT
 from ..trial import Trial
 from .about import about
 from .convergence import clock_of, convergence, volume
 from .reported import Reported
 from .rivals import rivals
+from .stages import stages
 
 TEXT_BUDGET = 400_000  # characters of tracebacks in one report; beyond it their last lines alone
 LONGEST = 6_000  # characters of one traceback: its end, where the reason is
@@ -102,6 +103,7 @@ def _run(
             for c in choices
         ],
         "layers": _layers(run.settings, choices),
+        "stages": stages(run.settings, trials),
         "taken": [[t.candidate.indices[c] for t in trials] for c in range(len(choices))],
         "numbers": [t.number for t in trials],
         "scores": {m: [finite(t.scores.get(m)) for t in trials] for m in metrics},
@@ -177,19 +179,26 @@ def _metrics(runs: Sequence[Reported]) -> list[dict[str, str]]:
     seen = [m for run in runs for t in run.trials for m in t.scores]
     described = []
     for name in dict.fromkeys([*asked, *seen]):
-        goal, unit = METRICS.get(name, ("", ""))
+        goal, unit = known_metric(name)
         objective = asked.get(name)
         described.append(
             {
                 "name": name,
-                "label": HEADINGS.get(name, name),
+                "label": _label(name),
                 "goal": objective.goal if objective else goal,
                 "unit": "" if name in COUNTS or name == "loss" else objective.unit if objective else unit,
                 "kind": "percent" if name in PERCENT else "count" if name in COUNTS else "number",
-                "digits": "3" if name in METRICS else "4",
+                "digits": "3" if goal else "4",
             }
         )
     return described
+
+
+def _label(name: str) -> str:
+    """``"memory of edge"`` of ``"memory_mb:edge"``."""
+    metric, _, device = name.partition(":")
+    label = HEADINGS.get(metric)
+    return name if label is None else f"{label} of {device}" if device else label
 
 
 def _spread(trials: Sequence[Trial]) -> dict[str, list[list[float | None]]]:

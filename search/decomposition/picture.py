@@ -23,7 +23,7 @@ def picture_of(measured: Measured, asked: Setting) -> GraphPicture:
         (found for found in (_runs(network, stage_of, depth) for depth in depths) if len(found) <= MOST),
         _runs(network, stage_of, 0),
     )
-    scale = [measured.here_ms[k] / network.ms[a:b].sum() for k, (a, b) in enumerate(spans)]
+    scale = [measured.here_ms[k] / max(network.ms[a:b].sum(), 1e-9) for k, (a, b) in enumerate(spans)]
     boxes = tuple(
         Box(
             label or network.name,

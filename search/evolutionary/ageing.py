@@ -11,7 +11,7 @@ import numpy as np
 from ...results.objective import Objective
 from ...results.trial import Trial
 from ...spaces import Space
-from .evolution import Evolution, mutate
+from .evolution import Evolution
 from .ranking import best_first
 
 
@@ -58,4 +58,4 @@ class Ageing(Evolution):
         drawn = self.rng.integers(0, len(self._alive), (n, self.sample))
         parents = [row[np.argmin(self._place[row])] for row in drawn]
         indices = np.array([self._alive[i][0].candidate.indices for i in parents])
-        return mutate(self.rng, indices, self.space.counts)
+        return self.mutated(indices)

@@ -12,6 +12,7 @@ from ...results.objective import Objective
 from ...results.trial import Trial
 from ...spaces import Candidate, Space
 from ..base import Searcher
+from .boundaries import boundaries, jump
 
 MUTATED = 0.3  # share of the children of two parents that are mutated too (always: 1 % less hypervolume)
 ATTEMPTS = 16  # children bred in a row without one that is unseen, after which a random candidate is taken
@@ -57,6 +58,7 @@ class Evolution(Searcher):
                 f"population must be at least 4 and brood at least 1, got {population} and {self.brood}"
             )
         self._queue = deque(first_population(space, self.rng, population))
+        self._boundaries = boundaries(space)
         self._asked: set[Candidate] = set()
         self._told: set[Candidate] = set()
         self._answered = 0  # how many of the asked have been told
@@ -97,6 +99,12 @@ class Evolution(Searcher):
                 self._answered += trial.candidate in self._asked
                 loss, violation = self.loss(trial), self.violation(trial)
                 self.learn(trial, loss, violation if np.isfinite(loss).all() else np.inf)
+
+    def mutated(self, indices: np.ndarray, *, probability: float = 1.0) -> np.ndarray:
+        """Rows of option indices after :func:`mutate`, boundaries between stages after :func:`.jump` too."""
+        counts = self.space.counts
+        rows = mutate(self.rng, indices, counts, probability=probability)
+        return jump(self.rng, rows, self._boundaries, counts)
 
     def seen(self, candidate: Candidate) -> bool:
         """Asked for or told before."""

@@ -10,7 +10,7 @@ import numpy as np
 from ...results.objective import Objective
 from ...results.trial import Trial
 from ...spaces import Space
-from .evolution import MUTATED, Evolution, crossover, mutate
+from .evolution import MUTATED, Evolution, crossover
 from .ranking import best_first, chebyshev, scaled
 
 
@@ -54,4 +54,4 @@ class Genetic(Evolution):
             drawn = self.rng.integers(0, len(value), (2, self.sample))
             a, b = (row[np.lexsort((value[row], violations[row]))[0]] for row in drawn)
             children.append(crossover(self.rng, indices[a], indices[b]))
-        return mutate(self.rng, np.array(children), self.space.counts, probability=MUTATED)
+        return self.mutated(np.array(children), probability=MUTATED)

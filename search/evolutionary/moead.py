@@ -10,7 +10,7 @@ import numpy as np
 from ...results.objective import Objective
 from ...results.trial import Trial
 from ...spaces import Space
-from .evolution import MUTATED, Evolution, crossover, mutate
+from .evolution import MUTATED, Evolution, crossover
 from .ranking import chebyshev, scaled, simplex
 
 
@@ -88,4 +88,4 @@ class MOEAD(Evolution):
         pool = pool[self._filled[pool]]
         a, b = self.rng.choice(pool if len(pool) else everyone, 2)
         child = crossover(self.rng, self._indices[a], self._indices[b], probability=1.0)
-        return mutate(self.rng, child[None], self.space.counts, probability=MUTATED)[0]
+        return self.mutated(child[None], probability=MUTATED)[0]

@@ -11,7 +11,7 @@ from ...results.objective import Objective
 from ...results.trial import Trial
 from ...spaces import Candidate, Choice, Space
 from ..generator import Steps
-from ..memory import Remembering
+from ..memory import Remembering, Scored
 
 
 def is_cut(choice: Choice) -> bool:
@@ -24,8 +24,8 @@ class GreedyPartition(Remembering):
 
     Best is the least violation of the limits, then the first objective, then the second, and so on. The walk
     goes on to its end also when objectives get worse, so that the run holds the walk's partition for every
-    number of parts; the front picks. Choices that are no cuts stay as in the unchanged model. Greedy is not
-    optimal: a bad early flip is never taken back.
+    number of parts that limits allow; the front picks. Choices that are no cuts stay as in the unchanged
+    model. Greedy is not optimal: a bad early flip is never taken back.
 
     Args:
         cuts: which choices are cuts (:func:`is_cut`); their option False, else their first one, means that
@@ -61,7 +61,7 @@ class GreedyPartition(Remembering):
         first, last = ([self._option(d, present) for d in self.cuts] for present in self.ends())
         here = np.array(self.space.baseline.indices)
         here[self.cuts] = first
-        yield from self.score([self._candidate(here)])
+        yield from self._judged([self._candidate(here)])
         while True:
             flips = []
             for d, option in zip(self.cuts, last, strict=True):
@@ -71,8 +71,19 @@ class GreedyPartition(Remembering):
                     flips.append(flipped)
             if not flips:
                 return
-            trials = yield from self.score(map(self._candidate, flips))
+            trials = yield from self._judged([self._candidate(flip) for flip in flips])
             here = flips[min(range(len(flips)), key=lambda i: self._badness(trials[i]))]
+
+    def _judged(self, candidates: list[Candidate]) -> Scored:
+        """Their trials; what breaks a limit on analytic costs is not scored, these costs alone judge it."""
+        allowed = set(self.allowed(candidates))
+        scored = yield from self.score(c for c in candidates if c in allowed)
+        known = {trial.candidate: trial for trial in scored}
+        costs = self.space.cost_arrays(candidates)
+        return [
+            known[c] if c in known else Trial(-1, c, {name: float(of[i]) for name, of in costs.items()})
+            for i, c in enumerate(candidates)
+        ]
 
     def _badness(self, trial: Trial) -> tuple[float, ...]:
         return (self.violation(trial), *self.loss(trial).tolist())

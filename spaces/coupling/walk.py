@@ -277,6 +277,8 @@ class _Follower(fx.Interpreter):
 
 def operator_name(target: Any) -> tuple[str, bool]:
     """``("add", True)`` for ``aten.add_.Tensor``: bare name, and whether the first argument is changed."""
+    if isinstance(target, str):
+        return "", False  # of an input, which may have an operator's name, or of a parameter
     schema = getattr(target, "_schema", None)
     if schema is None:
         return getattr(target, "__name__", str(target)), False

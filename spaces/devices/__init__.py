@@ -4,7 +4,15 @@ from .device import Device
 from .link import Link, Routes, routes
 from .pipeline import pipeline_costs
 from .profile import Profile, ProfileError
-from .reading import devices_of, links_of, parse_device, parse_link, read_platform
+from .reading import (
+    devices_json,
+    devices_of,
+    links_of,
+    parse_device,
+    parse_link,
+    platform_text,
+    read_platform,
+)
 from .sensitivity import sensitivity
 
 __all__ = [
@@ -13,11 +21,13 @@ __all__ = [
     "Profile",
     "ProfileError",
     "Routes",
+    "devices_json",
     "devices_of",
     "links_of",
     "parse_device",
     "parse_link",
     "pipeline_costs",
+    "platform_text",
     "read_platform",
     "routes",
     "sensitivity",

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .number import number
 from .profile import Profile
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
-_FACTOR = re.compile(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*x?\s*")
+_FACTOR = re.compile(r"\s*(-?\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*x?\s*")
 
 
 @dataclass(frozen=True, init=False)
@@ -51,25 +52,29 @@ class Device:
         if isinstance(profile, str) and (factor := _FACTOR.fullmatch(profile)):
             profile = float(factor[1])
         known: Profile | None = None
-        if isinstance(profile, int | float):
-            speed *= profile
-        elif profile is not None:
-            known = profile if isinstance(profile, Profile) else Profile.load(profile)
+        speed = number(speed, f"device {name!r}: speed")
+        if profile is None or isinstance(profile, Profile):
+            known = profile
+        elif isinstance(profile, str | Path):
+            known = Profile.load(profile)
+        else:
+            speed *= number(profile, f"device {name!r}: a profile that is no file")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ValueError(
                 f"a device needs a name of letters, digits, '_', '.' and '-', such as 'edge', got {name!r}"
             )
         if not (math.isfinite(speed) and speed > 0):
             raise ValueError(f"device {name!r}: speed must be above 0, got {speed!r}")
+        memory_limit_mb = number(memory_limit_mb, f"device {name!r}: memory limit in MB")
         if not memory_limit_mb > 0:
             raise ValueError(f"device {name!r}: memory limit must be above 0 MB, got {memory_limit_mb!r}")
-        if power_w is not None and not (math.isfinite(power_w) and power_w >= 0):
+        if power_w is not None and not 0 <= number(power_w, f"device {name!r}: power in W") < math.inf:
             raise ValueError(f"device {name!r}: power must be 0 W or more, got {power_w!r}")
         for field, value in (
             ("name", name),
             ("profile", known),
-            ("speed", float(speed)),
-            ("memory_limit_mb", float(memory_limit_mb)),
+            ("speed", speed),
+            ("memory_limit_mb", memory_limit_mb),
             ("power_w", power_w),
             ("relative", relative or known is None),
         ):

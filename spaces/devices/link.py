@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .number import number
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
@@ -30,18 +32,19 @@ class Link:
     between: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
-        if not self.bandwidth_mbps > 0:
+        if not number(self.bandwidth_mbps, "a link's bandwidth in mbps") > 0:
             raise ValueError(
                 f"a link needs a bandwidth above 0 mbps, got {self.bandwidth_mbps!r}; devices that cannot "
                 "talk to each other cannot share a network"
             )
         for what, value in (("latency", self.latency_ms), ("energy", self.energy_mj_per_mb)):
-            if not (math.isfinite(value) and value >= 0):
+            if not 0 <= number(value, f"a link's {what}") < math.inf:
                 raise ValueError(f"a link's {what} must be a finite number, 0 or more, got {value!r}")
         if self.between is not None:
-            object.__setattr__(self, "between", tuple(self.between))
-            if len(self.between) != 2 or self.between[0] == self.between[1]:
-                raise ValueError(f"a link joins two different devices, got between={list(self.between)}")
+            ends = self.between
+            if not isinstance(ends, list | tuple) or len(ends) != 2 or ends[0] == ends[1]:
+                raise ValueError(f"a link joins two different devices, got between={ends!r}")
+            object.__setattr__(self, "between", tuple(ends))
 
     @property
     def ms_per_byte(self) -> float:
@@ -63,8 +66,6 @@ class Link:
         given = dict(made)
         if given.get("bandwidth_mbps") is None:
             given["bandwidth_mbps"] = math.inf
-        if "between" in given:
-            given["between"] = tuple(given["between"])
         return cls(**given)
 
 

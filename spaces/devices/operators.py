@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 
@@ -30,14 +31,15 @@ def operator_of(node: Any) -> str:
     return name
 
 
-def moved_bytes(node: Any, samples: int = 1) -> float:
+def moved_bytes(node: Any, samples: int = 1, constant: Container[Any] = ()) -> float:
     """Bytes of all tensors that a call reads and writes, weights included; activations for one sample.
 
     Args:
-        samples: that the graph's values are for; what depends on no input (``get_attr``) is not divided.
+        samples: that the graph's values are for; what depends on no input is not divided.
+        constant: nodes that depend on no input beside those that read parameters (``get_attr``).
     """
-    read = [(n, n.op == "get_attr") for n in node.all_input_nodes]
-    return sum(_bytes(n) / (1 if constant else samples) for n, constant in [*read, (node, False)])
+    values = [*node.all_input_nodes, node]
+    return sum(_bytes(n) / (1 if n.op == "get_attr" or n in constant else samples) for n in values)
 
 
 def _plain_name(target: Any) -> str:
@@ -66,9 +68,11 @@ def _numel(sizes: Any) -> Any:
 
 
 def _hint(size: Any) -> int:
-    """A size as a number; a symbolic one as its value on the example."""
+    """A size as a number; a symbolic one as its value on the example, 1 where the data decide it."""
     node = getattr(size, "node", None)
-    return int(node.hint) if node is not None else int(size)
+    if node is None:
+        return int(size)
+    return 1 if node.hint is None else int(node.hint)
 
 
 def _by(sizes: Any) -> str:

@@ -16,7 +16,7 @@ _BANDWIDTH = {"kbps": 1e-3, "mbps": 1.0, "gbps": 1e3}
 _TIME = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 _SIZE = {"kb": 1e-3, "mb": 1.0, "gb": 1e3}  # to 10^6 bytes
 _POWER = {"mw": 1e-3, "w": 1.0}
-_DEVICE_KEYS = {"name", "profile", "speed", "memory_mb", "memory_limit_mb", "power_w"}
+_DEVICE_KEYS = {"name", "profile", "speed", "memory_mb", "power_w"}
 _LINK_KEYS = {"bandwidth_mbps", "latency_ms", "energy_mj_per_mb", "between"}
 
 
@@ -89,15 +89,26 @@ def devices_of(given: Iterable[Device | str | Mapping[str, Any]]) -> tuple[Devic
     """
     if isinstance(given, str | Device | Mapping):
         raise ValueError(f"give a list of devices, got {given!r}")
-    made = tuple(
-        d if isinstance(d, Device) else parse_device(d) if isinstance(d, str) else Device.from_json(dict(d))
-        for d in given
-    )
+    made: list[Device] = []
+    for d in given:
+        if isinstance(d, Mapping):
+            d = _from_json(d, made)
+        made.append(parse_device(d) if isinstance(d, str) else d)
     if not made:
         raise ValueError("a decomposition needs at least one device, got none")
     names = [device.name for device in made]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"two devices are called {twice[0]!r}; give every device a name of its own")
+    return tuple(made)
+
+
+def devices_json(devices: Sequence[Device]) -> list[dict[str, Any]]:
+    """Plain data for :func:`devices_of`; for a profile that an earlier device has too, that one's name."""
+    made: list[dict[str, Any]] = []
+    for device in devices:
+        one = device.to_json()
+        same = [d["name"] for d in made if "profile" in one and d.get("profile") == one["profile"]]
+        made.append({**one, "profile": same[0]} if same else one)
     return made
 
 
@@ -116,6 +127,32 @@ def links_of(
     )
     routes([device.name for device in devices], made)
     return made
+
+
+def platform_text(devices: Sequence[Device], links: Sequence[Link]) -> str:
+    """``"edge (0.2x this machine), server (1x this machine) over 20 mbps, 5 ms"``."""
+    shown = ", ".join(f"{d.name} ({_speed(d)})" for d in devices)
+    ways = " and ".join(f"{k.bandwidth_mbps:g} mbps, {k.latency_ms:g} ms" for k in dict.fromkeys(links))
+    return f"{shown} over {ways}" if links else shown
+
+
+def _speed(device: Device) -> str:
+    if device.relative:
+        return f"{device.speed:g}x this machine"
+    own = device.profile.machine if device.profile is not None and device.profile.machine else "profile"
+    return own if device.speed == 1 else f"{device.speed:g}x {own}"
+
+
+def _from_json(made: Mapping[str, Any], before: Sequence[Device]) -> Device:
+    of = made.get("profile")
+    if not isinstance(of, str):
+        return Device.from_json(dict(made))
+    known = next((d.profile for d in before if d.name == of), None)
+    if known is None:
+        raise ValueError(
+            f"device {made.get('name')!r} has the profile of {of!r}, which is no device before it that has one"
+        )
+    return Device(**{**made, "profile": known})
 
 
 def _tables(tables: dict[str, Any], key: str, path: Path) -> list[dict[str, Any]]:

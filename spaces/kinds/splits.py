@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from ..choice import Choice
-from ..devices import Device, Link, routes
+from ..devices import Device, Link, devices_json, devices_of, links_of
 from ..splits import END, START, Encoding, Placement, Plan, splitting_choices
 from ..stages import Cut, CutError, after_modules, outside_modules
 from .base import Kind, Making
@@ -41,9 +41,9 @@ class Splitting(Kind):
     places: int = 16  # offered at most
     forced: Sequence[str] = ()  # modules after which a stage begins in every candidate
     forbidden: Sequence[str] = ()  # modules that stay whole
-    devices: Sequence[Any] | None = None  # Device, or what its to_json gave; by default as many as parts
+    devices: Sequence[Any] | None = None  # see devices_of; by default as many as parts
     sensitivity: bool = False  # costs with latency_change and throughput_change; 4 times slower
-    links: Any = None  # Link, or several (see routes), or what to_json gave; by default without limit
+    links: Any = None  # see links_of; by default one without limit
 
     done: ClassVar[str] = "split"
 
@@ -65,20 +65,13 @@ class Splitting(Kind):
         for option in ("forced", "forbidden"):
             if isinstance(getattr(self, option), str):
                 raise ValueError(f"{option} is a list of module names, got {getattr(self, option)!r}")
-        given = [d if isinstance(d, Device) else Device.from_json(d) for d in self.devices or ()]
-        if self.devices is not None and not given:
-            raise ValueError("devices=[] runs nothing; give at least one, or leave it out")
-        names = [d.name for d in given]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"two devices are called {twice[0]!r}; name each differently")
-        count = max(2, self.parts or 0)
-        devices = given or [Device(f"device{i + 1}") for i in range(count)]
-        links = [Link()] if self.links is None else self.links
-        links = links if isinstance(links, (list, tuple)) else [links]
-        links = [k if isinstance(k, Link) else Link.from_json(k) for k in links]
-        routes([d.name for d in devices], links)
-        object.__setattr__(self, "devices", tuple(devices))
-        object.__setattr__(self, "links", tuple(links))
+        unnamed = [Device(f"device{i + 1}") for i in range(max(2, self.parts or 0))]
+        devices = devices_of(unnamed if self.devices is None else self.devices)
+        object.__setattr__(self, "devices", devices)
+        object.__setattr__(self, "links", links_of(Link() if self.links is None else self.links, devices))
+
+    def recorded(self) -> dict[str, Any]:
+        return {**super().recorded(), "devices": devices_json(self.devices or ())}
 
     def choices(self, blueprint: Blueprint, making: Making) -> list[Choice]:
         if others := [kind for kind in making.kinds if kind not in TOGETHER]:

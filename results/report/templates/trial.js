@@ -9,7 +9,7 @@ function drawTrial() {
   const about = rowNotes(row);
   const of = runs.length > 1 ? run(row).name : "";
   replace($("trial-heading"), label(row), " ", h("small", null, [of, about].filter(Boolean).join(" · ")));
-  replace($("trial"), trialScores(row), trialWidths(row), trialChoices(row), trialLog(row), trialExport(row));
+  replace($("trial"), trialScores(row), trialStages(row), trialWidths(row), trialChoices(row), trialLog(row), trialExport(row));
   const along = frontOrder();
   const at = along.indexOf(row);
   $("previous").disabled = along.length < 2 || at === 0;
@@ -52,10 +52,28 @@ function spreadText(row, name) {
   return h("small", { title: "quartiles of the measurement" }, `${low} to ${high}`);
 }
 
-// Everything else that was decided: dropped blocks, operators, cuts, devices, bits.
+// Where the network was cut, and what runs each stage.
+function trialStages(row) {
+  const found = run(row).stages;
+  if (!found) return null;
+  const way = found.ways[found.taken[placeOf[row]]], key = String(number(row));
+  const times = found.ms[key], changes = found.changes[key];
+  const measured = times && times.length === way.length;
+  const percent = (share) => `${Math.round(100 * share)} %`;
+  return h("div", null, h("h3", null, way.length === 1 ? "In one piece" : `In ${way.length} stages`),
+    h("table", { class: "figures stages" },
+      h("thead", null, h("tr", null, wordsHead("Stage"), wordsHead("Device"), measured ? th("Measured alone") : null)),
+      h("tbody", null, way.map(([stage, device], k) => h("tr", null,
+        h("td", { class: "words", title: stage }, tail(stage, 34)), h("td", { class: "words" }, device),
+        measured ? td(`${plain(times[k], 3)} ms`) : null)))),
+    changes ? note(`If one speed, bandwidth or delay is 10 to 50 % other, latency rises by ${percent(changes[0])} and `
+      + `throughput falls by ${percent(changes[1])} at worst (modelled).`) : null);
+}
+
+// Everything else that was decided: dropped blocks, operators, bits; cuts and devices of a record that makes no sense.
 function trialChoices(row) {
-  const of = run(row);
-  const others = of.choices.flatMap((choice, c) => (choice.kept ? [] : [[choice, of.taken[c][placeOf[row]]]]));
+  const of = run(row), told = new Set(of.stages ? of.stages.choices : []);
+  const others = of.choices.flatMap((choice, c) => (choice.kept || told.has(choice.name) ? [] : [[choice, of.taken[c][placeOf[row]]]]));
   if (!others.length) return null;
   const changed = others.filter(([, index]) => index > 0);
   const same = others.length - changed.length;
