@@ -64,7 +64,9 @@ def _text(error: Exception) -> str:
 
 
 def _complain(text: str, *, code: int, hint: str = "") -> int:
-    print(f"error: {text.strip()}" + (f" (see {hint})" if hint else ""), file=sys.stderr)
+    from .results.table import printable
+
+    print(f"error: {printable(text.strip())}" + (f" (see {hint})" if hint else ""), file=sys.stderr)
     return code
 
 

@@ -6,6 +6,7 @@ progress and errors to stderr; ``__main__`` turns errors into exit codes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -25,7 +26,7 @@ from .commands.show import show
 from .commands.sweep import sweep
 from .commands.verify import verify
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "sweep": sweep,
     "inspect": inspect,
     "partition": partition,

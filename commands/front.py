@@ -27,7 +27,7 @@ def front(
 ) -> None:
     """Show the Pareto front of a run."""
     from ..results.document import front_document
-    from ..results.table import render_front
+    from ..results.table import printable, render_front
     from ..search import load
 
     if plot is not None and plot.suffix.lower() not in PICTURES:
@@ -56,4 +56,4 @@ def front(
     else:
         print(f"The front of {run} is empty: none of {len(loaded.trials)} trials succeeded within the limits")
         for reason in sorted({t.reason for t in loaded.trials if t.failed}):
-            print(f"  failed: {reason}")
+            print(printable(f"  failed: {reason}"))

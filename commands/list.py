@@ -19,6 +19,7 @@ def list_runs(
     as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder."""
+    from ..results.table import printable
     from ..search.listing import runs_in
 
     runs = runs_in(folder)
@@ -49,4 +50,4 @@ def list_runs(
         print_table("", headings, rows)
     for r in runs:
         if r.error:
-            typer.echo(f"{r.path}: {r.error}", err=True)
+            typer.echo(printable(f"{r.path}: {r.error}"), err=True)

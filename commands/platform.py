@@ -37,6 +37,12 @@ PlacementName = Annotated[
 Parts = Annotated[
     int | None, typer.Option(metavar="N", min=2, help="stages at most [default: as many as devices]")
 ]
+Forced = Annotated[
+    list[str] | None, typer.Option("--force", metavar="MODULE", help="a stage ends after it; repeat")
+]
+Forbidden = Annotated[
+    list[str] | None, typer.Option("--forbid", metavar="MODULE", help="it is never cut inside; repeat")
+]
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Platform:
     links: tuple[Link, ...] = ()
     placement: str | None = None
     parts: int | None = None
+    forced: tuple[str, ...] = ()  # modules after which a stage ends
+    forbidden: tuple[str, ...] = ()  # modules that stay whole
 
     def options(
         self,
@@ -76,6 +84,7 @@ class Platform:
             options["placement"] = self.placement
         if self.parts is not None:
             options["parts"] = self.parts
+        options |= {k: v for k in ("forced", "forbidden") if (v := getattr(self, k))}
         if {"latency_change", "throughput_change"} & set(wanted):
             options["sensitivity"] = True
         if searcher in ONE_BY_ONE:
@@ -90,6 +99,9 @@ def platform_of(
     file: Path | None,
     placement: str | None,
     parts: int | None,
+    force: Sequence[str] | None,
+    forbid: Sequence[str] | None,
+    searcher: str = "auto",
 ) -> Platform:
     """What the options mean, checked before any work.
 
@@ -105,6 +117,8 @@ def platform_of(
         "--devices": file,
         "--placement": placement,
         "--parts": parts,
+        "--force": force,
+        "--forbid": forbid,
     }
     named = [name for name, value in given.items() if value]
     if named and "splits" not in kinds:
@@ -114,13 +128,17 @@ def platform_of(
         )
     if placement is not None and placement not in PLACEMENTS:
         raise typer.BadParameter(f"--placement is {' or '.join(PLACEMENTS)}, got {placement!r}")
+    if searcher in ONE_BY_ONE and (placement or parts):
+        raise typer.BadParameter(
+            f"{searcher} puts any number of stages on the devices in turn; leave out "
+            f"{'--placement' if placement else '--parts'}, and give --limit 'stages<=3', say"
+        )
     if file is not None and (device or link):
         raise typer.BadParameter("give --devices FILE, or --device and --link, not both")
     if link and not device:
         raise typer.BadParameter("--link needs devices that it joins: --device edge=0.2x --device server=1x")
-    if file is not None:
-        return Platform(*read_platform(file), placement, parts)
-    if not device:
-        return Platform(placement=placement, parts=parts)
-    devices = devices_of(device)
-    return Platform(devices, links_of(link or (), devices), placement, parts)
+    devices, links = read_platform(file) if file is not None else ((), ())
+    if device:
+        devices = devices_of(device)
+        links = links_of(link or (), devices)
+    return Platform(devices, links, placement, parts, tuple(force or ()), tuple(forbid or ()))

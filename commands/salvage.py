@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -19,24 +20,25 @@ def salvage(
 ) -> None:
     """Save what is intact in a damaged run to a new one."""
     from ..results.salvage import salvage as save
-    from ..search.settings import LEDGER, ledger_path
+    from ..search.settings import LEDGER, discard, ledger_path
 
     ledger = ledger_path(run)
     folder = out or ledger.parent.with_name(f"{ledger.parent.resolve().name}-salvaged")
-    new = not folder.exists()
+    new = not (folder / LEDGER).exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         done = save(ledger, folder / LEDGER)
     except BaseException:
         if new:
-            folder.rmdir()
+            discard(folder / LEDGER)
         raise
     print(f"Saved {done.outcomes} trials of {done.proposals} candidates to {folder}")
     if done.lost:
         print(f"Lost: {_ranges(done.lost)}")
     if done.unscored:
         print(f"Without an outcome, lost or never scored: {_ranges(done.unscored)}")
-    print(f"Look: {program()} front {folder}; go on: the command of the run with --resume --out {folder}")
+    typed = quote(str(folder))
+    print(f"Look: {program()} front {typed}; go on: the command of the run with --resume --out {typed}")
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:

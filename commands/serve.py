@@ -50,6 +50,12 @@ def serve(
     """Run the stages of one trial as processes and measure latency, throughput and bytes on the wire."""
     if real and link is not None:
         raise typer.BadParameter("--real simulates nothing; leave out --link")
+    for what, value, known in (
+        ("--transport", transport, ("tcp", "ray")),
+        ("--runtime", runtime, ("pt2", "onnx")),
+    ):
+        if value not in known:
+            raise typer.BadParameter(f"{what} must be one of {', '.join(known)}, got {value!r}")
     from ..search import load
     from ..search.deploying import serve as served
     from ..spaces.devices import parse_link
@@ -81,10 +87,13 @@ def serve(
 
 def _print(found: dict[str, Any]) -> None:
     kind = {"tcp": "processes over TCP", "ray": "Ray actors"}[found["transport"]]
-    print(
-        f"trial {found['trial']} as {len(found['stages'])} {kind}, "
-        f"{found['inputs']} inputs of {found['batch']} samples"
-    )
+    samples = f"{found['batch']} sample{'s' if found['batch'] > 1 else ''}"
+    if len(found["stages"]) > 1:
+        print(
+            f"trial {found['trial']} as {len(found['stages'])} {kind}, {found['inputs']} inputs of {samples}"
+        )
+    else:
+        print(f"trial {found['trial']} has no cut: one stage, {found['inputs']} inputs of {samples}")
     rows = [
         (
             s["name"],
@@ -95,12 +104,12 @@ def _print(found: dict[str, Any]) -> None:
         for s in found["stages"]
     ]
     print_table("", ("stage", "device", "computes, ms", "slowed down, ms"), rows)
-    samples = found["inputs"] * found["batch"]
+    total = found["inputs"] * found["batch"]
     sent = [
         (
             f"{b['sender']} > {b['receiver']}",
-            f"{b['payload_bytes'] / samples / 1000:.2f}",
-            "" if b["wire_bytes"] is None else f"{b['wire_bytes'] / samples / 1000:.2f}",
+            f"{b['payload_bytes'] / total / 1000:.2f}",
+            "" if b["wire_bytes"] is None else f"{b['wire_bytes'] / total / 1000:.2f}",
         )
         for b in found["boundaries"]
     ]

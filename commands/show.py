@@ -8,11 +8,12 @@ from .views import print_json
 
 def show(run: RunPath, trial: TrialNumber, as_json: AsJson = False) -> None:
     """Show what was cut where in one trial, against the unchanged model."""
+    from ..results.table import printable
     from ..search import load
 
     loaded = load(run)
     if not as_json:
-        print(loaded.show(trial))
+        print(printable(loaded.show(trial)))
         return
     found = loaded[trial]
     print_json(

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
-from .arguments import about, cores, kinds_of, rungs_of, traced
-from .platform import DevicesFile, DeviceTexts, LinkTexts, Parts, PlacementName, platform_of
+from .arguments import KINDS, about, cores, kinds_of, rungs_of, traced
+from .platform import (
+    DevicesFile,
+    DeviceTexts,
+    Forbidden,
+    Forced,
+    LinkTexts,
+    Parts,
+    PlacementName,
+    platform_of,
+)
 from .terminal import busy, printer, program, proving
 from .types import AsJson, Objectives, TaskName
 from .views import print_json, print_modelled
@@ -20,7 +30,7 @@ def sweep(
     task: TaskName,
     space: Annotated[
         str,
-        typer.Option(metavar="KINDS", help="what to decide: prune, drop, mask; several: prune,drop"),
+        typer.Option(metavar="KINDS", help=f"what to decide: {', '.join(KINDS)}; several: prune,splits"),
     ] = "prune",
     searcher: Annotated[
         str, typer.Option(metavar="NAME", help="auto, nsga2, gp, greedy, random, ...")
@@ -38,6 +48,8 @@ def sweep(
     devices: DevicesFile = None,
     placement: PlacementName = None,
     parts: Parts = None,
+    force: Forced = None,
+    forbid: Forbidden = None,
     objective: Objectives = None,
     limit: Annotated[
         list[str] | None,
@@ -92,7 +104,7 @@ def sweep(
     # What can be wrong without a model is said before the task loads, which may take a while.
     kinds = kinds_of(space)
     levels = rungs_of(rungs, searcher)
-    platform = platform_of(kinds, device, link, devices, placement, parts)
+    platform = platform_of(kinds, device, link, devices, placement, parts, force, forbid, searcher)
     wanted = {Objective.parse(text).name for text in objective or ()}
     wanted |= {Limit(text).metric for text in limit or ()}
     if searcher not in known_searchers():
@@ -146,7 +158,7 @@ def sweep(
     except Interrupted as stop:
         typer.echo(stop, err=True)
         if stop.path.exists():
-            typer.echo(f"Go on: the same command with --resume --out {stop.path}", err=True)
+            typer.echo(f"Go on: the same command with --resume --out {quote(str(stop.path))}", err=True)
         raise typer.Exit(1) from None
 
     front, failed = run.front, sum(t.failed for t in run.trials)
@@ -174,11 +186,13 @@ def sweep(
     if not len(front):
         limits = " and ".join(m.text for m in run.limits)
         why = f"no trial keeps {limits}; loosen it, or" if limits else "every trial failed;"
-        typer.echo(f"error: the front is empty: {why} see `{program()} front {run.path}`", err=True)
+        typer.echo(
+            f"error: the front is empty: {why} see `{program()} front {quote(str(run.path))}`", err=True
+        )
         raise typer.Exit(1)
     if not as_json:
-        name, number = program(), front.knee.number
+        name, path, number = program(), quote(str(run.path)), front.knee.number
         print("Next:")
-        print(f"  {name} front {run.path} --plot front.png")
-        print(f"  {name} show {run.path} {number}")
-        print(f"  {name} export {run.path} {number} --format pt2,onnx,state")
+        print(f"  {name} front {path} --plot front.png")
+        print(f"  {name} show {path} {number}")
+        print(f"  {name} export {path} {number} --format pt2,onnx,state")

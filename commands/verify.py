@@ -37,7 +37,7 @@ def verify(
 
 
 def _print(verdict: Verdict) -> None:
-    from ..results.table import metric_text
+    from ..results.table import metric_text, printable
 
     def score(checked: FormatVerdict) -> str:
         return "" if checked.score is None else metric_text(verdict.metric, checked.score)
@@ -59,9 +59,9 @@ def _print(verdict: Verdict) -> None:
     )
     for name, status in verdict.files.items():
         if status != "same":
-            print(f"{name}: {'not in the receipt, not checked' if status == 'unknown' else status}")
+            print(printable(f"{name}: {'not in the receipt, not checked' if status == 'unknown' else status}"))
     for name, (then, now) in verdict.versions.items():
-        print(f"{name}: exported with {then}, here {now or 'not installed'}")
+        print(printable(f"{name}: exported with {then}, here {now or 'not installed'}"))
     unchecked = [name for name, checked in verdict.formats.items() if checked.status == "not checked"]
     if not verdict.ok:
         print("This is not what was exported")

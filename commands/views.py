@@ -25,14 +25,16 @@ def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str
     from rich import box
     from rich.table import Table
 
+    from ..results.table import literal
+
     if title:
         print(title)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for position, heading in enumerate(headings):
         figures = all(row[position][:1].isdigit() or row[position] in ("", "-") for row in rows)
-        table.add_column(heading, justify="right" if figures and rows else "left")
+        table.add_column(literal(heading), justify="right" if figures and rows else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(literal, row))
     printer().print(table)
 
 

@@ -8,12 +8,11 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ..spaces.capture import capture
 from ..spaces.devices import Device, Profile
 from ..spaces.devices.law import fit_affine
-from ..spaces.stages import Stage, find_cuts, functionalise, split
+from ..spaces.stages import Functional, Stage, find_cuts, functionalise, split
 from ..spaces.threads import one_thread
 from .clocked import Call, Clocked
 from .machine import environment, processor
@@ -98,7 +97,7 @@ def measure_profile(
     tell = say or (lambda _: None)
     rng = np.random.default_rng(seed)
     tell("measuring this machine: making networks of several widths")
-    nets = [_network(model, task, rng) for model in _models(task, blueprint, rng)]
+    nets = [_network(network, rng) for network in _networks(task, blueprint, rng)]
     shared_names(nets[0].clocked.calls, [net.clocked.calls for net in nets[1:]])
     check = nets[-HELD_OUT:] if len(nets) > HELD_OUT else []
     train = nets[: len(nets) - len(check)]
@@ -167,21 +166,22 @@ def shared_names(calls: list[Call], others: Sequence[list[Call]]) -> None:
                 other[:] = [replace(b, operator=a.operator) for a, b in pairs]
 
 
-def _models(task: Task, blueprint: Blueprint, rng: np.random.Generator) -> list[torch.nn.Module]:
+def _networks(task: Task, blueprint: Blueprint, rng: np.random.Generator) -> list[Functional]:
     """The unchanged network first, those that only check last."""
+    unchanged = blueprint.cutting.network
     try:
         space = blueprint.space("prune", ratios=RATIOS, importance="l1")
     except ValueError:  # nothing may be pruned
-        return [task.model]
+        return [unchanged]
     most = space.counts - 1
     steps = np.array([rng.permutation(len(RATIOS) - 1) + 1 for _ in most]).T  # [4, choices]
     other = rng.integers(0, len(RATIOS), (HELD_OUT, len(most)))
     rows = [most, *np.minimum(steps, most), *np.minimum(other, most)]
-    return [task.model, *(space.build(space.candidate(row)).eval() for row in rows)]
+    models = (space.build(space.candidate(row)).eval() for row in rows)
+    return [unchanged, *(functionalise(capture(model, task.example)) for model in models)]
 
 
-def _network(model: torch.nn.Module, task: Task, rng: np.random.Generator) -> _Net:
-    network = functionalise(capture(model, task.example))
+def _network(network: Functional, rng: np.random.Generator) -> _Net:
     cuts = find_cuts(network)
     taken = sorted(rng.choice(len(cuts), min(PARTS - 1, len(cuts)), replace=False).tolist()) if cuts else []
     stages = split(network, [cuts[i] for i in taken], check=False)

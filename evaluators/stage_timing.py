@@ -17,7 +17,7 @@ from .latency import no_collection
 LEAST_ROUNDS = 5
 WARM_MS = 2.0
 
-# Nanoseconds that this thread alone computed, so that others disturb little; of the wall where that is coarse.
+# Nanoseconds that this thread computed, so that others disturb little; of the wall where that is coarse.
 _FINE = time.get_clock_info("thread_time").resolution <= 1e-6
 thread_ns = time.thread_time_ns if _FINE else time.perf_counter_ns
 

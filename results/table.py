@@ -11,6 +11,7 @@ from .trial import Trial
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from .front import Front
 
@@ -45,6 +46,18 @@ def si(value: float, digits: int = 3) -> str:
     while abs(float(f"{value / 1000**power:.{digits}g}")) >= 1000 and power < 5:
         power += 1
     return f"{plain(value / 1000**power, digits)} {('', 'k', 'M', 'G', 'T', 'P')[power]}".strip()
+
+
+def printable(text: str) -> str:
+    """Text without what a terminal would obey: a run of somebody else may hold names with control characters."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def literal(text: str) -> Text:
+    """What a rich table shows as it stands: brackets in it are no markup."""
+    from rich.text import Text
+
+    return Text(printable(text))
 
 
 def plain(value: float, digits: int = 3) -> str:
@@ -147,9 +160,9 @@ def render_front(
     table.add_column("trial", justify="right")
     names = shown_metrics(front, baseline, extra)
     for name in names:
-        table.add_column(HEADINGS.get(name, name), justify="right", no_wrap=True)
+        table.add_column(literal(HEADINGS.get(name, name)), justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     for row in front_rows(front, baseline, extra):
         style = "bold green" if "knee" in row["note"] else "dim" if "unchanged" in row["note"] else None
-        table.add_row(row["trial"], *(row[name] for name in names), row["note"], style=style)
+        table.add_row(*(literal(row[name]) for name in ("trial", *names, "note")), style=style)
     return table

@@ -48,7 +48,7 @@ class FrontTracker:
             return False
         stays = (self._points < point).any(axis=1)
         self._points = np.concatenate((self._points[stays], point[None]))
-        self._trials = [t for t, stay in zip(self._trials, stays, strict=True) if stay] + [trial]
+        self._trials = [*(self._trials[i] for i in np.flatnonzero(stays)), trial]
         self._volume = None
         return True
 

@@ -73,7 +73,7 @@ def serve(
         model = run.model(number)
         stages, on = _stages(run, model, number)
         deployment = _deployment(run, stages, on, simulate, options)
-        say(f"starting {len(stages)} stages")
+        say(f"starting {len(stages)} stage{'s' if len(stages) > 1 else ''}")
         with deployment:
             say(f"sending {len(stream)} inputs")
             list(deployment.run(stream[:WARM_UP]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..results.ledger import Ledger, LedgerError
 from ..results.trial import Trial
+from ..results.trust import trusted
 from .settings import LEDGER, RunError
 
 if TYPE_CHECKING:
@@ -28,14 +29,16 @@ def export_trial(
     progress: Callable[[str], None],
 ) -> Receipt:
     """See :meth:`Run.export`."""
-    from ..results.export import USUAL, Test, check_target, export, known_formats
+    from ..results.export import USUAL, Test, check_target, export, known_formats, require
 
     trial = run.scored(number)
     if formats is None:
         formats = [name for name in USUAL if name != "state" or run.settings.get("spec")]
     known_formats(formats)
     target = Path(directory).expanduser().resolve()
-    check_target(target, overwrite)  # before the task is loaded, which may take a while
+    # Before the task is loaded, which may take a while.
+    check_target(target, overwrite)
+    require(formats, _description(run, trial, run.settings.get("spec")))
     progress("reading the task of the run")
     from ..evaluators.heldout import answers, figure
     from ..spaces.threads import one_thread
@@ -66,7 +69,7 @@ def export_trial(
             stages=stages_of(run, model, number) if "stages" in formats else (),
             directory=target,
             formats=formats,
-            describe=_description(run, trial),
+            describe=_description(run, trial, _spec(run)),
             samples=samples,
             overwrite=overwrite,
             progress=progress,
@@ -142,7 +145,13 @@ def verify(
         )
 
 
-def _description(run: Run, trial: Trial) -> dict[str, Any]:
+def _spec(run: Run) -> str | None:
+    """The text that names the task: that by which it was loaded, else that of the run, but no stranger's."""
+    own: str | None = run.settings.get("spec")
+    return run.task.spec or (own if own and trusted(own, run.settings.get("signature")) else None)
+
+
+def _description(run: Run, trial: Trial, spec: str | None) -> dict[str, Any]:
     settings = run.settings
     about = {
         "run": run.path.resolve().name,  # an export may travel, the folders around it do not
@@ -154,8 +163,8 @@ def _description(run: Run, trial: Trial) -> dict[str, Any]:
         "task": settings["task"],
         "fingerprint": settings["fingerprint"],
     }
-    if settings.get("spec"):
-        arguments = {key: settings[key] for key in ("spec", "space", "choices")}
+    if spec:
+        arguments = {"spec": spec, **{key: settings[key] for key in ("space", "choices")}}
         about["rebuild"] = {
             "function": "netcarve.search.rebuild:rebuild",
             "arguments": {**arguments, "candidate": trial.candidate.values},

@@ -39,16 +39,16 @@ class Run:
 
     Args:
         path: folder of the run, or its ledger.
-        task: the task it was made with, where it cannot be found again, or this user did not make the run; also
-            the text that names it.
+        task: the task it was made with, where it cannot be found again, or this user did not make the run;
+            also the text that names it.
         space: likewise.
 
     Attributes:
         path: folder of the run.
         settings: what it was started with.
-        info: ``status`` (``"running"``, ``"finished"``, ``"interrupted"`` by Ctrl-C or an error, ``"killed"``:
-            its process is gone), ``seconds`` spent, ``environments``: what each session ran on, machine and
-            versions.
+        info: ``status`` (``"running"``, ``"finished"``, ``"interrupted"`` by Ctrl-C or an error,
+            ``"killed"``: its process is gone), ``seconds`` spent, ``environments``: what each session ran on,
+            machine and versions.
         trials: every trial, in number order, with later measurements in their scores.
 
     Raises:
@@ -186,15 +186,22 @@ class Run:
         """The task of the run.
 
         Raises:
-            RunError: the run has none, it cannot be found again, it names code that this user did not sign, or
-                it is another one by now.
+            RunError: the run has none, it cannot be found again, it names code that this user did not sign,
+                or it is another one by now.
             TaskError: its file does not load.
         """
         given = self._task or self._own_spec()
         if isinstance(given, str):
+            from ..evaluators.errors import TaskError
             from ..evaluators.resolve import resolve_task
 
-            given = resolve_task(given)
+            try:
+                given = resolve_task(given)
+            except TaskError as error:
+                if self._task is None:
+                    cure = "if it lies elsewhere now, name it: --task, or load(path, task=...)"
+                    raise TaskError(f"{error}; {cure}", detail=error.detail) from None
+                raise
         if given.fingerprint() != self.settings["fingerprint"]:
             raise RunError(
                 f"the task {given.name!r} is not the one of {self.path}: the model's weights or the "

@@ -17,8 +17,9 @@ from ..results.objective import Limit, Objective
 from ..results.trial import Trial
 from ..results.trust import sign
 from ..spaces import Candidate, Choice, Space
+from ..spaces.devices import platform_text
 from ..spaces.splits import plan_of
-from .devices import modelled
+from .devices import modelled, stored_platform
 
 if TYPE_CHECKING:
     from ..evaluators import Task
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LEDGER = "ledger.sqlite"  # in the folder of a run
 HOME = Path("runs")  # folders of runs are made here, in the working directory
+PLATFORM = ("devices", "links")  # options of a space
 NEEDED_BYTES = 16_000_000  # free on disk, to start: far more than a ledger of ten thousand trials
 
 
@@ -99,7 +101,7 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if stored.get("choices") != now["choices"]:
         found.append(_choices_differ(stored.get("choices") or [], now["choices"]))
     elif stored.get("space") != now["space"]:  # other importance or repair: equal candidates, other models
-        found.append(f"the space was made by {_short(stored.get('space'))}, is now by {_short(now['space'])}")
+        found += _spaces_differ(stored.get("space") or {}, now["space"] or {})
     for key in ("task", "searcher", "seed", "window", "objectives", "limits", "metrics"):
         if stored.get(key) != now[key]:
             found.append(f"{key} was {_short(stored.get(key))}, is now {_short(now[key])}")
@@ -204,10 +206,15 @@ def close_run(ledger: Ledger, status: str, seconds: float) -> None:
     finally:
         ledger.close()
     if not kept:
-        for name in (LEDGER, f"{LEDGER}.lock", f"{LEDGER}-wal", f"{LEDGER}-shm"):
-            ledger.path.with_name(name).unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: it was there before
-            ledger.path.parent.rmdir()
+        discard(ledger.path)
+
+
+def discard(ledger: Path) -> None:
+    """Remove a ledger with all that is kept beside it, and its folder where nothing else is in it."""
+    for end in ("", ".lock", "-wal", "-shm", "-journal"):
+        Path(f"{ledger}{end}").unlink(missing_ok=True)
+    with suppress(OSError):  # not empty: it was there before
+        ledger.parent.rmdir()
 
 
 def ledger_path(path: str | Path) -> Path:
@@ -273,6 +280,20 @@ def _choices_differ(stored: Sequence[Any], now: Sequence[Any]) -> str:
         return f"the space had {len(stored)} choices, has now {len(now)}"
     was, is_ = next((a, b) for a, b in zip(stored, now, strict=True) if a != b)
     return f"the choice {was[0]!r} of {_short(was[1])} is now {is_[0]!r} of {_short(is_[1])}"
+
+
+def _spaces_differ(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Option by option; devices and links in words."""
+    was, is_ = ({**recipe, **recipe.get("options", {})} for recipe in (stored, now))
+    differing = [k for k in {**was, **is_} if k != "options" and was.get(k) != is_.get(k)]
+    found = [
+        f"{k} was {_short(was.get(k))}, is now {_short(is_.get(k))}" for k in differing if k not in PLATFORM
+    ]
+    if len(found) < len(differing):
+        texts = [platform_text(*stored_platform({"space": recipe})) for recipe in (stored, now)]
+        other = "another profile" if texts[0] == texts[1] else texts[1]
+        found.append(f"devices and links were {texts[0]}, are now {other}")
+    return found
 
 
 def _short(value: Any) -> str:

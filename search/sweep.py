@@ -171,6 +171,8 @@ def sweep(
             ledger.note("certificate", search.certificate.to_json())
         if task is not None:
             progress.says("measuring latency")
+            if isinstance(progress, Mirroring):
+                progress.settle()
             measure_front(ledger, task, space)
         status = "finished"
         if isinstance(progress, Mirroring):

@@ -248,7 +248,7 @@ class Blueprint:
         evidence = Evidence(self.captured, self.coupling, self.groups, self.mending.batches)
         orders, merge = self._decoder.orders, repair == "merge"
         key = rank(importance, groups, orders, self._surgeon, self.mending, evidence, merge=merge)
-        making = Making(kinds, key, least, ratios, round_to, progress)
+        making = Making(key, least, ratios, round_to, progress)
         choices = [choice for maker in makers for choice in maker.choices(self, making)]
         if not choices:
             what = " or ".join(maker.done for maker in makers)

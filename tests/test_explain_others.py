@@ -1,6 +1,7 @@
 """Explanations of small networks with a closed form, of tasks that are no images, of runs without a model."""
 
 import json
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from netcarve import Task, trace
 from netcarve.__main__ import run as main
 from netcarve.evaluators.explaining.analyses import ANALYSES, analyse
 from netcarve.evaluators.explaining.graphs import graph_of
-from netcarve.evaluators.explaining.layers import path_counts
+from netcarve.evaluators.explaining.layers import layers_section, path_counts
 from netcarve.evaluators.explaining.similarity import pooled
 from netcarve.evaluators.explaining.subject import Subject
 from netcarve.evaluators.pool import Job
@@ -16,6 +17,8 @@ from netcarve.results.explaining.section import Skipped
 from netcarve.search import RunError
 from netcarve.search.clock import POINTS, Clock
 from netcarve.search.testing import ToyScorer, toy_sweep
+from netcarve.spaces.branches import Branches
+from netcarve.spaces.exits import Cascade
 from torch import nn
 
 
@@ -182,3 +185,40 @@ def test_a_clock_stays_small_and_rises():
     resumed = Clock(clock.points)
     resumed.add(5100, 400.0)  # an earlier session's time was lost: the clock never runs back
     assert resumed.points[-1][1] >= clock.points[-1][1]
+
+
+def test_layers_of_a_cascade_and_of_branches_are_those_of_the_network():
+    torch.manual_seed(0)
+    one, two = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    class Whole(nn.Module):
+        def __init__(self, one, two):
+            super().__init__()
+            self.one, self.two = one, two
+
+        def forward(self, x):
+            return self.two(torch.relu(self.one(x)))
+
+    def part(name, layer, after):
+        return nn.Sequential(OrderedDict([(name, layer), *after]))
+
+    relu = [("act", nn.ReLU())]
+    cascade = Cascade([part("one", one, relu), part("two", two, [])], [nn.Linear(6, 2)], [0.9]).eval()
+    halves = [part("two", nn.Linear(6, 1), []) for _ in range(2)]
+    with torch.no_grad():
+        halves[1].two.weight[0, :3] = 0.0
+    branches = Branches(part("one", one, relu), halves).eval()
+    whole = Whole(one, two).eval()
+    x, y = torch.randn(60, 4), torch.arange(60) % 2
+    task = Task(whole, x[:2], (x, y))
+    space = trace(task.model, task.example).space(ratios=2)
+    for network, density, fan_in, new in (
+        (cascade, [1.0, 1.0], [4.0, 6.0], ["heads.0"]),
+        (branches, [1.0, 9 / 12], [4.0, 4.5], []),
+    ):
+        found = layers_section(Subject(task, space, space.baseline, network, 60)).data
+        assert found["layers"] == ["one", "two"]
+        assert found["density"].tolist() == density
+        assert found["fan_in"][1].tolist() == fan_in
+        assert found["new_layers"] == new
+        assert not analyse("cka", Subject(task, space, space.baseline, network, 60)).skipped

@@ -17,7 +17,8 @@ SPACE = Space([Choice(name, (0.0, 0.25, 0.5, 0.75)) for name in ("a", "b", "c")]
 def scored(task, model, candidate) -> dict[str, float]:
     if candidate.indices == (0, 0, 1):
         raise ArithmeticError("not this one")
-    return {"accuracy": 1.0 - 0.01 * sum(candidate.indices) ** 2, "macs": float(np.prod(4 - np.array(candidate.indices)))}  # fmt: skip
+    macs = float(np.prod(4 - np.array(candidate.indices)))
+    return {"accuracy": 1.0 - 0.01 * sum(candidate.indices) ** 2, "macs": macs}
 
 
 @pytest.fixture
@@ -42,7 +43,8 @@ def test_list(runs, capsys):
             len(made.front),
             sum(t.failed for t in made.trials),
         )
-        assert r["hypervolume"] == made.front.hypervolume() and r["status"] == "finished"
+        assert r["hypervolume"] == made.front.hypervolume()
+        assert r["status"] == "finished"
     assert listed[1]["failed"] == 1
     assert netcarve(["list"]) == 0
     out = capsys.readouterr().out.splitlines()
@@ -57,8 +59,10 @@ def test_a_damaged_run_is_listed_with_its_reason_and_salvaged(runs, capsys):
     whole = load("runs/space-grid-9")
     assert netcarve(["list"]) == 0
     shown = capsys.readouterr()
-    assert "space-grid-9" in shown.out and "space-grid-10" not in shown.out
-    assert "runs/space-grid-10" in shown.err and len(shown.err.splitlines()) == 1
+    assert "space-grid-9" in shown.out
+    assert "space-grid-10" not in shown.out
+    assert "runs/space-grid-10" in shown.err
+    assert len(shown.err.splitlines()) == 1
 
     assert netcarve(["front", "runs/space-grid-10"]) == 1
     assert capsys.readouterr().err.startswith("error: ")
@@ -81,14 +85,28 @@ def test_what_cannot_be_salvaged_leaves_nothing(runs, capsys):
     assert not (runs / "space-grid-9-salvaged").exists()
 
 
+def test_a_disk_that_fills_while_salvaging_leaves_nothing(runs, capsys, monkeypatch):
+    from netcarve.results import Ledger, LedgerError
+
+    def full(self, rows):
+        raise LedgerError("no room on disk")
+
+    monkeypatch.setattr(Ledger, "restore", full)
+    assert netcarve(["salvage", "runs/space-grid-9"]) == 1
+    assert "no room on disk" in capsys.readouterr().err
+    assert not (runs / "space-grid-9-salvaged").exists()
+
+
 def test_tables_as_files(runs, capsys):
     assert netcarve(["front", "runs/space-grid-10", "--csv", "f.csv", "--parquet", "f.parquet"]) == 0
     front = load("runs/space-grid-10").front.table
     pd.testing.assert_frame_equal(pd.read_parquet("f.parquet"), front)
     pd.testing.assert_frame_equal(pd.read_csv("f.csv", index_col="trial"), front)
     trials = load("runs/space-grid-10").table
-    assert trials["front"].dtype == bool and trials["seconds"].dtype == float
-    assert trials["accuracy"].dtype == float and trials["accuracy"].isna().sum() == 1
+    assert trials["front"].dtype == bool
+    assert trials["seconds"].dtype == float
+    assert trials["accuracy"].dtype == float
+    assert trials["accuracy"].isna().sum() == 1
 
 
 def test_a_run_that_goes_on_and_one_that_was_killed(runs, capsys):

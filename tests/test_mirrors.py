@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import struct
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +90,8 @@ def test_mlflow_has_a_run_for_each_trial(tmp_path):
     home = client.get_experiment_by_name("netcarve").experiment_id
     runs = client.search_runs([home])
     (parent,) = [r for r in runs if r.info.run_name == "r"]
-    assert parent.info.status == "FINISHED" and parent.data.params["searcher"] == "grid"
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["searcher"] == "grid"
     volumes = {m.step: m.value for m in client.get_metric_history(parent.info.run_id, "hypervolume")}
     assert volumes[9] == pytest.approx(made.front.hypervolume())
     children = {r.info.run_name: r for r in runs if r is not parent}
@@ -178,3 +181,40 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert netcarve([*sweep, "--mirror=tensorboard", "--mirror=optuna:sqlite:///o.db"]) == 0
     assert len(optuna.load_study(study_name="r", storage="sqlite:///o.db").trials) == 4
     assert {step for tag, step in events(Path("r/tensorboard")) if tag == "front/size"} == set(range(4))
+
+
+class Slow(Mirror):
+    def open(self, folder, settings):
+        self.written = []
+        return set()
+
+    def write(self, trial, *, front, volume):
+        time.sleep(0.1)
+        self.written.append(trial.number)
+
+    def close(self, *, finished):
+        self.finished = finished
+
+
+def test_latency_is_measured_when_the_mirrors_are_at_rest(tmp_path, monkeypatch):
+    """They write in this process: their work would be in the measured times."""
+    from netcarve.evaluators import resolve_task
+    from netcarve.spaces import trace
+
+    task = resolve_task(f"{Path(__file__).parent / 'data' / 'cli_tasks.py'}:task")
+    slow, seen = Slow(), []
+    engine = sys.modules["netcarve.search.sweep"]  # the function of that name hides it
+    monkeypatch.setattr(engine, "measure_front", lambda *_: seen.extend(slow.written))
+    space = trace(task.model, task.example).space("prune", importance="l1")
+    sweep(task, space, "random", trials=6, workers=0, out=tmp_path / "r", mirrors=[slow])
+    assert seen == list(range(6))
+    assert slow.finished
+
+
+def test_mirrors_that_never_catch_up_are_left(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("netcarve.search.mirrors.follow.PATIENCE", 0.15)
+    slow = Slow()
+    with caplog.at_level(logging.WARNING, logger="netcarve"):
+        assert len(run(tmp_path / "r", slow).trials) == 18
+    assert caplog.text.count("behind and were left so") == 1
+    assert len(slow.written) < 18

@@ -179,24 +179,6 @@ def test_calls_have_names_and_work_that_can_be_counted_by_hand(small):
     assert calls["reshape"].moved == 0  # a view
 
 
-class Odd(nn.Module):
-    """A transposed weight, and rows that the data choose."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(5, 4))
-
-    def forward(self, x):
-        y = x @ self.weight.t()
-        return torch.tanh(y), torch.sigmoid(y[y[:, 0].nonzero()[:, 0]])
-
-
-def test_what_is_made_of_weights_alone_moves_whole_and_data_decided_rows_count_once():
-    calls = {c.operator: c for c in calls_of(functionalise(capture(Odd(), torch.randn(3, 4))))}
-    assert calls["matmul 1"].moved == 4 * (4 + 5 * 4 + 5)
-    assert calls["sigmoid"].moved == pytest.approx(2 * 4 * 5 / 3)
-
-
 def test_the_clocked_network_gives_a_time_to_every_call_and_computes_the_same(small):
     network = functionalise(capture(small_net(), small.task.example))
     clocked = Clocked(network)
@@ -388,6 +370,25 @@ def test_stored_devices_are_used_where_the_same_are_asked_for():
     assert as_stored(asked, files) == asked  # a profile's own speed is something else
     assert as_stored(files, files) == files
     assert stored_platform({"space": None}) == ((), ())
+
+
+def test_a_run_is_not_resumed_with_other_devices_and_says_which(small, split_space, tmp_path):
+    options = {"trials": 2, "workers": 0, "out": tmp_path / "r"}
+    sweep(small.task, split_space, "random", **options)
+    for links, devices, says in (
+        ([Link(10, 0.1)], RELATIVE, r"over 50 mbps, 0.1 ms, are now .* over 10 mbps, 0.1 ms; give"),
+        ([Link(50, 0.1)], DEVICES, r"edge \(0.5x this machine\), .* are now edge \(0.5x made up\)"),
+        ([Link(50, 0.1)], [d.asked() for d in RELATIVE], "are now another profile"),
+    ):
+        space = small.blueprint.space("prune", "splits", devices=devices, links=links, ratios=3)
+        with pytest.raises(ValueError, match=says) as refused:
+            sweep(small.task, space, "random", resume=True, **options)
+        assert "profile-1" not in str(refused.value)
+    space = small.blueprint.space(
+        "prune", "splits", devices=RELATIVE, links=[Link(50, 0.1)], ratios=3, places=2
+    )
+    with pytest.raises(ValueError, match="the choice 'cut:1'"):
+        sweep(small.task, space, "random", resume=True, **options)
 
 
 def test_the_command_line_measures_once_and_resumes_with_what_was_measured(tmp_path, monkeypatch, capsys):

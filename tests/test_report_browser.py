@@ -451,7 +451,7 @@ def test_cuts_and_devices_of_a_trial(browser, tmp_path):
         [["input..output", "server"]],
     ]
     assert not opened.wrong
-    for senseless in ({**plan, "places": 5}, {**plan, "devices": ["<b>"]}, {**plan, "parts": "2"}, "plan", None):
+    for senseless in ({**plan, "places": 5}, {**plan, "devices": ["<b>"]}, {**plan, "parts": "2"}, "plan"):
         made.settings["split"] = senseless
         assert report_document([made])["runs"][0]["stages"] is None
     opened.context.close()

@@ -5,6 +5,7 @@ import os
 import pickle
 import socket
 import tempfile
+import time
 import zipfile
 
 import pytest
@@ -339,3 +340,16 @@ def test_stages_must_follow_each_other_and_the_deployment_be_open(stages) -> Non
     hosts = ["127.0.0.1:1", "127.0.0.1:1", "127.0.0.1:1"]
     with Deployment(stages, hosts=hosts) as nobody, pytest.raises(StageError, match=r"stage\.py --listen"):
         list(nobody.run(STREAM))
+
+
+def test_a_session_does_not_read_what_is_for_the_next_one(net, deployment, monkeypatch) -> None:
+    """A reader that lags behind would find the next session's connection under the number of its own."""
+    read = wire.read_frame
+
+    def lagging(fd, expected=None):
+        time.sleep(0.02)
+        return read(fd, expected)
+
+    monkeypatch.setattr(wire, "read_frame", lagging)
+    for _ in range(3):
+        assert_same(list(deployment.run(STREAM[:2])), [net(**one) for one in STREAM[:2]])

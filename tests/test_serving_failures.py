@@ -1,6 +1,7 @@
 """Stages that die, hang or are left alone: named, restarted where asked, and never left behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from netcarve.evaluators.serving import Deployment, StageError
+from netcarve.evaluators.serving import Deployment, StageError, tcp
+from netcarve.results.export.stages import write_stages
 from netcarve.spaces.capture import capture
 from netcarve.spaces.stages import find_cuts, functionalise, split
 from torch import nn
@@ -28,8 +30,18 @@ STREAM = [torch.full((1, 8), float(i)) for i in range(40)]
 
 
 @pytest.fixture(scope="module")
-def made():
-    return make()
+def made(tmp_path_factory):
+    """Network and stages, which are exported once for all deployments: most of the time that one takes."""
+    net, stages = make()
+    folder = tmp_path_factory.mktemp("stages")
+    write_stages(stages, folder, formats=("onnx",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tcp, "write_stages", lambda of, to, formats: copied(folder, to))
+        yield net, stages
+
+
+def copied(folder, to):
+    shutil.copytree(folder, to, dirs_exist_ok=True)
 
 
 def gone(pids, seconds=10.0):
@@ -134,9 +146,10 @@ def test_what_kills_its_stage_again_and_again_ends_the_stream(made) -> None:
 SCRIPT = """
 import sys, time
 sys.path.insert(0, {folder!r})
-from test_serving_failures import STREAM, make
-from netcarve.evaluators.serving import Deployment
-with Deployment(make(("1",))[1], runtime="onnx") as deployment:
+from test_serving_failures import STREAM, copied, make
+from netcarve.evaluators.serving import Deployment, tcp
+tcp.write_stages = lambda of, to, formats: copied({stages!r}, to)
+with Deployment(make()[1], runtime="onnx") as deployment:
     answers = deployment.run(x for _ in range(10**9) for x in STREAM)
     next(answers)
     print(*deployment.pids, flush=True)
@@ -145,12 +158,13 @@ with Deployment(make(("1",))[1], runtime="onnx") as deployment:
 """
 
 
-def test_a_driver_that_is_killed_takes_its_stages_with_it() -> None:
-    script = SCRIPT.format(folder=str(Path(__file__).parent))
+def test_a_driver_that_is_killed_takes_its_stages_with_it(made, tmp_path) -> None:
+    tcp.write_stages(made[1], tmp_path, formats=("onnx",))
+    script = SCRIPT.format(folder=str(Path(__file__).parent), stages=str(tmp_path))
     pipe = subprocess.PIPE
     driver = subprocess.Popen([sys.executable, "-c", script], stdout=pipe, stderr=pipe, text=True)
     pids = [int(pid) for pid in driver.stdout.readline().split()]
-    assert len(pids) == 2, driver.stderr.read()
+    assert len(pids) == 3, driver.stderr.read()
     assert not gone(pids, 0.1)
     driver.kill()
     driver.communicate(timeout=30)
@@ -177,7 +191,7 @@ def test_ctrl_c_leaves_nothing_behind(made) -> None:
 def test_a_stage_that_does_not_start_says_why(made, monkeypatch) -> None:
     _, stages = made
     monkeypatch.setattr("netcarve.evaluators.serving.process.START_SECONDS", 0.0)
-    with pytest.raises(StageError, match="did not start within 0 s") as found, Deployment(stages):
+    with pytest.raises(StageError, match="within 0 s") as found, Deployment(stages, runtime="onnx"):
         pass
     assert found.value.stage == stages[0].name
 

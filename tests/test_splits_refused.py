@@ -3,7 +3,9 @@
 import netcarve
 import pytest
 import torch
+from netcarve.__main__ import run as command
 from netcarve.spaces.devices import Device, Link
+from netcarve.spaces.kinds import make_kinds
 from netcarve.spaces.kinds.splits import Splitting
 from netcarve.spaces.stages import CutError
 from torch import nn
@@ -99,3 +101,25 @@ def test_a_space_without_splits_has_no_stages(blueprint):
     space = blueprint.space("prune", ratios=2)
     with pytest.raises(ValueError, match="has no splits"):
         blueprint.stages(space.baseline)
+
+
+@pytest.mark.parametrize(
+    "kinds", [("splits", "width"), ("mask", "group"), ("exits", "splits"), ("branches", "group")]
+)
+def test_kinds_that_do_not_go_together_are_refused_before_the_model_is_proven(kinds):
+    with pytest.raises(ValueError, match="cannot be"):
+        make_kinds(kinds, {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--force", "stem"], "add splits to --space: --space prune,splits"),
+        (["--space", "splits", "--forbid", "nothing"], "no cut lies in or after a module 'nothing'"),
+        (["--space", "splits", "--searcher", "greedy-merge", "--parts", "3"], "leave out --parts"),
+        (["--space", "splits", "--searcher", "greedy-split", "--placement", "free"], "--limit 'stages<=3'"),
+    ],
+)
+def test_the_command_line_refuses_in_a_line(arguments, says, capsys):
+    assert command(["sweep", "digits", *arguments]) == 2
+    assert says in capsys.readouterr().err

@@ -391,34 +391,3 @@ def test_sizes_are_recomputed_where_only_a_multiple_of_the_batch_arrives():
     assert largest_difference(net, [first, second], torch.randn(5, 3, 4)) == 0
     with pytest.raises(ValueError, match=r"tanh is \[9, 4\] float32, but it takes \[3 x batch \+ 1, 4\]"):
         second.module(torch.randn(9, 4))
-
-
-def test_an_input_with_the_name_of_an_operator():
-    class Net(nn.Module):
-        def forward(self, getitem, lstm, dropout):
-            return torch.tanh(getitem + lstm).relu() * dropout
-
-    inputs = tuple(torch.randn(2, 4) for _ in range(3))
-    network = functionalise(capture(Net(), inputs))
-    for stages in (split(network, [c]) for c in find_cuts(network)):
-        assert largest_difference(Net(), stages, *inputs) == 0
-
-
-def test_a_stage_may_be_cut_again():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.right = nn.Linear(4, 4)
-
-        def forward(self, x):
-            left, right = torch.tanh(x).chunk(2, 1)
-            return torch.tanh(self.right(right)) * left
-
-    x = torch.randn(2, 8)
-    network = functionalise(capture(seeded(Net()), x))
-    cut = next(c for c in find_cuts(network) if c.after == "linear")
-    first, second = split(network, [cut])
-    received = first.module(x)
-    again = functionalise(capture(second.module, received))
-    for stages in (split(again, [c]) for c in find_cuts(again)):
-        assert torch.equal(run_stages(stages, *received), second.module(*received))

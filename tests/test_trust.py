@@ -15,7 +15,6 @@ from netcarve.search import load, sweep
 from netcarve.search.settings import RunError
 from netcarve.spaces import Choice, Space
 
-
 TASK = """
 import netcarve, torch
 from torch import nn
@@ -48,7 +47,8 @@ def test_only_what_this_user_signed_is_trusted(home, monkeypatch):
 
 def test_where_no_key_can_be_kept_only_what_is_installed_is_trusted(home, monkeypatch):
     (home / "data").write_text("a file, not a folder")
-    assert trust.sign("a.py:f") is None and not trust.trusted("a.py:f", None)
+    assert trust.sign("a.py:f") is None
+    assert not trust.trusted("a.py:f", None)
     assert trust.trusted("digits")
 
 
@@ -107,10 +107,22 @@ def test_who_names_the_task_may_use_the_run_of_somebody_else(home, capsys, monke
         assert netcarve([command, str(home / "r"), "1", *more]) == 2
         assert f"--task '{spec}'" in capsys.readouterr().err
         assert netcarve([command, str(home / "r"), "1", "--task", spec, *more]) == 0
-    assert (home / "r" / "export-1" / "model.pt2").is_file() and (home / "e.html").is_file()
+    assert (home / "r" / "export-1" / "model.pt2").is_file()
+    assert (home / "e.html").is_file()
     (home / "other.py").write_text(TASK.replace("manual_seed(0)", "manual_seed(1)"))
     assert netcarve(["export", str(home / "r"), "1", "--overwrite", "--task", f"{home}/other.py:task"]) == 2
     assert "is not the one of" in capsys.readouterr().err
+    monkeypatch.setenv("XDG_DATA_HOME", str(home / "data"))
+    (home / "mine.py").rename(home / "moved.py")
+    assert netcarve(["export", str(home / "r"), "1", "--format=pt2", "--overwrite"]) == 2
+    assert "if it lies elsewhere now, name it: --task" in capsys.readouterr().err
+    # The state format is rebuilt from the task that was named, not from the one that the run names.
+    (home / "mine.py").write_text(f"open({str(home / 'executed')!r}, 'w')\n{TASK}")
+    assert netcarve(["export", str(home / "r"), "1", "--format=state", "--overwrite",
+                     "--task", f"{home}/moved.py:task"]) == 0  # fmt: skip
+    assert not (home / "executed").exists()
+    description = json.loads((home / "r" / "export-1" / "description.json").read_text())
+    assert description["rebuild"]["arguments"]["spec"] == f"{home}/moved.py:task"
 
 
 BAD = [
@@ -185,8 +197,22 @@ def test_details_that_make_no_sense_are_left_out_or_refused(home, detail):
 def test_notes_that_make_no_sense_break_no_list(home, capsys, note, value):
     path = run(home / "r").path
     rewritten(path, "INSERT OR REPLACE INTO info VALUES (?, ?)", note, value)
-    assert netcarve(["list", str(home)]) == 0 and "grid" in capsys.readouterr().out
+    assert netcarve(["list", str(home)]) == 0
+    assert "grid" in capsys.readouterr().out
     assert netcarve(["list", str(home), "--json"]) == 0
+
+
+@pytest.mark.parametrize("name", ["[/nope]", "[bold]x[/bold]", "a\x1b]0;title\x07b", "\ud800"])
+def test_names_are_no_commands_to_the_terminal(home, capsys, name):
+    """Neither rich's markup nor escape sequences."""
+    path = crafted(home / "r", task=name, choices=[["a", [0, 1, 2]]], spec=name, fingerprint="0")
+    for command in (["list", str(home)], ["front", str(path)], ["compare", str(path), str(path)]):
+        assert netcarve(command) == 0
+        said = capsys.readouterr().out
+        assert "\x1b" not in said
+        assert command[0] != "list" or name.translate(dict.fromkeys((0x1B, 0x07, 0xD800), "\ufffd")) in said
+    assert netcarve(["export", str(path), "1"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
 
 
 def test_names_with_markup_are_text_on_the_page(home):
@@ -206,4 +232,5 @@ def test_names_with_markup_are_text_on_the_page(home):
     made = load(path)
     assert mark in made.show(1)
     page = made.report(home / "r.html").read_text(encoding="utf-8")
-    assert "<script>alert(1)" not in page and "<img src=x" not in page
+    assert "<script>alert(1)" not in page
+    assert "<img src=x" not in page

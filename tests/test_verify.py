@@ -269,7 +269,7 @@ class TestLoad:
             "arguments": {"text": f"{tmp_path}/evil.py:task"},
         }
         path.write_text(json.dumps(description))
-        with pytest.raises(ValueError, match="asks to call 'netcarve.evaluators.resolve:resolve_task'"):
+        with pytest.raises(ValueError, match=r"asks to call 'netcarve\.evaluators\.resolve"):
             load_state(copy)
         description["rebuild"] = {"function": "builtins:dict", "arguments": {}}
         path.write_text(json.dumps(description))

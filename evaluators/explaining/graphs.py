@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...results.explaining.section import Skipped
+from ...spaces.branches import Branches
 from ...spaces.capture import CaptureError, capture, flat_inputs
 from ...spaces.captured_module import CapturedModule
 from ...spaces.coupling.walk import operator_name
+from ...spaces.exits import Cascade
 from ..batches import Batch, Inputs, batch_size
 
 # Operators that multiply their input by a weight.
@@ -28,6 +31,10 @@ ACTIVATIONS = frozenset([
 ])
 DROPOUTS = frozenset(["dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"])
 # fmt: on
+COMPOSITIONS: dict[type[nn.Module], str] = {
+    Cascade: r"stages\.\d+\.",
+    Branches: r"(?:trunk|branches\.\d+)\.",
+}
 T = TypeVar("T")
 Watch = Callable[[fx.Node, Any], Any]  # (node, what it gives) -> what it shall give
 
@@ -35,19 +42,22 @@ Watch = Callable[[fx.Node, Any], Any]  # (node, what it gives) -> what it shall 
 class Graph:
     """One network as a captured graph.
 
+    Args:
+        inside: what precedes the original's names in a composition of its parts, as a pattern.
+
     Attributes:
         layers: the nodes that multiply by a weight, by the weight's module, in network order; a second use of
-            a weight has ``#2`` behind its name.
+            a weight, and the layer of a second branch, has ``#2`` behind its name.
         ends: by the same names, the last node of each layer, after its norm and activation.
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, inside: str = "") -> None:
         self.module = module
         self.layers: dict[str, fx.Node] = {}
         for node in module.graph.nodes:
             weight = weight_of(node)
             if weight is not None:
-                name = str(weight.target).rpartition(".")[0] or str(weight.target)
+                name = re.sub(f"^{inside}", "", str(weight.target).rpartition(".")[0]) or str(weight.target)
                 uses = sum(known.partition("#")[0] == name for known in self.layers)
                 self.layers[name if not uses else f"{name}#{uses + 1}"] = node
         self.ends = {name: _end(node) for name, node in self.layers.items()}
@@ -88,6 +98,7 @@ def graph_of(model: nn.Module, example: Inputs) -> Graph:
     Raises:
         Skipped: it cannot be captured, or only for one size of batch.
     """
+    inside = next((pattern for kind, pattern in COMPOSITIONS.items() if isinstance(model, kind)), "")
     if isinstance(model, CapturedModule) and hasattr(model, "_in_spec"):
         return Graph(model)
     try:
@@ -96,7 +107,7 @@ def graph_of(model: nn.Module, example: Inputs) -> Graph:
         raise Skipped(f"its layers cannot be watched: {error}") from None
     if not captured.dynamic_batch:
         raise Skipped("its layers cannot be watched: the graph is captured for one size of batch alone")
-    return Graph(captured.graph_module)
+    return Graph(captured.graph_module, inside)
 
 
 def weight_of(node: fx.Node) -> fx.Node | None:
@@ -104,6 +115,12 @@ def weight_of(node: fx.Node) -> fx.Node | None:
     if node.op != "call_function" or operator_name(node.target)[0] not in WEIGHTED:
         return None
     return next((n for n in node.all_input_nodes if n.op == "get_attr" and _axes(n) > 1), None)
+
+
+def uses_of(graph: Graph, name: str) -> list[fx.Node]:
+    """The nodes of a layer that multiply by different weights: one, but for the layers of branches."""
+    nodes = (node for known, node in graph.layers.items() if name in (known, known.partition("#")[0]))
+    return list({str(weight.target): node for node in nodes if (weight := weight_of(node))}.values())
 
 
 def parameter(module: nn.Module, name: str) -> Any:

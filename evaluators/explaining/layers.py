@@ -14,7 +14,7 @@ from ...results.explaining.section import Figure, Section, Skipped, clipped, ser
 from ...spaces.capture import flat_inputs
 from ...spaces.coupling.walk import operator_name
 from ..batches import Inputs, resize
-from .graphs import ACTIVATIONS, DROPOUTS, NORMS, Graph, parameter, weight_of
+from .graphs import ACTIVATIONS, DROPOUTS, NORMS, Graph, parameter, uses_of, weight_of
 from .subject import Subject
 
 # Operators that move values without changing them, or average them.
@@ -41,13 +41,12 @@ def layers_section(subject: Subject) -> Section:
     """
     before, after = subject.graphs
     names = list(before.layers)
-    weights = [_weight(before, name) for name in names]
-    left = [_weight(after, name) if name in after.layers else None for name in names]
-    held = np.array([0 if w is None else int(torch.count_nonzero(w)) for w in left])
+    weights = [_weight(before, node) for node in before.layers.values()]
+    held = np.array([sum(_held(after, node) for node in uses_of(after, name)) for name in names])
     density = held / np.array([w.numel() for w in weights])
     fan_was = np.array([_fan_in(before, n) for n in names])
-    fan_is = np.array([_fan_in(after, n) if n in after.layers else 0.0 for n in names])
-    new = [n for n in after.layers if n not in before.layers]
+    fan_is = np.array([_fan_in(after, n) for n in names])
+    new = [n for n in after.layers if n not in before.layers and n.partition("#")[0] not in before.layers]
     figures = [
         Figure(
             "bars",
@@ -176,20 +175,22 @@ def _leaves(value: Any) -> list[Any]:
     return [v for item in value for v in _leaves(item)] if isinstance(value, tuple | list) else [value]
 
 
-def _weight(graph: Graph, name: str) -> Tensor:
-    node = weight_of(graph.layers[name])
+def _weight(graph: Graph, layer: fx.Node) -> Tensor:
+    node = weight_of(layer)
     assert node is not None
     return parameter(graph.module, str(node.target)).detach()
 
 
+def _held(graph: Graph, layer: fx.Node) -> int:
+    return int(torch.count_nonzero(_weight(graph, layer)))
+
+
 def _fan_in(graph: Graph, name: str) -> float:
-    """Mean over the layer's units of the weights that are not zero."""
-    weight, node = _weight(graph, name), graph.layers[name]
-    if operator_name(node.target)[0].startswith("conv_transpose"):
-        weight = weight.transpose(0, 1)
-    if not len(weight):
-        return 0.0
-    return float(torch.count_nonzero(weight)) / len(weight)
+    """Mean over the layer's units of the weights that are not zero; 0 where it is gone."""
+    nodes = uses_of(graph, name)
+    across = [operator_name(node.target)[0].startswith("conv_transpose") for node in nodes]
+    units = sum(_weight(graph, node).shape[int(t)] for node, t in zip(nodes, across, strict=True))
+    return sum(_held(graph, node) for node in nodes) / units if units else 0.0
 
 
 def _small(share: float) -> str:

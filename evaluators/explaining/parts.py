@@ -95,7 +95,7 @@ def parts_section(subject: Subject) -> Section:
         "What each part is worth",
         f"{_leader(names, was, percent)} in the original, {_leader(names, now, percent)} in the subnetwork"
         if gone < len(names)
-        else f"{_leader(names, was, percent)} in the original; the subnetwork has none of these parts",
+        else f"{_leader(names, was, percent)} in the original; the subnetwork's cannot be told apart",
         f"{samples_of(task)} validation samples, {len(names)} {what}, {gone} of which the subnetwork does "
         "not have; "
         f"a part that is taken away gives its mean; Shapley values {how}",

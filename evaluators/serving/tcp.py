@@ -57,6 +57,7 @@ class Tcp(Transport):
         self._hosts = [_address(host) for host in hosts]
         self._token = os.environ.get(wire.TOKEN, "") if hosts else secrets.token_hex(16)
         self._controls: list[socket.socket] = []
+        self._listeners: list[threading.Thread] = []
         self._data: socket.socket | None = None
         self._sender: wire.Sender | None = None
         self._replies: SimpleQueue[tuple[int, dict[str, Any]]] = SimpleQueue()
@@ -88,7 +89,8 @@ class Tcp(Transport):
             except OSError as error:
                 raise self._lost(self.blame(Lost(k, str(error)))) from error
             arguments = (k, control, self.events, self._replies)
-            threading.Thread(target=self._listen, args=arguments, daemon=True).start()
+            self._listeners.append(threading.Thread(target=self._listen, args=arguments, daemon=True))
+            self._listeners[-1].start()
         try:
             self._data = wire.connect(*places[0], "data", session, self._token)
         except OSError as error:
@@ -110,10 +112,12 @@ class Tcp(Transport):
                 wire.wake(connection)
         if self._sender is not None:
             self._sender.finish()
+        for listener in self._listeners:
+            listener.join()  # the numbers of closed connections are given to new ones: nobody may read on
         for connection in (*self._controls, self._data):
             if connection is not None:
                 wire.close(connection)
-        self._controls, self._data, self._sender = [], None, None
+        self._controls, self._listeners, self._data, self._sender = [], [], None, None
 
     def blame(self, lost: Lost) -> Lost:
         end = time.monotonic() + 1.0

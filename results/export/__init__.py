@@ -3,7 +3,7 @@
 from .error import ExportError
 from .exporter import Test, export
 from .folder import check_target
-from .formats import FORMATS, USUAL, known_formats
+from .formats import FORMATS, USUAL, known_formats, require
 from .loading import load_export
 from .receipt import RECEIPT, FileRecord, FormatRecord, Receipt
 from .recheck import FormatVerdict, Verdict, recheck
@@ -26,4 +26,5 @@ __all__ = [
     "load_export",
     "load_state",
     "recheck",
+    "require",
 ]

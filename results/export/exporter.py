@@ -17,7 +17,7 @@ from ..significance import Figure
 from .card import CARD, card, snippet
 from .error import ExportError, first_line
 from .folder import check_target, partial_folder
-from .formats import USUAL, format_file, is_exact, known_formats
+from .formats import USUAL, format_file, is_exact, known_formats, require
 from .quiet import quiet
 from .receipt import FileRecord, FormatRecord, Receipt
 from .samples import MOST, Samples
@@ -97,8 +97,7 @@ def export(
     target = Path(directory).expanduser().resolve()
     check_target(target, overwrite)
     describe = _as_json(describe or {})
-    for name in names:
-        format_file(name).require(describe)
+    require(names, describe)
     if len(inputs) == 0:
         raise ExportError("inputs is empty; give at least one batch of real inputs to check the files on")
 

@@ -77,6 +77,15 @@ def known_formats(names: Iterable[str]) -> tuple[str, ...]:
     return wanted
 
 
+def require(names: Iterable[str], describe: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ExportError: one of these known formats cannot be written here: a package or a description is missing.
+    """
+    for name in names:
+        format_file(name).require(describe)
+
+
 def format_file(name: str) -> Format:
     """The format file of a known name."""
     return cast(Format, importlib.import_module(FORMATS[name]))

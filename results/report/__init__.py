@@ -55,6 +55,8 @@ def _replace(target: Path, text: str) -> Path:
     try:
         beside.write_text(text, encoding="utf-8", newline="\n")
         beside.replace(target)
+    except OSError as error:  # a full disk names no file
+        raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         beside.unlink(missing_ok=True)
     return target

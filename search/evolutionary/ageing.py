@@ -58,4 +58,4 @@ class Ageing(Evolution):
         drawn = self.rng.integers(0, len(self._alive), (n, self.sample))
         parents = [row[np.argmin(self._place[row])] for row in drawn]
         indices = np.array([self._alive[i][0].candidate.indices for i in parents])
-        return self.mutated(indices)
+        return self.mutated(self.rng, indices)

@@ -100,11 +100,12 @@ class Evolution(Searcher):
                 loss, violation = self.loss(trial), self.violation(trial)
                 self.learn(trial, loss, violation if np.isfinite(loss).all() else np.inf)
 
-    def mutated(self, indices: np.ndarray, *, probability: float = 1.0) -> np.ndarray:
-        """Rows of option indices after :func:`mutate`, boundaries between stages after :func:`.jump` too."""
-        counts = self.space.counts
-        rows = mutate(self.rng, indices, counts, probability=probability)
-        return jump(self.rng, rows, self._boundaries, counts)
+    def mutated(
+        self, rng: np.random.Generator, indices: np.ndarray, *, probability: float = 1.0
+    ) -> np.ndarray:
+        """Rows of option indices after :func:`mutate`, and boundaries between stages after :func:`jump`."""
+        rows = mutate(rng, indices, self.space.counts, probability=probability)
+        return jump(rng, rows, self._boundaries, self.space.counts)
 
     def seen(self, candidate: Candidate) -> bool:
         """Asked for or told before."""

@@ -54,4 +54,4 @@ class Genetic(Evolution):
             drawn = self.rng.integers(0, len(value), (2, self.sample))
             a, b = (row[np.lexsort((value[row], violations[row]))[0]] for row in drawn)
             children.append(crossover(self.rng, indices[a], indices[b]))
-        return self.mutated(np.array(children), probability=MUTATED)
+        return self.mutated(self.rng, np.array(children), probability=MUTATED)

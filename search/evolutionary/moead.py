@@ -88,4 +88,4 @@ class MOEAD(Evolution):
         pool = pool[self._filled[pool]]
         a, b = self.rng.choice(pool if len(pool) else everyone, 2)
         child = crossover(self.rng, self._indices[a], self._indices[b], probability=1.0)
-        return self.mutated(child[None], probability=MUTATED)[0]
+        return self.mutated(self.rng, child[None], probability=MUTATED)[0]

@@ -19,7 +19,7 @@ from pymoo.operators.crossover.ux import UniformCrossover
 from ...results.objective import Objective
 from ...results.trial import Trial
 from ...spaces import Space
-from .evolution import MUTATED, Evolution, mutate
+from .evolution import MUTATED, Evolution
 
 Config.warnings["not_compiled"] = False  # else it prints an advertisement
 
@@ -29,7 +29,7 @@ FAILED = 1e9  # constraint violation of a failed trial: worse than breaking any 
 class PymooSearcher(Evolution):
     """A pymoo :class:`GeneticAlgorithm` behind :class:`Evolution`.
 
-    Integers are varied as integers (uniform crossover, :func:`mutate`), never rounded. Limits and failures
+    Integers are varied as integers (uniform crossover, :meth:`mutated`), never rounded. Limits and failures
     are one constraint (feasible first, then the least violating). Duplicates are left out by
     :class:`Evolution`. pymoo's random numbers come from a generator of its own, seeded with ``seed``.
     """
@@ -51,7 +51,7 @@ class PymooSearcher(Evolution):
             n_offsprings=self.brood,
             sampling=None,
             crossover=UniformCrossover(prob=0.9),
-            mutation=_Step(space.counts),
+            mutation=_Step(self),
             eliminate_duplicates=False,
             output=None,
         )
@@ -83,11 +83,11 @@ class PymooSearcher(Evolution):
 
 
 class _Step(Mutation):
-    """:func:`mutate` as a pymoo operator."""
+    """:meth:`Evolution.mutated` as a pymoo operator."""
 
-    def __init__(self, counts: np.ndarray) -> None:
+    def __init__(self, searcher: Evolution) -> None:
         super().__init__()
-        self.counts = counts
+        self.searcher = searcher
 
     def _do(self, problem: Problem, indices: np.ndarray, *_: Any, random_state: Any, **__: Any) -> np.ndarray:
-        return mutate(random_state, indices, self.counts, probability=MUTATED)
+        return self.searcher.mutated(random_state, indices, probability=MUTATED)

@@ -37,7 +37,7 @@ class Mirroring(Progress):
     ) -> None:
         self._inner = inner
         self._mirrors, self._folder, self._settings = list(mirrors), folder, settings
-        self._queue: SimpleQueue[Trial | None] = SimpleQueue()
+        self._queue: SimpleQueue[Trial | threading.Event | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._tracker: FrontTracker | None = None
         self._over = False  # nobody waits any longer
@@ -56,27 +56,40 @@ class Mirroring(Progress):
     def says(self, text: str) -> None:
         self._inner.says(text)
 
+    def settle(self) -> None:
+        """Wait for what is not written yet: what is measured in this process must not be disturbed."""
+        reached = threading.Event()
+        self._queue.put(reached)
+        if not self._over and not reached.wait(PATIENCE):
+            self._give_up()
+
     def finished(self) -> None:
         self._inner.finished()
-        if self._thread is None:
+        if self._thread is None or self._over:
             return
         self._queue.put(None)
         self._thread.join(PATIENCE)
         if self._thread.is_alive():
-            self._over = True
-            log.warning("the mirrors are %.0f s behind and were left so; the ledger is complete", PATIENCE)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._over = True
+        log.warning("the mirrors are %.0f s behind and were left so; the ledger is complete", PATIENCE)
 
     def _write_all(self) -> None:
         there = {m: held for m in self._mirrors if (held := self._try(m, "open")) is not None}
         while not self._over:
             try:
-                trial = self._queue.get(timeout=1.0)
+                item = self._queue.get(timeout=1.0)
             except Empty:
                 continue
-            if trial is None:
+            if item is None:
                 break
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
             assert self._tracker is not None
-            self._tracker.add(trial)
+            self._tracker.add(trial := item)
             front, volume = self._tracker.size, self._tracker.hypervolume()
             for m in list(there):
                 if trial.number not in there[m] and self._try(m, "write", trial, front, volume) is None:

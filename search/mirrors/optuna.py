@@ -26,11 +26,12 @@ class Optuna(Mirror):
 
     def open(self, folder: Path, settings: Mapping[str, Any]) -> set[int]:
         import optuna
+        from optuna.study import StudyDirection
 
         optuna.logging.disable_propagation()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._objectives = [o["name"] for o in settings["objectives"]]
-        goals = {"max": "maximize", "min": "minimize"}
+        goals = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
         folder = folder.resolve()
         self._study = optuna.create_study(
             study_name=folder.name,

@@ -99,10 +99,10 @@ def routes(names: Sequence[str], links: Sequence[Link]) -> Routes:
     for start in range(d):
         seen, reached = {start}, [start]
         for at in reached:  # breadth first
-            for number, (a, b, _) in enumerate(both):
+            for k, (a, b, _) in enumerate(both):
                 if a == at and b not in seen:
                     passes[start, b] = passes[start, a]
-                    passes[start, b, number] = True
+                    passes[start, b, k] = True
                     seen.add(b)
                     reached.append(b)
         if len(seen) < d:

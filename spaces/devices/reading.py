@@ -150,7 +150,7 @@ def _from_json(made: Mapping[str, Any], before: Sequence[Device]) -> Device:
     known = next((d.profile for d in before if d.name == of), None)
     if known is None:
         raise ValueError(
-            f"device {made.get('name')!r} has the profile of {of!r}, which is no device before it that has one"
+            f"device {made.get('name')!r} has the profile of {of!r}, which is no device before it"
         )
     return Device(**{**made, "profile": known})
 

@@ -37,7 +37,7 @@ def make_kinds(names: Sequence[str], options: Mapping[str, Any]) -> list[Kind]:
     """The kinds of these names, each with those of ``options`` that are its own.
 
     Raises:
-        ValueError: an unknown name, a name twice, or a value that a kind refuses.
+        ValueError: an unknown name, a name twice, kinds that do not go together, or a value that one refuses.
         TypeError: an option that none of them takes, with the list of those that they take.
     """
     if twice := [name for name in names if list(names).count(name) > 1]:
@@ -52,10 +52,13 @@ def make_kinds(names: Sequence[str], options: Mapping[str, Any]) -> list[Kind]:
             f"the option {unknown[0]!r} {why}; a space of {', '.join(names)} takes "
             f"{', '.join([*known, 'ratios', 'importance', 'round_to', 'calibration', 'repair', 'progress'])}"
         )
-    return [
+    made = [
         cls(**{option: options[option] for option in takes[name] if option in options})
         for name, cls in classes.items()
     ]
+    for kind in made:
+        kind.goes_with(names)
+    return made
 
 
 def _options_of(name: str) -> list[str]:

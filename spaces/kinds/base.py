@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 class Making:
     """What all kinds of one space share."""
 
-    kinds: tuple[str, ...]  # of the space, by name
     order: str  # name under which the blueprint keeps the units' order
     least: Mapping[str, int]  # fewest units that may stay, by group; 1 where it is not told
     ratios: int | Sequence[float]
@@ -35,6 +34,13 @@ class Kind(ABC):
     """
 
     done: ClassVar[str]  # what a model where it finds nothing cannot be: "pruned"
+
+    def goes_with(self, kinds: Sequence[str]) -> None:  # noqa: B027
+        """Asked before any work, whether it may be in a space of these kinds; by default it may.
+
+        Raises:
+            ValueError: it may not, and why.
+        """
 
     @abstractmethod
     def choices(self, blueprint: Blueprint, making: Making) -> list[Choice]:

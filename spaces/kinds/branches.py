@@ -41,6 +41,13 @@ class Branching(Kind):
         if self.classes_by not in BY:
             raise ValueError(f"classes are told apart by {' or '.join(BY)}, got {self.classes_by!r}")
 
+    def goes_with(self, kinds: Sequence[str]) -> None:
+        if clash := [kind for kind in kinds if kind not in TOGETHER]:
+            raise ValueError(
+                f"branches and {clash[0]} cannot be in one space; branches go with "
+                f"{' and '.join(k for k in TOGETHER if k != 'branches')}"
+            )
+
     def choices(self, blueprint: Blueprint, making: Making) -> list[Choice]:
         """One choice, or none where nothing behind any place can be divided.
 
@@ -49,13 +56,8 @@ class Branching(Kind):
 
         Raises:
             ValueError: the network is no classifier that ends in a linear layer; an unknown ``branch_place``;
-                nothing is saved; together with kinds that change the network in other ways.
+                nothing is saved.
         """
-        if clash := [kind for kind in making.kinds if kind not in TOGETHER]:
-            raise ValueError(
-                f"branches and {clash[0]} cannot be in one space; branches go with "
-                f"{' and '.join(k for k in TOGETHER if k != 'branches')}"
-            )
         module, coupling = blueprint.captured.graph_module, blueprint.coupling
         try:
             places, classes = find_places(module.graph, coupling), class_count(module.graph)

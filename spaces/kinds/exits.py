@@ -31,16 +31,18 @@ class Exits(Kind):
             raise ValueError(f"exits must be at least 1, got {self.exits}")
         check_thresholds(self.thresholds)
 
+    def goes_with(self, kinds: Sequence[str]) -> None:
+        if clash := {"splits", "branches"}.intersection(kinds):
+            raise ValueError(
+                f"exits and {min(clash)} cannot be in one space: each divides the network in its own way"
+            )
+
     def choices(self, blueprint: Blueprint, making: Making) -> list[Choice]:
         """
         Raises:
             ValueError: the network is no classifier whose batch can be divided; a module of ``exit_places``
-                after which no exit can be; together with kinds that divide the network too.
+                after which no exit can be.
         """
-        if clash := {"splits", "branches"}.intersection(making.kinds):
-            raise ValueError(
-                f"exits and {min(clash)} cannot be in one space: each divides the network in its own way"
-            )
         graph = blueprint.captured.graph_module.graph
         try:
             places, classes = find_places(graph, blueprint.coupling), class_count(graph)

@@ -33,11 +33,13 @@ class Grouping(Kind):
     def __post_init__(self) -> None:
         check_rising("groups", self.groups)
 
-    def choices(self, blueprint: Blueprint, making: Making) -> list[Choice]:
-        if "mask" in making.kinds:
+    def goes_with(self, kinds: Sequence[str]) -> None:
+        if "mask" in kinds:
             raise ValueError(
                 "group and mask cannot be searched together: refitting a grouped layer fills what is masked"
             )
+
+    def choices(self, blueprint: Blueprint, making: Making) -> list[Choice]:
         layers, reasons = dense_layers(blueprint.captured.graph_module.graph, blueprint.coupling)
         made: list[Choice] = []
         for layer in layers:

@@ -73,12 +73,14 @@ class Splitting(Kind):
     def recorded(self) -> dict[str, Any]:
         return {**super().recorded(), "devices": devices_json(self.devices or ())}
 
-    def choices(self, blueprint: Blueprint, making: Making) -> list[Choice]:
-        if others := [kind for kind in making.kinds if kind not in TOGETHER]:
+    def goes_with(self, kinds: Sequence[str]) -> None:
+        if others := [kind for kind in kinds if kind not in TOGETHER]:
             raise ValueError(
                 f"splits and {others[0]} cannot be searched together: {others[0]} changes which calls the "
                 "network makes, and the costs of its parts do not follow that; search one after the other"
             )
+
+    def choices(self, blueprint: Blueprint, making: Making) -> list[Choice]:
         cuts: Sequence[Cut] = blueprint.cutting.followed
         if self.forbidden:
             cuts = outside_modules(cuts, self.forbidden)

@@ -80,7 +80,9 @@ def load_pt2(path: Path, ports: Sequence[wire.Port], threads: int) -> Run:
 
     refuse_pickles(path)
     torch.set_num_threads(threads)
-    module = torch.export.load(path).module()
+    program = torch.export.load(path)
+    checked, fast = program.module(), without_lookups(program)
+    known: set[int] = set()  # numbers of samples, and so shapes, that the program's own checks let pass
     dtypes = [getattr(torch, port.dtype) for port in ports]
 
     def run(samples: int, body: Sequence[Any]) -> list[Any]:
@@ -91,9 +93,25 @@ def load_pt2(path: Path, ports: Sequence[wire.Port], threads: int) -> Run:
             for part, port, dtype in zip(body, ports, dtypes, strict=True)
         ]
         with torch.inference_mode():
-            return [tensor_bytes(t) for t in module(*tensors)]
+            outputs = (fast if samples in known else checked)(*tensors)
+            known.add(samples)
+            return [tensor_bytes(t) for t in outputs]
 
     return run
+
+
+def without_lookups(program: Any) -> Callable[..., Any]:
+    """The calls of a program on tensors that are looked up once. It checks nothing of what it is given.
+
+    ``program.module()`` finds each parameter by its path at every call: a tenth of a mobilenet_v2's time.
+    """
+    signature = program.graph_signature
+    held = {**program.state_dict, **program.constants}
+    state = [held.get(spec.target) for spec in signature.input_specs if spec.kind.name != "USER_INPUT"]
+    if any(t is None for t in state) or any(s.kind.name != "USER_OUTPUT" for s in signature.output_specs):
+        return program.module()
+    forward = program.graph_module.forward
+    return lambda *inputs: forward(*state, *inputs)
 
 
 def tensor_bytes(tensor: Any) -> memoryview:
@@ -173,10 +191,12 @@ class Worker:
         self._computing: tuple[int, float] | None = None  # number, since when
 
     def run(self) -> None:
-        """Until the frames end."""
-        threading.Thread(target=self._receive, daemon=True).start()
+        """Until the frames end, or :attr:`received` is ended and the source woken."""
+        receiver = threading.Thread(target=self._receive, daemon=True)
+        receiver.start()
         while (frame := self.received.get()) is not None:
             self.sender.send(self._answer(frame) if frame.kind == wire.DATA else frame)
+        receiver.join()  # the source's number may be another connection's as soon as it is closed
 
     def status(self) -> dict[str, Any]:
         number, since = self._computing or (None, 0.0)
