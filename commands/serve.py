@@ -127,7 +127,7 @@ def _print(found: dict[str, Any]) -> None:
     if held or any(s < 1 for s in found["simulated"]["speeds"]):
         print("Links and slower devices are simulated on this machine by waiting")
     if found["restarts"]:
-        print(f"Stages were started again {found['restarts']} times")
+        print(f"Stages started again: {found['restarts']}")
     print(
         f"{found['metric']} of what came back {found['score']:.4f}, in one process "
         f"{found['whole_score']:.4f}; outputs differ by {found['difference']:.1e} of the largest"

@@ -59,7 +59,8 @@ def _print(verdict: Verdict) -> None:
     )
     for name, status in verdict.files.items():
         if status != "same":
-            print(printable(f"{name}: {'not in the receipt, not checked' if status == 'unknown' else status}"))
+            what = "not in the receipt, not checked" if status == "unknown" else status
+            print(printable(f"{name}: {what}"))
     for name, (then, now) in verdict.versions.items():
         print(printable(f"{name}: exported with {then}, here {now or 'not installed'}"))
     unchecked = [name for name, checked in verdict.formats.items() if checked.status == "not checked"]

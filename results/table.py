@@ -49,7 +49,7 @@ def si(value: float, digits: int = 3) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without what a terminal would obey: a run of somebody else may hold names with control characters."""
+    """Text without what a terminal would obey: names in somebody else's run may hold control characters."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

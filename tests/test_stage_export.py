@@ -230,3 +230,14 @@ def test_the_command_prints_what_was_measured_beside_what_was_predicted(run, cap
     assert found["inputs"] == 40
     assert command(["serve", str(run.path), "99"]) == 2
     assert "there is no trial 99" in capsys.readouterr().err
+    monkeypatch.setattr("netcarve.search.load", lambda path, task=None: pytest.fail("refused too late"))
+    for wrong in (["--transport", "udp"], ["--runtime", "tvm"]):
+        assert command([*arguments, *wrong]) == 2
+        assert f"{wrong[0]} must be one of" in capsys.readouterr().err
+
+
+def test_the_command_says_that_a_trial_is_not_cut(run, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("netcarve.search.load", lambda path, task=None: run)
+    (number, *_) = [t.number for t in run.trials if t.scores.get("stages") == 1]
+    assert command(["serve", str(run.path), str(number), "--inputs", "3", "--runtime", "onnx"]) == 0
+    assert f"trial {number} has no cut: one stage, 3 inputs of 1 sample\n" in capsys.readouterr().out
