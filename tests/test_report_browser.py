@@ -362,7 +362,7 @@ def test_a_hostile_run_is_only_text(browser, tmp_path):
     made.settings["kept"] = {HOSTILE: [3, 2, "<b>"]}  # reading refuses it; the page stands it too
     figure = {"value": 0.5, "low": 0.4, "high": 0.6, "samples": 9, "method": HOSTILE}
     made.info |= {"status": HOSTILE, "environments": [{"machine": HOSTILE, HOSTILE: image}, HOSTILE]}
-    made.info["test"] = {"1": {"metric": HOSTILE, "figure": figure}, HOSTILE: {"metric": image, "figure": image}}
+    made.info["test"] = {"1": {"metric": HOSTILE, "figure": figure}, HOSTILE: {"figure": image}}
     opened = Page(browser, write_report([made], tmp_path / "r.html"))
     assert opened.tab.inner_text("#title") == f"{HOSTILE}, {HOSTILE}"
     assert opened.rows() == list(range(11))
