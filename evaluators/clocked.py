@@ -12,8 +12,8 @@ import torch
 from torch import fx
 
 from ..spaces.capture import flat_inputs
+from ..spaces.costing.liveness import constants
 from ..spaces.devices.operators import moved_bytes, operator_of
-from ..spaces.liveness import constants
 from ..spaces.stages import Functional, split
 from ..spaces.stages.cuts import Order
 from ..spaces.stages.work import macs

@@ -19,11 +19,11 @@ import numpy as np
 
 from ..spaces import Candidate, Space
 from ..spaces.rung import rung_of
-from ..spaces.splits import unsplit
+from ..spaces.splitting.splits import unsplit
 from .seeding import seeded
 
 if TYPE_CHECKING:
-    from ..spaces.staged import PlacedStage
+    from ..spaces.splitting.staged import PlacedStage
     from .task import Task
 
 Scorer = Callable[[Any, Any, Candidate], Mapping[str, float]]  # an Evaluator, or a function of its form

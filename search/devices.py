@@ -14,7 +14,7 @@ from ..results.table import metric_text, plain
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
 from ..spaces.devices import Device, Link, devices_of, links_of
-from ..spaces.splits import is_split, plan_of
+from ..spaces.splitting.splits import is_split, plan_of
 from .feasible import least_violating
 
 MODELLED = ("latency_ms", "throughput_per_s", "energy_mj", "latency_change", "throughput_change")

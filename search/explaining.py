@@ -107,7 +107,7 @@ def _of_the_network(
     from ..evaluators.explaining.analyses import ANALYSES, analyse
     from ..evaluators.explaining.subject import Subject
     from ..evaluators.pool import Job
-    from ..spaces.splits import unsplit
+    from ..spaces.splitting.splits import unsplit
     from ..spaces.threads import one_thread
 
     try:

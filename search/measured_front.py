@@ -9,7 +9,7 @@ from ..results.front import Front
 from ..results.ledger import Ledger
 from ..results.objective import Objective
 from ..spaces import Space
-from ..spaces.splits import plan_of
+from ..spaces.splitting.splits import plan_of
 
 if TYPE_CHECKING:
     from ..evaluators.task import Task

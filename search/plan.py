@@ -10,7 +10,7 @@ from ..results.objective import METRICS, Limit, Objective
 from ..results.trial import Trial
 from ..spaces import Space
 from ..spaces.rung import rungs_of, tunes
-from ..spaces.splits import plan_of
+from ..spaces.splitting.splits import plan_of
 from .base import Searcher, parse_objectives
 from .devices import modelled
 from .settings import RunError

@@ -18,7 +18,7 @@ from ..results.trial import Trial
 from ..results.trust import sign
 from ..spaces import Candidate, Choice, Space
 from ..spaces.devices import platform_text
-from ..spaces.splits import plan_of
+from ..spaces.splitting.splits import plan_of
 from .devices import modelled, stored_platform
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ def kept_units(space: Space) -> dict[str, list[int]]:
 
 
 def kept_layers(space: Space) -> list[dict[str, Any]]:
-    """What decides the width of each layer, in network order; see :mod:`netcarve.spaces.layer_widths`."""
+    """What decides the width of each layer, in network order; see :mod:`..spaces.costing.layer_widths`."""
     if getattr(space.model, "coupling", None) is None:
         return []
-    from ..spaces.layer_widths import layer_widths
+    from ..spaces.costing.layer_widths import layer_widths
 
     return [asdict(layer) for layer in layer_widths(cast("Blueprint", space.model), space.choices)]
 

@@ -16,9 +16,9 @@ import torch
 from torch import fx
 
 from .capture import Captured
+from .costing.liveness import Liveness, trailing_nodes
 from .coupling import Coupling
 from .coupling.walk import bind, get_attribute, operator_name
-from .liveness import Liveness, trailing_nodes
 
 # Operators that hand on the values of their first input, in another shape at most.
 # fmt: off

@@ -15,29 +15,29 @@ from torch import nn
 from .blocks import Block, find_blocks
 from .capture import Captured, capture, unlift
 from .choice import Candidate, Choice
-from .costs import Costs
+from .costing.costs import Costs
 from .coupling import Coupling, Group, find_coupling
-from .cutting import Cutting
 from .decoding import Decoder
-from .elastic import Elastic
 from .importance import Criterion
 from .importance.measured import Evidence, Measure
 from .kinds import make_kinds
 from .kinds.base import Making
 from .mending import Mending, Repair
-from .proof import Proof, own_differs, prove
-from .proof_blocks import prove_blocks
-from .proof_cache import ProofCache
+from .proving.proof import Proof, own_differs, prove
+from .proving.proof_blocks import prove_blocks
+from .proving.proof_cache import ProofCache
 from .ranking import rank, spanning
 from .repair import Calibration
 from .repair.gram import Inputs
 from .repair.least_squares import RIDGE
-from .rewrite import Built, is_rewrite, rewrites_of, rewritten
+from .rewriting.rewrite import Built, is_rewrite, rewrites_of, rewritten
 from .space import Space
-from .splits import plan_of
-from .staged import PlacedStage, Staged, place
+from .splitting.cutting import Cutting
+from .splitting.splits import plan_of
+from .splitting.staged import PlacedStage, Staged, place
 from .stages import Cut
 from .surgery import Alive, Surgeon
+from .switching.elastic import Elastic
 from .threads import one_thread
 
 
@@ -142,10 +142,10 @@ class Blueprint:
 
     @one_thread()
     def prove(self, *, progress: Callable[[int, int], None] | None = None) -> Proof:
-        """Execute every group pruned (see :func:`netcarve.spaces.proof.prove`); done once.
+        """Execute every group pruned (see :func:`netcarve.spaces.proving.proof.prove`); done once.
 
         What was proven before, for the same model, example and code, is read from the user's cache folder
-        (see :mod:`.proof_cache`).
+        (see :mod:`.proving.proof_cache`).
         """
         if self._proof is None:
             captured, coupling, surgeon = self.captured, self.coupling, self._surgeon
@@ -158,7 +158,7 @@ class Blueprint:
 
     @one_thread()
     def prove_blocks(self, *, progress: Callable[[int, int], None] | None = None) -> Proof:
-        """Execute the network without each residual block (see :mod:`.proof_blocks`); done once, and kept."""
+        """Execute the network without each residual block (see :mod:`.proving.proof_blocks`); done once, and kept."""
         if self._drops is None:
             proof = self.prove()
             captured, coupling, surgeon = self.captured, self.coupling, self._surgeon
@@ -305,7 +305,7 @@ class Blueprint:
         """Independent smaller module in eval mode: the user's class where proven, else the captured graph.
 
         Repaired where there was calibration (see :meth:`calibrate`). A candidate that takes rewriting
-        options (see :mod:`.rewrite`) is the captured graph, changed by their edits. One that is cut is a
+        options (see :mod:`.rewriting.rewrite`) is the captured graph, changed by their edits. One that is cut is a
         :class:`.staged.Staged`, its stages in order.
         """
         whole = self._build(candidate)

@@ -8,19 +8,19 @@ import numpy as np
 
 from .blocks import Block
 from .choice import Candidate, Choice
-from .cost_bounds import falling_costs
-from .cost_tables import Tables
-from .costs import Costs
+from .costing.cost_bounds import falling_costs
+from .costing.cost_tables import Tables
+from .costing.costs import Costs
 from .coupling import Coupling
-from .cutting import Cutting
-from .dividing import Divide, branch_macs
 from .drop import Drop
 from .masks.choice import Mask, zeros
 from .masks.program import Sparsify
 from .prune import Prune
-from .rewrite import Rewrite
-from .splits import Split, plan_of
-from .staging import split_costs
+from .rewriting.dividing import Divide, branch_macs
+from .rewriting.rewrite import Rewrite
+from .splitting.cutting import Cutting
+from .splitting.splits import Split, plan_of
+from .splitting.staging import split_costs
 from .surgery import Alive
 
 

@@ -13,7 +13,7 @@ from .importance import CALIBRATED, Criterion, criterion, order
 from .importance.cluster import Cluster
 from .importance.measured import Evidence, Measure
 from .mending import Mending
-from .proof import separating
+from .proving.proof import separating
 from .prune import Prune
 from .repair.merging import Merging
 from .space import Space

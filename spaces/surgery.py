@@ -19,9 +19,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .blocks import Block
 from .captured_module import CapturedModule, assemble
+from .costing.liveness import Liveness
 from .coupling import Constant, Coupling
 from .coupling.walk import get_attribute, schema
-from .liveness import Liveness
 from .skeleton import skeleton
 
 # [units + 1 + blocks] bool: which units stay (entry 0, the fixed positions, is True), then which residual

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from netcarve import Task, trace
 from netcarve.evaluators.inspection import inspection
 from netcarve.search.rebuild import rebuild_space
-from netcarve.spaces.proof import relative_difference
+from netcarve.spaces.proving.proof import relative_difference
 from netcarve.spaces.testing import counted_costs, zeroed_consumers
 from torch import nn
 

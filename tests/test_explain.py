@@ -15,7 +15,7 @@ from netcarve.evaluators.pool import Job
 from netcarve.results.report import report_document
 from netcarve.search import RunError
 from netcarve.search import explaining as search_explaining
-from netcarve.spaces.layer_widths import layer_widths
+from netcarve.spaces.costing.layer_widths import layer_widths
 from torch import nn
 
 

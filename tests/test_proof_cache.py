@@ -11,8 +11,8 @@ import netcarve
 import pytest
 import torch
 from netcarve.spaces import blueprint as blueprint_module
-from netcarve.spaces import proof_cache
-from netcarve.spaces.proof_cache import ProofCache, fingerprint
+from netcarve.spaces.proving import proof_cache
+from netcarve.spaces.proving.proof_cache import ProofCache, fingerprint
 from torch import nn
 
 SOURCE = """

@@ -195,8 +195,8 @@ def test_resume_with_other_settings_names_the_difference(tmp_path):
 def test_resume_notices_a_search_that_proposes_otherwise(tmp_path):
     run(tmp_path / "run", trials=20)
     with sqlite3.connect(tmp_path / "run" / LEDGER) as db:
-        db.execute("UPDATE proposals SET candidate = (SELECT candidate FROM proposals WHERE number = 3), crc = NULL "
-                   "WHERE number = 5")  # fmt: skip
+        third = "SELECT candidate FROM proposals WHERE number = 3"
+        db.execute(f"UPDATE proposals SET candidate = ({third}), crc = NULL WHERE number = 5")
     db.close()
     with pytest.raises(RunError, match="cannot resume: trial 5 was"):
         run(tmp_path / "run", resume=True, trials=20)

@@ -9,7 +9,7 @@ import torch
 from netcarve.evaluators.pool import Job
 from netcarve.spaces import Choice, Space
 from netcarve.spaces.captured_module import CapturedModule
-from netcarve.spaces.rewrite import Rewrite, rewrites_of
+from netcarve.spaces.rewriting.rewrite import Rewrite, rewrites_of
 from torch import nn
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -16,8 +16,8 @@ from netcarve.evaluators.pool import Job
 from netcarve.search.rebuild import rebuild_space
 from netcarve.spaces.devices import Device, Link
 from netcarve.spaces.kinds.splits import offered
-from netcarve.spaces.splits import Plan, Split, plan_of, splitting_choices, unsplit
-from netcarve.spaces.staged import Staged
+from netcarve.spaces.splitting.splits import Plan, Split, plan_of, splitting_choices, unsplit
+from netcarve.spaces.splitting.staged import Staged
 from netcarve.spaces.stages import Cut
 from torch import nn
 

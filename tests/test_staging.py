@@ -10,7 +10,7 @@ import torch
 from netcarve.spaces.capture import capture
 from netcarve.spaces.devices import Device, Link, Profile, pipeline_costs
 from netcarve.spaces.devices.operators import moved_bytes, operator_of
-from netcarve.spaces.splits import plan_of, unsplit
+from netcarve.spaces.splitting.splits import plan_of, unsplit
 from netcarve.spaces.stages import find_cuts, functionalise
 from netcarve.spaces.stages.cuts import Order
 from netcarve.spaces.stages.work import macs

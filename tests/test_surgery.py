@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from netcarve import trace
 from netcarve.spaces.capture import CaptureError
-from netcarve.spaces.proof import relative_difference
+from netcarve.spaces.proving.proof import relative_difference
 from netcarve.spaces.testing import zeroed_consumers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode

@@ -9,7 +9,7 @@ from ...results.explaining.shapley import shapley
 from ...results.table import HEADINGS
 from ...spaces import Candidate
 from ...spaces.rung import is_rung
-from ...spaces.splits import unsplit
+from ...spaces.splitting.splits import unsplit
 from ..accuracy import Quality
 from ..pool import Job
 from .subject import Subject, samples_of

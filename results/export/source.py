@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...spaces.staged import PlacedStage
+from ...spaces.splitting.staged import PlacedStage
 from .batches import Inputs, batch_length, batched, on_cpu, resized
 from .error import ExportError, first_line
 from .plain import PlainOutput, is_plain, plain

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...spaces import Space
-from ...spaces.splits import Split
+from ...spaces.splitting.splits import Split
 
 SHARE = 0.3  # of children in which one boundary jumps
 

@@ -16,13 +16,13 @@ from ..coupling import Coupling, Group
 from ..coupling.walk import bind, get_attribute
 from ..exits.places import Place, before
 from ..exits.segments import divide, free_nodes, memory
-from ..rewrite import Built, Rewrite
+from ..rewriting.rewrite import Built, Rewrite
 from ..stages.functional import CutError
 from .assignment import assign, energies
 from .module import Branches
 
 if TYPE_CHECKING:
-    from ..cost_tables import Tables
+    from ..costing.cost_tables import Tables
 
 
 @dataclass(frozen=True, slots=True)

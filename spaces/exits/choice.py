@@ -11,7 +11,7 @@ from torch import nn
 
 from ..captured_module import CapturedModule
 from ..choice import Choice, Option
-from ..rewrite import Built, Rewrite
+from ..rewriting.rewrite import Built, Rewrite
 from ..stages.functional import CutError
 from .cascade import Cascade
 from .head import Head, grid_of
@@ -19,7 +19,7 @@ from .places import Place, before
 from .segments import divide
 
 if TYPE_CHECKING:
-    from ..cost_tables import Tables
+    from ..costing.cost_tables import Tables
 
 NONE = "none"
 THRESHOLDS = (0.99, 0.95, 0.9, 0.8, 0.6)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..choice import Choice
 from ..grouping.layers import dense_layers
-from ..regrouping import Regroup
+from ..rewriting.regrouping import Regroup
 from .base import Kind, Making
 from .width import check_rising
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from ..choice import Choice
 from ..devices import Device, Link, devices_json, devices_of, links_of
-from ..splits import END, START, Encoding, Placement, Plan, splitting_choices
+from ..splitting.splits import END, START, Encoding, Placement, Plan, splitting_choices
 from ..stages import Cut, CutError, after_modules, outside_modules
 from .base import Kind, Making
 

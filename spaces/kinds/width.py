@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from ..choice import Choice
-from ..dividing import Divide
+from ..rewriting.dividing import Divide
 from ..width.proof import prove_regions
 from ..width.regions import find_regions
 from .base import Kind, Making

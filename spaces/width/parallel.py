@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 
 from ..capture import capture, fresh, tensors_of
 from ..captured_module import CapturedModule, assemble
-from ..comparison import relative_difference
 from ..coupling import find_coupling
 from ..coupling.walk import get_attribute
+from ..proving.comparison import relative_difference
 from ..surgery import Surgeon
 from .divide import Divider
 from .regions import find_regions

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ..capture import Captured, flat_inputs, fresh, state_kept, tensors_of
-from ..comparison import relative_difference
-from ..proof import no_constant_parameters
+from ..proving.comparison import relative_difference
+from ..proving.proof import no_constant_parameters
 from ..surgery import Surgeon
 from .divide import Divider
 from .regions import Region

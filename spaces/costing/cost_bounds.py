@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .choice import Choice
-from .drop import Drop
-from .masks.choice import Mask
-from .prune import Prune
-from .rung import is_rung
-from .splits import is_split
+from ..choice import Choice
+from ..drop import Drop
+from ..masks.choice import Mask
+from ..prune import Prune
+from ..rung import is_rung
+from ..splitting.splits import is_split
 
 SUMS = ("macs", "flops", "params", "size_mb")  # over what is there
 LIVES = ("activation_mb", "memory_mb")  # depend on which tensors are alive together

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .choice import Option
-from .grouping.assignment import kept_share
-from .grouping.grouper import Grouper
-from .grouping.layers import Layer
+from ..choice import Option
+from ..grouping.assignment import kept_share
+from ..grouping.grouper import Grouper
+from ..grouping.layers import Layer
 from .rework import Rework
 
 if TYPE_CHECKING:
-    from .cost_tables import Tables
+    from ..costing.cost_tables import Tables
 
 _MEGA = 1e6
 _INDEX = 8  # bytes of a gathered channel's number

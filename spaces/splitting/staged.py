@@ -12,12 +12,12 @@ from typing import Any, cast
 import numpy as np
 from torch import fx, nn
 
-from .capture import CaptureError, capture
-from .captured_module import CapturedModule
-from .coupling.walk import operator_name
+from ..capture import CaptureError, capture
+from ..captured_module import CapturedModule
+from ..coupling.walk import operator_name
+from ..stages import Cut, CutError, Stage, functionalise, split
+from ..stages.cuts import Order
 from .splits import Plan
-from .stages import Cut, CutError, Stage, functionalise, split
-from .stages.cuts import Order
 from .staging import Staging
 
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from .coupling import Coupling
-from .coupling.coupled import Lengths
-from .coupling.units import Vector
-from .coupling.walk import operator_name
-from .stages.functional import Functional
+from ..coupling import Coupling
+from ..coupling.coupled import Lengths
+from ..coupling.units import Vector
+from ..coupling.walk import operator_name
+from ..stages.functional import Functional
 
 Sized = tuple[float, tuple[Vector, ...]]  # bytes: a factor, and the labels of the axes that shrink
 

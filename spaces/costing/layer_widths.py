@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import fx
 
-from .choice import Choice
-from .coupling.walk import OUT, operator_name
-from .drop import Drop
-from .prune import Prune
+from ..choice import Choice
+from ..coupling.walk import OUT, operator_name
+from ..drop import Drop
+from ..prune import Prune
 
 if TYPE_CHECKING:
-    from .blueprint import Blueprint
+    from ..blueprint import Blueprint
 
 
 @dataclass(frozen=True)

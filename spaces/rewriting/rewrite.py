@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import nn
 
-from .captured_module import CapturedModule, switchable
-from .choice import Candidate, Choice, Option
+from ..captured_module import CapturedModule, switchable
+from ..choice import Candidate, Choice, Option
 
 if TYPE_CHECKING:
-    from .cost_tables import Tables
-    from .repair import Calibration
-    from .surgery import Alive, Mend, Surgeon
+    from ..costing.cost_tables import Tables
+    from ..repair import Calibration
+    from ..surgery import Alive, Mend, Surgeon
 
 
 @dataclass(frozen=True, slots=True)

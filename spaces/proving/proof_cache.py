@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .capture import Captured
+from ..capture import Captured
 
 _PACKAGE = __name__.partition(".")[0]  # other folders of netcarve have no part in a proof
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .blocks import Block
-from .capture import Captured
-from .coupling import Coupling
-from .coupling.units import Vector
-from .coupling.walk import get_attribute
+from ..blocks import Block
+from ..capture import Captured
+from ..coupling import Coupling
+from ..coupling.units import Vector
+from ..coupling.walk import get_attribute
 from .forms import Forms, evaluate, total
 from .lifetimes import Lifetimes
 from .liveness import ALWAYS, Liveness

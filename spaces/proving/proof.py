@@ -25,13 +25,13 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from .capture import Captured, flat_inputs, fresh, state_kept, tensors_of
+from ..capture import Captured, flat_inputs, fresh, state_kept, tensors_of
+from ..coupling import Coupling
+from ..coupling.coupled import Lengths
+from ..coupling.walk import bind, get_attribute, operator_name, schema
+from ..statistics import over_kept
+from ..surgery import Alive, Surgeon, rewrite
 from .comparison import relative_difference
-from .coupling import Coupling
-from .coupling.coupled import Lengths
-from .coupling.walk import bind, get_attribute, operator_name, schema
-from .statistics import over_kept
-from .surgery import Alive, Surgeon, rewrite
 
 STEP = 10.0  # one operator may round that much worse than the whole network, relative to its own result
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import fx
 
-from .captured_module import CapturedModule
-from .coupling.units import Vector
-from .module_state import ModuleState
-from .surgery import Sizing, Surgeon, groups_of, rewrite
+from ..captured_module import CapturedModule
+from ..coupling.units import Vector
+from ..module_state import ModuleState
+from ..surgery import Sizing, Surgeon, groups_of, rewrite
 
 
 class Resident:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from .choice import Candidate, Choice
-from .devices import Device, Link
+from ..choice import Candidate, Choice
+from ..devices import Device, Link
 
 START, END = "start", "end"  # places before the first call and after the last
 Encoding = Literal["positions", "each"]

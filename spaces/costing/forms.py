@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from .coupling import Coupling
-from .coupling.units import Vector
+from ..coupling import Coupling
+from ..coupling.units import Vector
 
 Product = tuple[float, tuple[int, ...]]  # factor, and the forms that it is multiplied with
 

@@ -9,20 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from torch import fx
 
-from .blocks import Block
-from .costs import Costs
-from .coupling import Coupling
-from .coupling.walk import operator_name
+from ..blocks import Block
+from ..costing.costs import Costs
+from ..costing.forms import Forms
+from ..costing.forms import evaluate as product_of
+from ..coupling import Coupling
+from ..coupling.walk import operator_name
+from ..devices import Device, Profile, pipeline_costs, sensitivity
+from ..devices.operators import operator_of
+from ..stages.cuts import Cut, Order
+from ..stages.functional import Functional
 from .crossing import NONE, Crossing
 from .crossing_values import crossing_values
-from .devices import Device, Profile, pipeline_costs, sensitivity
-from .devices.operators import operator_of
-from .forms import Forms
-from .forms import evaluate as product_of
 from .provenance import Provenance, Sized
 from .splits import Plan
-from .stages.cuts import Cut, Order
-from .stages.functional import Functional
 
 TIMED = ("latency_ms", "throughput_per_s", "energy_mj")  # need profiles
 _ROWS = 4096  # candidates at a time: [rows, calls] arrays stay in the cache

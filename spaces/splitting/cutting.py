@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from .blocks import Block
-from .capture import Captured
-from .costs import Costs
-from .coupling import Coupling
+from ..blocks import Block
+from ..capture import Captured
+from ..costing.costs import Costs
+from ..coupling import Coupling
+from ..stages import Cut, CutError, Functional, find_cuts, functionalise
+from ..stages.cuts import Order
+from ..stages.work import macs
 from .provenance import Provenance
-from .stages import Cut, CutError, Functional, find_cuts, functionalise
-from .stages.cuts import Order
-from .stages.work import macs
 from .staging import Staging
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from .blocks import Block
-from .capture import Captured
-from .coupling import Coupling
-from .coupling.units import Vector
-from .coupling.walk import operator_name
+from ..blocks import Block
+from ..capture import Captured
+from ..coupling import Coupling
+from ..coupling.units import Vector
+from ..coupling.walk import operator_name
 from .liveness import ALWAYS, Liveness
 
 # Operators whose result shares the memory of their first argument.

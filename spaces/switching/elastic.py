@@ -17,16 +17,16 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from .capture import fresh
-from .choice import Candidate, Choice
-from .coupling import Group
+from ..capture import fresh
+from ..choice import Candidate, Choice
+from ..coupling import Group
+from ..proving.proof import relative_difference
+from ..prune import Prune
+from ..rung import is_rung
+from ..splitting.splits import is_split
+from ..surgery import Alive, Mend, Surgeon
 from .elastic_module import Resident
 from .elastic_storage import Storage, Widths
-from .proof import relative_difference
-from .prune import Prune
-from .rung import is_rung
-from .splits import is_split
-from .surgery import Alive, Mend, Surgeon
 
 
 class Elastic:

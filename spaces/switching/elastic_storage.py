@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .coupling import Group
-from .coupling.units import Vector
+from ..coupling import Group
+from ..coupling.units import Vector
 
 Labels = Mapping[str, tuple[Vector | None, ...]]  # canonical name -> unit labels per axis
 

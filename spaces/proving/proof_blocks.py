@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from .capture import Captured
-from .coupling import Coupling
+from ..capture import Captured
+from ..coupling import Coupling
+from ..surgery import Alive, Surgeon
 from .proof import Artifacts, Proof, alive_without, no_constant_parameters
-from .surgery import Alive, Surgeon
 
 
 def prove_blocks(

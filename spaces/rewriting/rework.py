@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from .captured_module import CapturedModule
-from .choice import Option
-from .grouping.build import build
-from .grouping.grouper import Grouper
+from ..captured_module import CapturedModule
+from ..choice import Option
+from ..grouping.build import build
+from ..grouping.grouper import Grouper
+from ..width.divide import Divider, forget_unread
 from .rewrite import Built, Rewrite, rewrites_of
-from .width.divide import Divider, forget_unread
 
 
 class Rework(Rewrite):

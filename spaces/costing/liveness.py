@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from torch import fx
 
-from .coupling.walk import operator_name
+from ..coupling.walk import operator_name
 
 ALWAYS = 0  # id of the condition that holds whatever is dropped
 

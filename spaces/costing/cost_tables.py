@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..coupling import Coupling
+from ..coupling.units import Vector
 from .costs import Costs
-from .coupling import Coupling
-from .coupling.units import Vector
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .choice import Choice, Option
+from ..choice import Choice, Option
+from ..width.divide import Divider
+from ..width.regions import Region
 from .regrouping import Regroup
 from .rework import Rework
-from .width.divide import Divider
-from .width.regions import Region
 
 if TYPE_CHECKING:
-    from .cost_tables import Tables
+    from ..costing.cost_tables import Tables
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from torch import fx
 
-from .blocks import Block
+from ..blocks import Block
+from ..stages.cuts import Order
 from .crossing import NONE, Value
 from .provenance import Provenance, Sized
-from .stages.cuts import Order
 
 if TYPE_CHECKING:
     from .staging import Call

@@ -1,0 +1,1 @@
+"""Every operator and block run pruned, and what was proven before."""

@@ -1,0 +1,1 @@
+"""Edits that change a built network beyond its widths and blocks."""

@@ -1,0 +1,1 @@
+"""Where a network is cut, what crosses there, and the stages themselves."""

@@ -1,0 +1,1 @@
+"""Scoring without building: one resident network that switches between candidates."""
