@@ -158,7 +158,7 @@ class Blueprint:
 
     @one_thread()
     def prove_blocks(self, *, progress: Callable[[int, int], None] | None = None) -> Proof:
-        """Execute the network without each residual block (see :mod:`.proving.proof_blocks`); done once, and kept."""
+        """Execute the network without each residual block; done once, and kept: :mod:`.proving.proof_blocks`."""
         if self._drops is None:
             proof = self.prove()
             captured, coupling, surgeon = self.captured, self.coupling, self._surgeon
@@ -305,8 +305,8 @@ class Blueprint:
         """Independent smaller module in eval mode: the user's class where proven, else the captured graph.
 
         Repaired where there was calibration (see :meth:`calibrate`). A candidate that takes rewriting
-        options (see :mod:`.rewriting.rewrite`) is the captured graph, changed by their edits. One that is cut is a
-        :class:`.staged.Staged`, its stages in order.
+        options (see :mod:`.rewriting.rewrite`) is the captured graph, changed by their edits. One that is cut
+        is a :class:`.splitting.staged.Staged`, its stages in order.
         """
         whole = self._build(candidate)
         if not self._decoder.is_split(candidate):
