@@ -90,6 +90,8 @@ def draw(
         axes.step(*zip(*best_at, strict=True), style, where="post", markersize=4, label=name)
     axes.set_xscale("symlog", linthresh=0.05)
     axes.set_yscale("log")
+    axes.set_yticks([10, 15, 20, 30, 50, 100], [str(ms) for ms in (10, 15, 20, 30, 50, 100)])
+    axes.minorticks_off()
     axes.set_xlabel("traffic, kB a sample")
     axes.set_ylabel("latency, ms")
     axes.set_title(f"accuracy at least {floor:.1%}")
