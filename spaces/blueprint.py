@@ -158,7 +158,7 @@ class Blueprint:
 
     @one_thread()
     def prove_blocks(self, *, progress: Callable[[int, int], None] | None = None) -> Proof:
-        """Execute the network without each residual block; done once, and kept (:mod:`.proving.proof_blocks`)."""
+        """Run the network without each residual block; done once, and kept (:mod:`.proving.proof_blocks`)."""
         if self._drops is None:
             proof = self.prove()
             captured, coupling, surgeon = self.captured, self.coupling, self._surgeon
