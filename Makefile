@@ -13,11 +13,12 @@ NAMES := python3 python3.13 python3.12 python3.11 python3.14 python
 PYTHON ?= $(shell for name in $(NAMES); do $$name -c '$(PROBE)' >/dev/null 2>&1 && echo $$name && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format install clean
+.PHONY: help demo test test-all check format install clean
 
 help:
 	@echo "make demo     search the bundled digits task, about two minutes on 2 cores"
-	@echo "make test     run the tests"
+	@echo "make test     run the tests, some nine minutes on 2 cores"
+	@echo "make test-all the same and those that take longest"
 	@echo "make check    lint, formatting, types"
 	@echo "make format   mend what can be mended of it"
 	@echo "make clean    remove .venv and build products (never runs/)"
@@ -28,6 +29,9 @@ demo: $(STAMP)
 # Two files at a time, one thread a process: Ray's workers are processes of their own.
 test: $(STAMP) $(ZOO)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-all: override ARGS += -m 'slow or not slow'
+test-all: test
 
 check: $(STAMP) $(TYPES)
 	$(BIN)/ruff check .

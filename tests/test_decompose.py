@@ -66,6 +66,7 @@ def test_stages_are_the_model(minimise):
     assert all(held[a].isdisjoint(held[b]) for a in range(3) for b in range(a))
 
 
+@pytest.mark.slow
 def test_the_table_and_the_plan_say_what_the_stages_are():
     found = netcarve.decompose(model(), X, 2)
     table = found.table
@@ -83,6 +84,7 @@ def test_the_table_and_the_plan_say_what_the_stages_are():
     assert (table["memory_mb"] > table["weights_mb"]).all()
 
 
+@pytest.mark.slow
 def test_least_traffic_goes_through_the_narrow_place():
     found = netcarve.decompose(model(), X, 2, "traffic", imbalance=30.0)
     assert found.plan.value <= 12 * 12 * 4
@@ -107,6 +109,7 @@ def test_an_edge_that_is_slow_sends_and_one_that_is_fast_does_not():
     torch.testing.assert_close(fast.run(X)["logits"], model()(X)["logits"])
 
 
+@pytest.mark.slow
 def test_boundaries_may_be_forced_and_forbidden():
     found = netcarve.decompose(model(), X, 2, forced=["first"])
     assert found.rows[0].last.startswith("first")
@@ -123,6 +126,7 @@ def test_keyword_inputs_and_one_part():
     torch.testing.assert_close(found.run(X, scale=torch.full((2, 1), 3.0))["logits"], want["logits"])
 
 
+@pytest.mark.slow
 def test_a_fixed_batch_stays_what_it_is():
     class Fixed(nn.Module):
         def __init__(self) -> None:

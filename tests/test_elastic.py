@@ -286,6 +286,7 @@ def test_widths_count_what_is_kept():
         before = kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["switch", "lend", "build"])
 def test_memory_does_not_grow(how):
     x = pictures()

@@ -138,7 +138,11 @@ def zeroing_suffices(blueprint, group):
     return True
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+SLOW = ("inception_v3", "ghostnet", "hrnet", "googlenet", "mnasnet", "nfnet")  # four seconds or more
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in FAMILIES]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_most_of_a_family_goes_and_the_rest_is_exact(name):
     torch.manual_seed(0)
     make, pixels = FAMILIES[name]

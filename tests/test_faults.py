@@ -55,6 +55,7 @@ def test_faults_are_drawn_by_candidate_and_spare_the_baseline():
     assert 60 < sum(map(bool, drawn)) < 140
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_faulty_workers_change_no_result(tmp_path):
     found = workers.fault_workers(tmp_path, trials=24, share=0.3, timeout=2.0)

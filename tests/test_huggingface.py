@@ -154,6 +154,7 @@ def classes(name, n=24):
     return netcarve.Task(net, batches[0], list(zip(batches, labels, strict=True)), name=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "vit"])
 def test_a_task_of_dict_batches_is_searched_and_exported(name, tmp_path):
     task = classes(name)

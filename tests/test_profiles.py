@@ -301,6 +301,7 @@ def test_a_run_is_not_resumed_with_other_devices_and_says_which(small, split_spa
         sweep(small.task, space, "random", resume=True, **options)
 
 
+@pytest.mark.slow
 def test_the_command_line_measures_once_and_resumes_with_what_was_measured(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(
         "import netcarve, torch\nfrom torch import nn\n\n\ndef task():\n    torch.manual_seed(1)\n"

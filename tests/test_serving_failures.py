@@ -196,6 +196,7 @@ def test_a_stage_that_does_not_start_says_why(made, monkeypatch) -> None:
     assert found.value.stage == stages[0].name
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_stages_are_ray_actors_too_named_and_restarted() -> None:
     net, stages = make(("1",))

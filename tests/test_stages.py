@@ -275,6 +275,7 @@ def test_stages_share_no_memory_with_each_other_or_the_model():
     assert again.embed.weight is again.decode.weight is not last.decode.weight
 
 
+@pytest.mark.slow
 def test_published_networks():
     timm = pytest.importorskip("timm")
     rng = random.Random(0)

@@ -166,6 +166,7 @@ def test_pruned_output_equals_zeroed_consumers_and_costs_equal_counted(net, seed
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
+@pytest.mark.slow
 @property_test
 @given(networks, st.integers(0, 999))
 def test_both_artifacts_agree_in_output_loss_and_gradient(net, seed):
