@@ -10,6 +10,7 @@ from .hypervolume import hypervolume
 from .objective import ALIASES, METRICS, Limit, Objective
 from .trial import Trial
 
+RATES = ("throughput_per_s",)  # of no natural scale: measured against the unchanged model, as costs are
 Reference = Mapping[str, float] | Sequence[float]  # by metric, or in the order of the objectives
 
 
@@ -48,7 +49,9 @@ def default_reference(
         # A cost starts at the unchanged model's and falls. A loss starts there and *rises*: with the
         # unchanged model as reference every pruned one would count for nothing.
         cost = objective.name in METRICS and objective.name != "loss"
-        if objective.goal == "max":  # 0, but for metrics below it, of which nothing would count
+        if (
+            objective.goal == "max" and objective.name not in RATES
+        ):  # 0, but for metrics below it, of which nothing would count
             chosen[objective.name] = min(0.0, -float(worst_value)) if np.isfinite(worst_value) else 0.0
         elif cost and scores.get(objective.name, 0.0) > 0:
             chosen[objective.name] = float(scores[objective.name])

@@ -104,6 +104,15 @@ def test_reference_of_a_cost_that_the_unchanged_model_has_nothing_of():
     assert Front(sent[:1], ["accuracy", "traffic_kb"]).hypervolume() == pytest.approx(1.0)
 
 
+def test_throughput_is_measured_against_the_unchanged_model():
+    rates = [
+        Trial(n, Candidate((n,)), {"accuracy": 1.0, "throughput_per_s": 40.0 * (n + 1)}) for n in range(3)
+    ]
+    front = Front(rates, ["accuracy", "throughput_per_s"])
+    assert front.reference["throughput_per_s"] == 40.0
+    assert front.hypervolume() == pytest.approx(2.0)  # three times as fast: two beyond
+
+
 def test_reference_of_a_quality_below_zero_is_the_worst_seen():
     trials = [trial(0, macs=100.0, gain=-1.0), trial(1, macs=50.0, gain=-3.0), trial(2, macs=90.0, gain=-4.0)]
     front = Front(trials, ["gain:max", "macs"])
