@@ -115,9 +115,9 @@ class Front:
         Args:
             reference: worst values that count, by metric or in the order of the objectives. By default 0 for
                 a metric to maximise (the worst of all trials given where that is negative); for a known cost
-                (MACs, latency, ...) and for throughput the unchanged model's; for one that this has nothing of
-                (traffic), any other metric to minimise, or without an unchanged model, the worst of all trials
-                given.
+                (MACs, latency, ...) and for throughput the unchanged model's; for one that this has nothing
+                of (traffic), any other metric to minimise, or without an unchanged model, the worst of all
+                trials given.
 
         Raises:
             ValueError: a reference that does not name every objective.
