@@ -24,7 +24,7 @@ from ..partitioning import Graph, Node, Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class CostedCall:
     """One call of the functional graph that belongs to a side of a cut; figures are for one batch."""
 
     name: str
@@ -59,7 +59,7 @@ class Network:
         *,
         batch: int = 1,
         seconds: float = 1.0,
-        known: Mapping[str, Call] | None = None,
+        known: Mapping[str, CostedCall] | None = None,
     ) -> None:
         captured = functional.captured
         if batch < 1:
@@ -243,7 +243,7 @@ class Network:
         """The stages between the cuts, as modules; ``check``: compared with the whole."""
         return split(self.functional, cuts, check=check)
 
-    def _calls(self, seconds: float) -> list[Call]:
+    def _calls(self, seconds: float) -> list[CostedCall]:
         clocked = Clocked(self.functional, batch=self.batch)
         ms, whole = taking_turns([clocked.run, stopwatch(clocked.whole)], seconds=seconds)
         ms = ms / max(ms.sum(), 1e-9) * float(whole)  # without the clock between the calls
@@ -251,7 +251,7 @@ class Network:
         calls = []
         for at, (n, call) in enumerate(zip(self.order.calls, clocked.calls, strict=True)):
             calls.append(
-                Call(
+                CostedCall(
                     n.name,
                     call.operator,
                     modules(n),

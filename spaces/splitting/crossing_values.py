@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import fx
 
@@ -12,15 +11,13 @@ from ..blocks import Block
 from ..stages.cuts import Order
 from .crossing import NONE, Value
 from .provenance import Provenance, Sized
-
-if TYPE_CHECKING:
-    from .staging import Call
+from .segment_call import SegmentCall
 
 
 def crossing_values(
     order: Order,
     origin: Provenance,
-    calls: Sequence[Call],
+    calls: Sequence[SegmentCall],
     blocks: Sequence[Block],
     conditions: Mapping[str, int],
 ) -> tuple[list[Value], list[Sized | None]]:

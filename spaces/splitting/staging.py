@@ -22,24 +22,11 @@ from ..stages.functional import Functional
 from .crossing import NONE, Crossing
 from .crossing_values import crossing_values
 from .provenance import Provenance, Sized
+from .segment_call import SegmentCall
 from .splits import Plan
 
 TIMED = ("latency_ms", "throughput_per_s", "energy_mj")  # need profiles
 _ROWS = 4096  # candidates at a time: [rows, calls] arrays stay in the cache
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A call of the unchanged network's functional graph."""
-
-    name: str
-    operator: str  # as a profile names it
-    kind: str  # bare name of the operator: "conv2d"
-    segment: int
-    condition: int  # of :class:`Liveness`
-    gate: int  # block that ends here, or -1: dropped, the call is not there
-    copies: bool  # or is a copy of what the block was entered with
-    is_view: bool  # gives no new memory, and is made where it is read
 
 
 @dataclass(frozen=True)
@@ -85,7 +72,7 @@ class Staging:
         gates = {b.out: k for k, b in enumerate(blocks)}
         liveness = costs.liveness
 
-        self.calls: list[Call] = []
+        self.calls: list[SegmentCall] = []
         macs: list[list[tuple[int, float]]] = []
         moved: list[list[tuple[int, float]]] = []
         reads: dict[tuple[int, str], list[int]] = {}  # (segment, parameter) -> conditions of its readers
@@ -99,7 +86,7 @@ class Staging:
             gate = NONE if operator_name(n.target)[0] == "getitem" else gate
             is_view = order.is_view(n)
             self.calls.append(
-                Call(
+                SegmentCall(
                     n.name,
                     operator_of(n),
                     operator_name(n.target)[0],
