@@ -18,6 +18,7 @@ from netcarve.results.ledger import Ledger
 from netcarve.search.budget import Budget
 from netcarve.search.progress import Silent
 from netcarve.search.sweep import WINDOW, Driver
+from netcarve.search.uniform import opening
 from search_problems import Problem
 
 TIMED = 50  # candidates over which the time of a proposal is averaged
@@ -47,7 +48,8 @@ class Lookup(Pool):
 
 
 def own_run(name: str, problem: Problem, seed: int, evaluations: int) -> list[Trial]:
-    """A sweep in small: trial 0 is the unchanged network, 16 under way, told one by one in number order.
+    """A sweep in small: the unchanged network, the uniform opening, then the search, with 16 under way that
+    are told one by one in number order.
 
     Raises:
         ValueError: the searcher cannot do this problem.
@@ -55,6 +57,9 @@ def own_run(name: str, problem: Problem, seed: int, evaluations: int) -> list[Tr
     searcher = netcarve.searcher(name, problem.space, problem.objectives, seed=seed, limits=problem.limits)
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "ledger", write=True) as ledger:
         budget = Budget(evaluations)
+        first = [problem.space.baseline, *opening(problem.space, problem.limits, evaluations)]
+        ledger.propose(list(enumerate(first)))
+        ledger.save_settings({"given": len(first) - 1})
         Driver(searcher, Lookup(problem), ledger, budget=budget, progress=Silent(), window=WINDOW).run()
         return ledger.trials(problem.space)
 

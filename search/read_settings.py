@@ -67,6 +67,9 @@ def _check(settings: Mapping[str, Any]) -> None:
         names.append(Choice(_text("a choice", name), tuple(options)).name)
     if not names or len(set(names)) < len(names):
         raise ValueError("its choices are none, or two of the same name")
+    for row in _list("uniform", settings.get("uniform", [])):
+        if len(_list("a uniform cut", row)) != len(names) or not all(type(i) is int for i in row):
+            raise ValueError("uniform and choices disagree")
     for name, kept in _dict("kept", settings.get("kept", {})).items():
         if name not in names or not all(type(n) is int for n in _list("kept", kept)):
             raise ValueError(f"kept of {name!r:.40} is not understood")

@@ -116,6 +116,12 @@ class Run:
         return next((t for t in self.trials if t.number == 0 and not t.failed), None)
 
     @cached_property
+    def uniform(self) -> list[Trial]:
+        """The trials of uniform cuts, whoever proposed them; none in runs of an older netcarve."""
+        rows = {tuple(row) for row in self.settings.get("uniform", ())}
+        return [t for t in self.trials if not t.failed and t.candidate.indices in rows]
+
+    @cached_property
     def front(self) -> Front:
         """The non-dominated trials that keep the run's limits."""
         return Front(self.trials, self.objectives, limits=self.limits)

@@ -20,6 +20,7 @@ from ..spaces import Candidate, Choice, Space
 from ..spaces.devices import platform_text
 from ..spaces.splitting.splits import plan_of
 from .devices import modelled, stored_platform
+from .uniform import ladder
 
 if TYPE_CHECKING:
     from ..evaluators import Task
@@ -69,6 +70,7 @@ def describe(
         "limits": [m.text for m in limits],
         "metrics": list(metrics),
         "choices": [[c.name, list(c.options)] for c in space.choices],
+        "uniform": [list(c.indices) for c in ladder(space)],
         "kept": kept_units(space),
         "layers": kept_layers(space),
         "space": getattr(space, "recipe", None),

@@ -37,6 +37,7 @@ from .registry import guard
 from .registry import searcher as searcher_by_name
 from .run import Run
 from .settings import RunError, close_run, describe, note_environment, open_run
+from .uniform import opening
 from .warm_start import Source, warm_start
 
 if TYPE_CHECKING:
@@ -83,7 +84,8 @@ def sweep(
     """Search ``space`` for the best subnetworks of ``task``, and keep every outcome.
 
     The same seed gives the same trials whatever the number of workers and whenever it was interrupted
-    (measured times excepted, and what a search for short latency makes of them).
+    (measured times excepted, and what a search for short latency makes of them). Every sweep of a model opens
+    with a few uniform cuts (see :mod:`.uniform`), whatever the searcher: the line that it has to beat.
 
     Args:
         task: ``None`` for a space without a model, scored by ``evaluators``.
@@ -151,7 +153,8 @@ def sweep(
     progress = progress or Silent()
     followers = [mirror(m) if isinstance(m, str) else m for m in mirrors]
     begin = warm_start(() if resume else seed_from, space, settings, measured=METRICS_OF_A_PLACE)
-    ledger = open_run(out, settings, resume=resume, given=begin.candidates, scored=begin.scored)
+    given = dict.fromkeys([*begin.candidates, *opening(space, search.limits, trials)])
+    ledger = open_run(out, settings, resume=resume, given=tuple(given), scored=begin.scored)
     if trials is not None:
         trials += ledger.settings.get("imported", 0)
     budget = Budget(trials, minutes, spent=ledger.info.get("seconds", 0.0))
@@ -191,7 +194,7 @@ class Driver:
     The searcher sees one fixed sequence of calls, whatever finishes first and however many workers there
     are: trials are told one by one in number order, and after each it is asked for as many candidates as
     make ``window`` of them under way. Trial 0 is the unchanged model, alone, since limits refer to it; then
-    come the candidates that the run was given (``seed_from``), if any.
+    come the candidates that the run was given (``seed_from``) and the uniform cuts of its opening, if any.
 
     That is also how a run is resumed: the same calls, with the ledger's outcomes in place of evaluations.
 
