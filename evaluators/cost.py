@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..spaces import Candidate
+from ..spaces.costing.counter import counted
 from .base import Evaluator
 from .batches import Inputs, batch_size, resize
 from .task import Task
 
 
 def count(model: nn.Module, example: Inputs) -> dict[str, float]:
-    """``macs`` (per sample) and ``params`` by running ``model`` under torch's own counter.
-
-    Attention runs unfused meanwhile: the counter reads zero for the fused CPU kernel.
-    """
+    """``macs`` (per sample) and ``params`` by running ``model`` under torch's counter."""
     args, kwargs = resize(example, 1)
     samples = batch_size((args, kwargs)) or 1
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(*args, **kwargs)
+    _, macs = counted(model, *args, **kwargs)
     return {
-        "macs": counter.get_total_flops() / 2 / samples,
+        "macs": macs / samples,
         "params": float(sum(p.numel() for p in model.parameters())),
     }
 

@@ -6,14 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
 from ..spaces import Blueprint
 from ..spaces.stages import Cut, CutError
-from .batches import Inputs, batch_size, resize
 from .task import Task
 
 
@@ -43,7 +37,7 @@ def inspection(
     """
     blueprint.prove(progress=progress)
     blueprint.prove_blocks(progress=progress)
-    layers = layer_costs(task.model, task.example)
+    layers = layer_costs(blueprint)
     cuts, no_cuts = _cuts(blueprint)
     return {
         "task": task.name,
@@ -83,33 +77,30 @@ def _cuts(blueprint: Blueprint) -> tuple[Sequence[Cut], str]:
         return (), str(error)
 
 
-def layer_costs(model: nn.Module, example: Inputs) -> list[LayerCost]:
+def layer_costs(blueprint: Blueprint) -> list[LayerCost]:
     """Cost of every module that computes or holds parameters itself, in the model's order.
 
-    Counted by running the model once under torch's own counter, so that the sum of ``macs`` is the
-    model's. Parameters shared by several modules count where they appear first.
+    The operators' costs are those of the search, so that the sum of ``macs`` is the unchanged candidate's.
+    Each belongs to the innermost module whose forward called it, in all its calls together. Parameters
+    shared by several modules count where they appear first.
 
     Args:
-        example: ``(args, kwargs)`` of one batch.
+        blueprint: of the model, with its captured graph.
     """
-    args, kwargs = resize(example, 1)
-    samples = batch_size((args, kwargs)) or 1
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(*args, **kwargs)
-    root = type(model).__name__
-    totals = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-
-    def total(path: str) -> int:
-        return totals.get(f"{root}.{path}" if path else "Global", 0)
-
+    modules = dict(blueprint.captured.source.named_modules())
+    caller = {
+        n.name: next(reversed(n.meta.get("nn_module_stack", {}).values()), ("",))[0]
+        for n in blueprint.captured.graph_module.graph.nodes
+    }
+    macs = dict.fromkeys(modules, 0.0)
+    for (node, _), term in blueprint.coupling.macs.items():
+        macs[caller[node] if caller[node] in macs else ""] += term.whole
     costs = []
     seen: set[int] = set()
-    for path, module in model.named_modules():
-        children = [f"{path}.{name}".lstrip(".") for name, _ in module.named_children()]
-        own = total(path) - sum(map(total, children))
+    for path, module in modules.items():
         mine = [p for p in module.parameters(recurse=False) if id(p) not in seen]
         seen.update(map(id, mine))
         params = sum(p.numel() for p in mine)
-        if own > 0 or params:
-            costs.append(LayerCost(path, type(module).__name__, own / 2 / samples, params))
+        if macs[path] or params:
+            costs.append(LayerCost(path, type(module).__name__, macs[path], params))
     return costs

@@ -9,7 +9,6 @@ from torch import nn
 
 from ..spaces import Candidate, Space
 from ..spaces.exits import Cascade
-from ..spaces.exits.counting import unfused
 from ..spaces.rung import rungs_of
 from .accuracy import Quality
 from .base import Evaluator, Measured
@@ -46,8 +45,7 @@ class Reach(Evaluator):
             raise ValueError("Reach needs a task and a model")
         if not isinstance(model, Cascade):
             given = {} if self.inner is None else self.inner(task, model, candidate)
-            with unfused():
-                macs = count(model, task.example)["macs"]
+            macs = count(model, task.example)["macs"]
             return Measured({**given, **_scores(macs)}, detail=getattr(given, "detail", {}))
         with model.recording():
             if self.inner is not None:

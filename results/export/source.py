@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
+from ...spaces.costing.counter import counted
 from ...spaces.splitting.staged import PlacedStage
 from .batches import Inputs, batch_length, batched, on_cpu, resized
 from .error import ExportError, first_line
@@ -170,12 +170,10 @@ class Source:
 
     @cached_property
     def macs(self) -> int:
-        """Multiply-accumulates of one sample, as ``torch.utils.flop_counter`` counts them."""
+        """Multiply-accumulates of one sample, counted as it runs."""
         one = resized(self.inputs[0], 1, self._batched) if self.dynamic else self.inputs[0]
         args, kwargs = one
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.model(*args, **kwargs)
-        return counter.get_total_flops() // 2 // batch_length(one)
+        return round(counted(self.model, *args, **kwargs)[1] / batch_length(one))
 
     @cached_property
     def _plain_module(self) -> nn.Module:

@@ -7,6 +7,7 @@ operator and which must be joined. What no rule understands freezes its inputs: 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,9 +17,9 @@ import numpy as np
 import torch
 from torch import fx
 from torch._ops import HigherOrderOperator
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..capture import flat_inputs, state_kept
+from ..costing.counter import Counter
 from .units import Axes, Units, Vector
 
 AxesOrList = Axes | list[Axes] | None
@@ -55,6 +56,11 @@ class Term:
 
     factor: float
     vectors: tuple[Vector, ...]
+
+    @property
+    def whole(self) -> float:
+        """Its value where all positions are kept."""
+        return self.factor * math.prod(map(len, self.vectors))
 
 
 @dataclass
@@ -223,7 +229,7 @@ class _Follower(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         walk = self.walk
-        counter = FlopCounterMode(display=False)
+        counter = Counter()
         # The counter cannot enter `cond` and its like: what they compute is frozen, and counts as nothing.
         with nullcontext() if isinstance(n.target, HigherOrderOperator) else counter:
             out = super().run_node(n)
@@ -235,8 +241,8 @@ class _Follower(fx.Interpreter):
         elif inputs and all(i in walk.made_of for i in inputs):
             walk.made_of[n] = tuple(dict.fromkeys(s for i in inputs for s in walk.made_of[i]))
         walk.axes[n] = self._follow(n, out)
-        if (flops := counter.get_total_flops()) and (n.name, 0) not in walk.macs:
-            walk.macs[n.name, 0] = Term(flops / 2 / walk.batch, ())  # its rule froze everything
+        if counter.macs and (n.name, 0) not in walk.macs:
+            walk.macs[n.name, 0] = Term(counter.macs / walk.batch, ())  # its rule froze everything
         return out
 
     def _follow(self, n: fx.Node, out: Any) -> AxesOrList:

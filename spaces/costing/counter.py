@@ -1,0 +1,82 @@
+"""Counter of multiply-accumulates: torch's own, and the operators that it does not know.
+
+All figures that are counted rather than derived come from here, so that two of them cannot disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+aten = torch.ops.aten
+
+
+class Counter(FlopCounterMode):
+    """Counts what runs within it. Fused attention and recurrent layers count as the products they consist of.
+
+    Control flow (``torch.cond`` and the like) cannot run within it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping=_UNKNOWN)
+
+    @property
+    def macs(self) -> float:
+        """Multiply-accumulates so far, of the whole batch."""
+        return self.get_total_flops() / 2
+
+
+def counted(call: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
+    """What ``call`` returns, and the multiply-accumulates that it took."""
+    with torch.no_grad(), Counter() as counter:
+        out = call(*args, **kwargs)
+    return out, counter.macs
+
+
+# Below, shapes stand in place of tensors; two operations are one multiply-accumulate.
+
+
+def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _onednn_layer(x: Any, w_ih: Any, w_hh: Any, *args: Any, **kwargs: Any) -> int:
+    """One direction of one layer."""
+    return _recurrent(x, [w_ih, w_hh])
+
+
+def _recurrent(x: Any, weights: Sequence[Any], *args: Any, **kwargs: Any) -> int:
+    """Every weight matrix meets every step of every sequence once."""
+    return 2 * math.prod(x[:-1]) * sum(math.prod(w) for w in weights if len(w) == 2)
+
+
+def _matrix_vector(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _added_matrix_vector(added: Any, matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(matrix)
+
+
+def _bilinear(left: Any, weight: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+    """``sum_ij l_i W_oij r_j`` of :func:`torch.bilinear`: the sum over ``i``, then that over ``j``."""
+    outputs, _, j = weight
+    return 2 * left[0] * (math.prod(weight) + outputs * j)
+
+
+_UNKNOWN: dict[Any, Callable[..., int]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_fused_attention_overrideable: _attention,
+    aten.mkldnn_rnn_layer: _onednn_layer,
+    aten._cudnn_rnn: _recurrent,
+    aten.miopen_rnn: _recurrent,
+    aten.mv: _matrix_vector,
+    aten.dot: _matrix_vector,
+    aten.vdot: _matrix_vector,
+    aten.addmv: _added_matrix_vector,
+    aten._trilinear: _bilinear,
+}
