@@ -6,11 +6,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-CTRL_C = 130  # what typer makes of a KeyboardInterrupt
+CTRL_C = 130  # of a shell: ended by SIGINT; also what typer makes of a KeyboardInterrupt
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 bad usage or input."""
+    """Run the command line and exit: 0 done, 1 failed, 2 bad usage or input, 130 stopped by Ctrl-C."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -28,7 +28,9 @@ def run(arguments: Sequence[str]) -> int:
         done = app(args=list(arguments) or ["--help"], prog_name="netcarve", standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as error:  # what typer found wrong with the arguments
-        return _complain(error.format_message(), hint="netcarve --help", code=2)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "netcarve"
+        return _complain(error.format_message(), hint=f"{command} --help", code=2)
     except BrokenPipeError:  # `netcarve front RUN | head`; nothing is left to be told
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -40,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
             print(detail.rstrip(), file=sys.stderr)
         return _complain(_text(error), code=2 if theirs else 1)
     if done == CTRL_C:
-        return _complain("interrupted", code=1)
+        return _complain("interrupted", code=CTRL_C)
     return done if isinstance(done, int) else 0
 
 
@@ -64,9 +66,9 @@ def _text(error: Exception) -> str:
 
 
 def _complain(text: str, *, code: int, hint: str = "") -> int:
-    from .results.table import printable
+    from .commands.terminal import tell
 
-    print(f"error: {printable(text.strip())}" + (f" (see {hint})" if hint else ""), file=sys.stderr)
+    tell(f"error: {text.strip()}" + (f" (see {hint})" if hint else ""), err=True)
     return code
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
     from ..spaces import Blueprint
     from ..spaces.rung import Rung
 
+Repair = bool | Literal["once", "merge"]
+
 # What this version can decide about a model.
 KINDS = ("prune", "drop", "mask", "splits", "width", "group", "exits", "branches")
 LATER_KINDS = ("operators", "bits")
+REPAIRS: dict[str, Repair] = {"full": True, "once": "once", "none": False, "merge": "merge"}
 
 
 def traced(text: str, say: Callable[[str], None]) -> tuple[Task, Blueprint]:
@@ -58,6 +62,29 @@ def rungs_of(text: str | None, searcher: str) -> tuple[Rung, ...]:
     if len(rungs) < 2:
         raise typer.BadParameter("--rungs needs at least two, such as quick,full")
     return rungs
+
+
+def ratios_of(text: str) -> int | list[float]:
+    """``"8"``: so many, evenly spaced; ``"0,0.25,0.5"``: these."""
+    try:
+        if "," not in text and (count := int(text)) >= 1:
+            return count
+        shares = [float(part) for part in names_in(text)]
+    except ValueError:
+        shares = []
+    if len(shares) < 2 or shares[0] != 0 or not all(a < b < 1 for a, b in pairwise(shares)):
+        raise typer.BadParameter(
+            "--ratios is a number of ratios, such as 8, or a list that starts with 0 and rises to less than "
+            f"1, such as 0,0.25,0.5; got {text!r}"
+        )
+    return shares
+
+
+def repair_of(text: str) -> Repair:
+    """The repair of ``Blueprint.space``, from its name on the command line."""
+    if text not in REPAIRS:
+        raise typer.BadParameter(f"--repair {text!r}: known are {', '.join(REPAIRS)}")
+    return REPAIRS[text]
 
 
 def names_in(text: str) -> list[str]:

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from .arguments import names_in
-from .terminal import busy
-from .types import AsJson, RunPath, RunTask, TrialNumber
+from .terminal import busy, tell
+from .types import AsJson, RunPath, RunTask, TrialName
 from .views import print_json
 
 
 def explain(
     run: RunPath,
-    trial: TrialNumber,
+    trial: TrialName,
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="F.html", help="the page; an earlier one is replaced")
     ] = Path("explain.html"),
@@ -38,12 +38,13 @@ def explain(
     names = names_in(only) if only is not None else []
     check_names(names)
     with busy() as say:
-        document = explained(load(run, task), trial, only=names, samples=samples, progress=say)
+        loaded = load(run, task)
+        document = explained(loaded, loaded.number(trial), only=names, samples=samples, progress=say)
     path = write_explanation(document, out)
     if as_json:
         print_json({**document, "page": str(path)})
         return
     for section in document["sections"]:
         found = f"left out: {section['skipped']}" if section["skipped"] else section["summary"]
-        print(f"{section['title']}: {found}")
-    print(f"The pictures are in {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser")
+        tell(f"{section['title']}: {found}")
+    tell(f"The pictures are in {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser")

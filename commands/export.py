@@ -9,13 +9,13 @@ import typer
 
 from .arguments import names_in
 from .terminal import busy
-from .types import AsJson, RunPath, RunTask, TrialNumber
+from .types import AsJson, RunPath, RunTask, TrialName
 from .views import print_json, print_receipt
 
 
 def export(
     run: RunPath,
-    trial: TrialNumber,
+    trial: TrialName,
     formats: Annotated[
         str,
         typer.Option("--format", metavar="LIST", help="of pt2, onnx, state, int8, executorch, stages"),
@@ -39,9 +39,10 @@ def export(
     if not names or not set(names) <= set(FORMATS):
         raise typer.BadParameter(f"--format {formats!r}: known are {', '.join(FORMATS)}")
     loaded = load(run, task)
-    folder = loaded.path / f"export-{trial}" if out is None else out
+    number = loaded.number(trial)
+    folder = loaded.path / f"export-{number}" if out is None else out
     with busy() as say:
-        receipt = loaded.export(trial, folder, names, samples=samples, overwrite=overwrite, progress=say)
+        receipt = loaded.export(number, folder, names, samples=samples, overwrite=overwrite, progress=say)
     if as_json:
         print_json({"out": str(folder), **receipt.to_json()})
     else:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from .arguments import about, front_of
-from .terminal import printer
+from .terminal import printer, tell
 from .types import AsJson, Objectives, RunPath
-from .views import print_json, print_modelled, print_sketch
+from .views import print_json, print_modelled, print_next, print_sketch
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -27,7 +27,7 @@ def front(
 ) -> None:
     """Show the Pareto front of a run."""
     from ..results.document import front_document
-    from ..results.table import printable, render_front
+    from ..results.table import render_front
     from ..search import load
 
     if plot is not None and plot.suffix.lower() not in PICTURES:
@@ -51,9 +51,10 @@ def front(
         printer().print(render_front(best, loaded.baseline))
         print_sketch(best, loaded.trials)
         if loaded.certificate is not None:
-            print(loaded.certificate.line())
+            tell(loaded.certificate.line())
         print_modelled(loaded, [o.name for o in best.objectives])
+        print_next(loaded, best.knee.number, "show", "report", "export")
     else:
-        print(f"The front of {run} is empty: none of {len(loaded.trials)} trials succeeded within the limits")
+        tell(f"The front of {run} is empty: none of {len(loaded.trials)} trials succeeded within the limits")
         for reason in sorted({t.reason for t in loaded.trials if t.failed}):
-            print(printable(f"  failed: {reason}"))
+            tell(f"  failed: {reason}")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .terminal import tell
 from .types import AsJson
 from .views import print_json, print_table
 
@@ -19,7 +20,6 @@ def list_runs(
     as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder."""
-    from ..results.table import printable
     from ..search.listing import runs_in
 
     runs = runs_in(folder)
@@ -27,7 +27,7 @@ def list_runs(
         print_json({"runs": [asdict(r) for r in runs]})
         return
     if not runs:
-        print(f"No runs in {folder}")
+        tell(f"No runs in {folder}")
         return
     headings = ("run", "task", "searcher", "seed", "trials", "failed", "front", "hypervolume", "minutes", "")
     rows = [
@@ -47,7 +47,7 @@ def list_runs(
         if not r.error
     ]
     if rows:
-        print_table("", headings, rows)
+        print_table("", headings, rows, spare=("seed", "failed", "task", "searcher"))
     for r in runs:
         if r.error:
-            typer.echo(printable(f"{r.path}: {r.error}"), err=True)
+            tell(f"{r.path}: {r.error}", err=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .front import PICTURES
-from .terminal import busy
+from .terminal import busy, tell
 from .types import AsJson, TaskName
 from .views import print_json, print_table
 
@@ -133,7 +133,7 @@ def partition(
     if scenes:
         _print_scenes(scenes, minimise)
     if plot is not None:
-        print(f"Picture in {plot}")
+        tell(f"Picture in {plot}")
 
 
 def _platform(
@@ -171,7 +171,7 @@ def _document(
 
 def _print_plan(about: dict[str, Any], found: Decomposition) -> None:
     plan = found.plan
-    print(f"{about['task']}: {about['model']}, batch {about['batch']}, for {about['minimise']}")
+    tell(f"{about['task']}: {about['model']}, batch {about['batch']}, for {about['minimise']}")
     rows = []
     for row in found.rows:
         ends = row.first if row.first == row.last else f"{row.first or 'input'} .. {row.last or 'output'}"
@@ -189,9 +189,9 @@ def _print_plan(about: dict[str, Any], found: Decomposition) -> None:
             )
         )
     headings = ("stage", "device", "modules", "ms", "MACs", "weights MB", "memory MB", "sends kB", "in ms")
-    print_table("", headings, rows)
+    print_table("", headings, rows, spare=("in ms", "weights MB"))
     if found.upload_ms:
-        print(f"the inputs are sent to {found.rows[0].device} first: {found.upload_ms:.4g} ms")
+        tell(f"the inputs are sent to {found.rows[0].device} first: {found.upload_ms:.4g} ms")
     worth = (
         f"{plan.value / 1000:,.4g} kB a batch"
         if about["unit"] == "bytes"
@@ -200,11 +200,11 @@ def _print_plan(about: dict[str, Any], found: Decomposition) -> None:
     )
     bound = f"{plan.bound / 1000:,.4g} kB" if about["unit"] == "bytes" else f"{plan.bound:.4g} ms"
     proven = "optimal" if plan.optimal else f"gap {100 * plan.gap:.2g} %"
-    print(f"{about['minimise']}: {worth}, bound {bound} over all {about['scope']}: {proven}; {plan.method}")
+    tell(f"{about['minimise']}: {worth}, bound {bound} over all {about['scope']}: {proven}; {plan.method}")
     if about["minimise"] == "throughput" and plan.value:
-        print(f"unsplit {found.whole_ms:.4g} ms here: {found.whole_ms / plan.value:.2f}x the inputs a second")
+        tell(f"unsplit {found.whole_ms:.4g} ms here: {found.whole_ms / plan.value:.2f}x the inputs a second")
     same = "bit for bit" if found.difference == 0 else f"to {found.difference:.1e}"
-    print(f"stages timed here on one thread ({about['plans_timed']} plans); together equal the model {same}")
+    tell(f"stages timed here on one thread ({about['plans_timed']} plans); together equal the model {same}")
 
 
 def _print_placements(others: list[Placement]) -> None:

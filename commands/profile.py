@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .arguments import traced
-from .terminal import busy
+from .terminal import busy, tell
 from .types import AsJson, TaskName
 from .views import print_json, print_table
 
@@ -54,10 +54,10 @@ def _print(found: Profiled) -> None:
     print_table(
         f"One sample, one thread, {made.runtime}, {made.machine}", ("operator", "calls", "ms", "share"), rows
     )
-    print(f"The whole network takes {plain(found.ms)} ms")
+    tell(f"The whole network takes {plain(found.ms)} ms")
     if made.error is not None:
         median, most = made.error
-        print(
+        tell(
             f"Stages of {'other' if found.checked else 'the same'} networks are predicted to "
             f"{median:.1%} in the median, {most:.1%} in 90 % of {len(found.held_out)}"
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .terminal import program
+from .terminal import program, tell
 
 
 def report(
@@ -22,4 +22,4 @@ def report(
 
     check_output(out)  # before anything that takes a while
     path = write_report([load(run) for run in runs], out, program=program())
-    print(f"The report is in {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    tell(f"The report is in {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser")

@@ -7,14 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from .arguments import names_in
-from .terminal import busy
-from .types import AsJson, RunPath, RunTask, TrialNumber
+from .terminal import busy, tell
+from .types import AsJson, RunPath, RunTask, TrialName
 from .views import print_json, print_table
 
 
 def serve(
     run: RunPath,
-    trial: TrialNumber,
+    trial: TrialName,
     transport: Annotated[
         str, typer.Option("--transport", metavar="tcp|ray", help="processes, or Ray actors")
     ] = "tcp",
@@ -65,7 +65,7 @@ def serve(
     with busy() as say:
         found = served(
             loaded,
-            trial,
+            loaded.number(trial),
             inputs=inputs,
             batch=batch,
             simulate=not real,
@@ -89,11 +89,11 @@ def _print(found: dict[str, Any]) -> None:
     kind = {"tcp": "processes over TCP", "ray": "Ray actors"}[found["transport"]]
     samples = f"{found['batch']} sample{'s' if found['batch'] > 1 else ''}"
     if len(found["stages"]) > 1:
-        print(
+        tell(
             f"trial {found['trial']} as {len(found['stages'])} {kind}, {found['inputs']} inputs of {samples}"
         )
     else:
-        print(f"trial {found['trial']} has no cut: one stage, {found['inputs']} inputs of {samples}")
+        tell(f"trial {found['trial']} has no cut: one stage, {found['inputs']} inputs of {samples}")
     rows = [
         (
             s["name"],
@@ -122,13 +122,13 @@ def _print(found: dict[str, Any]) -> None:
         figures.append((name, f"{measured[name]:.3f}", "-" if was is None else f"{was:.3f}", ratio))
     print_table("", ("", "measured", "predicted", "ratio"), figures)
     spread = f"{measured['latency_q25_ms']:.2f} to {measured['latency_q75_ms']:.2f}"
-    print(f"Latency: one input at a time, middle half {spread} ms; throughput: {found['inflight']} under way")
+    tell(f"Latency: one input at a time, middle half {spread} ms; throughput: {found['inflight']} under way")
     held = any(k["bandwidth_mbps"] or k.get("latency_ms") for way in found["simulated"]["links"] for k in way)
     if held or any(s < 1 for s in found["simulated"]["speeds"]):
-        print("Links and slower devices are simulated on this machine by waiting")
+        tell("Links and slower devices are simulated on this machine by waiting")
     if found["restarts"]:
-        print(f"Stages started again: {found['restarts']}")
-    print(
+        tell(f"Stages started again: {found['restarts']}")
+    tell(
         f"{found['metric']} of what came back {found['score']:.4f}, in one process "
         f"{found['whole_score']:.4f}; outputs differ by {found['difference']:.1e} of the largest"
     )

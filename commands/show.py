@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from .types import AsJson, RunPath, TrialNumber
-from .views import print_json
+from .types import AsJson, RunPath, TrialName
+from .views import print_json, print_next
 
 
-def show(run: RunPath, trial: TrialNumber, as_json: AsJson = False) -> None:
+def show(run: RunPath, trial: TrialName, as_json: AsJson = False) -> None:
     """Show what was cut where in one trial, against the unchanged model."""
     from ..results.table import printable
     from ..search import load
 
     loaded = load(run)
+    number = loaded.number(trial)
     if not as_json:
-        print(printable(loaded.show(trial)))
+        print(printable(loaded.show(number)))
+        print_next(loaded, number, "export", "explain")
         return
-    found = loaded[trial]
+    found = loaded[number]
     print_json(
         {
             "number": found.number,
             "candidate": found.candidate.values,
             "unchanged": {choice.name: choice.options[0] for choice, _ in found.candidate.items()},
-            "kept": loaded.kept(trial),
+            "kept": loaded.kept(number),
             "scores": dict(found.scores),
             **({"modelled": names} if (names := loaded.settings.get("modelled")) else {}),
             **({"measured": times} if (times := found.detail.get("measured")) else {}),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .arguments import KINDS, about, cores, kinds_of, rungs_of, traced
+from .arguments import KINDS, about, cores, kinds_of, ratios_of, repair_of, rungs_of, traced
 from .platform import (
     DevicesFile,
     DeviceTexts,
@@ -19,9 +19,9 @@ from .platform import (
     PlacementName,
     platform_of,
 )
-from .terminal import busy, printer, program, proving
+from .terminal import CTRL_C, busy, printer, program, proving, tell
 from .types import AsJson, Objectives, TaskName
-from .views import print_json, print_modelled
+from .views import print_json, print_modelled, print_next
 
 TRIALS = 500  # by default
 
@@ -39,6 +39,15 @@ def sweep(
         str | None,
         typer.Option(metavar="NAME", help="which units go first: l1, taylor, ... [default: reconstruction]"),
     ] = None,
+    ratios: Annotated[
+        str, typer.Option(metavar="N|LIST", help="pruning ratios of each group: how many, or 0,0.25,0.5")
+    ] = "8",
+    round_to: Annotated[
+        int, typer.Option(metavar="N", min=1, help="keep multiples of N units of each group")
+    ] = 1,
+    repair: Annotated[
+        str, typer.Option(metavar="HOW", help="without training: full, once (several times faster), none")
+    ] = "full",
     rungs: Annotated[
         str | None,
         typer.Option(metavar="NAMES", help="of a progressive search: quick,full,tuned [default: quick,full]"),
@@ -104,6 +113,7 @@ def sweep(
     # What can be wrong without a model is said before the task loads, which may take a while.
     kinds = kinds_of(space)
     levels = rungs_of(rungs, searcher)
+    shares, mend = ratios_of(ratios), repair_of(repair)
     platform = platform_of(kinds, device, link, devices, placement, parts, force, forbid, searcher)
     wanted = {Objective.parse(text).name for text in objective or ()}
     wanted |= {Limit(text).metric for text in limit or ()}
@@ -128,6 +138,9 @@ def sweep(
             options = platform.options(made, blueprint, searcher, wanted=wanted, stored=stored, say=say)
         candidates = blueprint.space(
             *kinds,
+            ratios=shares,
+            round_to=round_to,
+            repair=mend,
             importance=importance,
             calibration=made.calibration_batches,
             progress=proving(say),
@@ -156,10 +169,10 @@ def sweep(
                 mirrors=mirrors,
             )
     except Interrupted as stop:
-        typer.echo(stop, err=True)
+        tell(str(stop), err=True)
         if stop.path.exists():
             typer.echo(f"Go on: the same command with --resume --out {quote(str(stop.path))}", err=True)
-        raise typer.Exit(1) from None
+        raise SystemExit(CTRL_C) from None  # said above; typer's own Exit would be said again
 
     front, failed = run.front, sum(t.failed for t in run.trials)
     if as_json:
@@ -178,21 +191,19 @@ def sweep(
         print_modelled(run, [o.name for o in front.objectives])
         trials_text = "1 trial" if len(run.trials) == 1 else f"{len(run.trials)} trials"
         summary = f"{trials_text} in {run.info['seconds']:.0f} s, {len(front)} on the front"
-        print(f"{summary}, hypervolume {front.hypervolume():.4f}" + (f", {failed} failed" if failed else ""))
+        tell(f"{summary}, hypervolume {front.hypervolume():.4f}" + (f", {failed} failed" if failed else ""))
+        if run.certificate is not None:
+            tell(run.certificate.line())
+        elif run.info.get("complete"):
+            tell(f"The search is complete: {searcher} has nothing more to propose, whatever the budget")
         if failed:
             first = next(t for t in run.trials if t.failed)
-            print(f"Trial {first.number} failed: {first.reason}")
-        print(f"The run is in {run.path}")
+            tell(f"Trial {first.number} failed: {first.reason}")
+        tell(f"The run is in {run.path}")
     if not len(front):
         limits = " and ".join(m.text for m in run.limits)
         why = f"no trial keeps {limits}; loosen it, or" if limits else "every trial failed;"
-        typer.echo(
-            f"error: the front is empty: {why} see `{program()} front {quote(str(run.path))}`", err=True
-        )
+        tell(f"error: the front is empty: {why} see `{program()} front {quote(str(run.path))}`", err=True)
         raise typer.Exit(1)
     if not as_json:
-        name, path, number = program(), quote(str(run.path)), front.knee.number
-        print("Next:")
-        print(f"  {name} front {path} --plot front.png")
-        print(f"  {name} show {path} {number}")
-        print(f"  {name} export {path} {number} --format pt2,onnx,state")
+        print_next(run, front.knee.number, "front", "show", "export")

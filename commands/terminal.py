@@ -6,16 +6,18 @@ import logging
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SECONDS = 2.0  # between two words on a long proof
+CTRL_C = 130  # exit code of what the user stopped, as shells have it
 WIDE = 160  # columns where nobody says how wide: a file, a pipe
 
 
@@ -34,29 +36,59 @@ def program() -> str:
     return os.path.relpath(started) if started.name == "netcarve" else "python -m netcarve"
 
 
+def tell(text: str, *, err: bool = False) -> None:
+    """Sentences on stdout or stderr; a terminal gets them broken between words, never inside one.
+
+    Whatever a terminal would obey in them (names in somebody else's run) is replaced.
+    """
+    from ..results.table import printable
+
+    stream = sys.stderr if err else sys.stdout
+    print(wrapped(printable(text), stream), file=stream)
+
+
+def wrapped(text: str, stream: TextIO) -> str:
+    """The text with line breaks between words, where the stream is a terminal."""
+    if not stream.isatty():
+        return text
+    columns = shutil.get_terminal_size().columns
+    lines = (
+        textwrap.wrap(x, columns, break_long_words=False, break_on_hyphens=False) for x in text.split("\n")
+    )
+    return "\n".join("\n".join(line) for line in lines)
+
+
 @contextmanager
 def busy(*, spinner: bool = True) -> Iterator[Callable[[str], None]]:
     """Work is going on: what is said, and what netcarve logs meanwhile, is shown on stderr.
 
-    On a terminal it is one line that changes; elsewhere one line each. Whatever the user's own code prints
-    goes to stderr too, so that stdout holds results alone.
+    On a terminal it is one line that changes; elsewhere a line for each phase, then one every 30 s. What the
+    user's own code prints goes to stderr too, so that stdout holds results alone.
 
     Args:
         spinner: draw that line; not while something else draws one.
     """
     from rich.console import Console
 
+    from ..search.progress import Lines
+
     console = Console(stderr=True, highlight=False)
     alive = spinner and console.is_terminal
+
+    def stay(text: str) -> None:
+        # A terminal breaks lines between words; a file keeps them whole.
+        console.print(text, soft_wrap=not console.is_terminal, markup=False)
+
+    lines = Lines(stay) if spinner and not alive else None
     with console.status("") if alive else nullcontext() as status:
 
         def say(text: str) -> None:
             if status is not None:
                 status.update(text)
-            elif spinner:
-                console.print(text, soft_wrap=True, markup=False)
+            elif lines is not None:
+                lines.say(text)
 
-        handler = _Handler(say, lambda text: console.print(text, soft_wrap=True, markup=False))
+        handler = _Handler(say, stay)
         logger = logging.getLogger("netcarve")
         level = logger.level
         logger.addHandler(handler)
@@ -67,6 +99,8 @@ def busy(*, spinner: bool = True) -> Iterator[Callable[[str], None]]:
         finally:
             logger.setLevel(level)
             logger.removeHandler(handler)
+            if lines is not None:
+                lines.close()
 
 
 def proving(say: Callable[[str], None]) -> Callable[[int, int], None]:

@@ -11,7 +11,10 @@ TaskName = Annotated[
     str, typer.Argument(metavar="TASK", help="digits, file.py:function or package.module:function")
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, as `sweep` says at its end")]
-TrialNumber = Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="number of a trial; 0 is unchanged")]
+TrialName = Annotated[
+    str,
+    typer.Argument(metavar="TRIAL", help="number of a trial (0 is unchanged), or best, knee, smallest"),
+]
 Objectives = Annotated[
     list[str] | None,
     typer.Option("--objective", metavar="M", help="metric to trade off, or NAME:min, NAME:max; repeat"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .terminal import busy
+from .terminal import busy, tell
 from .types import AsJson
 from .views import print_json, print_table
 
@@ -37,7 +37,7 @@ def verify(
 
 
 def _print(verdict: Verdict) -> None:
-    from ..results.table import metric_text, printable
+    from ..results.table import metric_text
 
     def score(checked: FormatVerdict) -> str:
         return "" if checked.score is None else metric_text(verdict.metric, checked.score)
@@ -60,13 +60,13 @@ def _print(verdict: Verdict) -> None:
     for name, status in verdict.files.items():
         if status != "same":
             what = "not in the receipt, not checked" if status == "unknown" else status
-            print(printable(f"{name}: {what}"))
+            tell(f"{name}: {what}")
     for name, (then, now) in verdict.versions.items():
-        print(printable(f"{name}: exported with {then}, here {now or 'not installed'}"))
+        tell(f"{name}: exported with {then}, here {now or 'not installed'}")
     unchecked = [name for name, checked in verdict.formats.items() if checked.status == "not checked"]
     if not verdict.ok:
-        print("This is not what was exported")
+        tell("This is not what was exported")
     elif unchecked:
-        print(f"All files are those that were exported; not checked further: {', '.join(unchecked)}")
+        tell(f"All files are those that were exported; not checked further: {', '.join(unchecked)}")
     else:
-        print("All files are those that were exported, and they answer as they did")
+        tell("All files are those that were exported, and they answer as they did")

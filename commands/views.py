@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from shlex import quote
+from typing import TYPE_CHECKING, Any, Literal
 
-from .terminal import printer
+from .terminal import printer, program, tell
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..results import Front
     from ..results.export import Receipt
     from ..results.trial import Trial
     from ..search import Run
+
+
+SPARE_BUDGETS = ("0.75x", "0.35x", "0.15x")  # where a table has no room for all
 
 
 def print_json(value: Any) -> None:
@@ -20,22 +26,49 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False))
 
 
-def print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table on stdout below its title; columns of figures stand to the right."""
+def print_table(
+    title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, spare: Sequence[str] = ()
+) -> None:
+    """A plain table on stdout below its title; columns of figures stand to the right and are never cut.
+
+    Where the terminal is too narrow, headings take two lines, then columns are left out, then texts fold.
+
+    Args:
+        spare: headings of the columns to leave out, the least important first.
+    """
+    from rich.measure import Measurement
+
+    if title:
+        tell(title)
+    console = printer()
+    left_out: list[str] = []
+    table = _table(headings, rows)
+    for heading in (None, *spare):
+        if Measurement.get(console, console.options.update(max_width=10_000), table).maximum <= console.width:
+            break
+        left_out += [heading] if heading is not None else []
+        kept = [i for i, h in enumerate(headings) if h not in left_out]
+        short = [headings[i].replace(" ", "\n") for i in kept]
+        table = _table(short, [[row[i] for i in kept] for row in rows])
+    console.print(table)
+    if left_out:
+        tell(f"Left out, for want of room: {', '.join(left_out)}; a wider terminal shows all")
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich import box
     from rich.table import Table
 
     from ..results.table import literal
 
-    if title:
-        print(title)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for position, heading in enumerate(headings):
         figures = all(row[position][:1].isdigit() or row[position] in ("", "-") for row in rows)
-        table.add_column(literal(heading), justify="right" if figures and rows else "left")
+        justify: Literal["left", "right"] = "right" if figures and rows else "left"
+        table.add_column(literal(heading), justify=justify, no_wrap=justify == "right", overflow="fold")
     for row in rows:
         table.add_row(*map(literal, row))
-    printer().print(table)
+    return table
 
 
 def print_sketch(front: Front, trials: Sequence[Trial]) -> None:
@@ -59,7 +92,22 @@ def print_modelled(run: Run, names: Sequence[str]) -> None:
     shown = [n for n in run.settings.get("modelled") or () if n in (*names, *USUAL)]
     if shown:
         metrics = ", ".join(HEADINGS.get(name, name) for name in shown)
-        print(f"Modelled: {metrics}, for {platform_text(run.devices, run.links)}; `show` has measured times")
+        tell(f"Modelled: {metrics}, for {platform_text(run.devices, run.links)}; `show` has measured times")
+
+
+def print_next(run: Run, number: int, *commands: str) -> None:
+    """What to type next about a run and one of its trials."""
+    name, path = program(), quote(str(run.path))
+    lines = {
+        "front": f"{name} front {path} --plot front.png",
+        "show": f"{name} show {path} {number}",
+        "report": f"{name} report {path}",
+        "explain": f"{name} explain {path} {number}",
+        "export": f"{name} export {path} {number} --format pt2,onnx,state",
+    }
+    print("Next:")
+    for command in commands:
+        print(f"  {lines[command]}")
 
 
 def print_inspection(found: Mapping[str, Any]) -> None:
@@ -70,8 +118,8 @@ def print_inspection(found: Mapping[str, Any]) -> None:
         return si(layer[name]), f"{100 * layer[name] / found[name]:.1f} %" if found[name] else ""
 
     sizes = f"{si(found['macs'])} MACs a sample, {si(found['params'])} parameters"
-    print(f"{found['task']}: {found['model']}, {sizes}\n")
-    print(_artifact(found["graph"]), end="\n\n")
+    tell(f"{found['task']}: {found['model']}, {sizes}\n")
+    tell(_artifact(found["graph"]) + "\n")
     print_table(
         "Coupled groups: channels that can only be removed together",
         ("group", "kind", "units", "made and read by"),
@@ -86,7 +134,7 @@ def print_inspection(found: Mapping[str, Any]) -> None:
     if found["cuts"]:
         _print_cuts(found["cuts"])
     else:
-        print(f"{found['no_cuts']}\n")
+        tell(f"{found['no_cuts']}\n")
     if found["left_out"]:
         print_table("Left as they are", ("what", "why"), list(found["left_out"].items()))
     print_table(
@@ -143,12 +191,12 @@ def print_receipt(receipt: Receipt) -> None:
             for name, record in receipt.formats.items()
         ],
     )
-    print(
+    tell(
         f"Checked in fresh processes on {receipt.samples} samples; all is in receipt.json and README.md there"
     )
     if receipt.test is not None:
         value, interval, was = figure_cells(receipt.metric, receipt.test)
-        print(
+        tell(
             f"On {receipt.test.samples} test samples that no search has seen: {receipt.metric} {value}, 95 % "
             f"interval {interval}; the unchanged model has {was}"
         )
@@ -168,14 +216,19 @@ def print_comparison(
 
     goals = next(iter(fronts.values())).objectives
     headings = ("run", "task", "searcher", "seed", "trials", "front")
-    rows = []
+    rows: list[Sequence[str]] = []
     for row in figures["runs"]:
         run, best = runs[row["run"]], row["best"]
         about = [str(run.settings[key]) for key in ("task", "searcher", "seed")]
         reached = [metric_text(o.name, best[o.name], o.unit) if best else "-" for o in goals]
         sizes = (str(len(run)), str(row["size"]))
         rows.append((row["run"], *about, *sizes, *reached, f"{row['hypervolume']:.4f}"))
-    print_table("", (*headings, *(f"best {o.name}" for o in goals), "hypervolume"), rows)
+    spare = ("seed", "task", "searcher", "front", "trials")
+    print_table("", (*headings, *(f"best {o.name}" for o in goals), "hypervolume"), rows, spare=spare)
     metric, cost, budgets = budget_rows(fronts)
     if budgets:
-        print_table(f"Best {metric} within a budget of {cost}", (cost, *fronts), budgets)
+        title = f"Best {metric} within a budget of {cost}"
+        by_run = list(zip(*budgets, strict=True))  # a line for each run, however many there are
+        shares = list(by_run[0])
+        lines = [[name, *cells] for name, cells in zip(fronts, by_run[1:], strict=True)]
+        print_table(title, ("run", *shares), lines, spare=[s for s in SPARE_BUDGETS if s in shares])

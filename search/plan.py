@@ -36,9 +36,10 @@ def check_types(task: Any, space: Any) -> None:
 def choose_objectives(
     given: Iterable[Objective | str] | None, searcher: str | Searcher, task: Task | None, space: Space
 ) -> tuple[Objective, ...]:
-    """The objectives given, else those of a searcher that is given, else the task's metric and MACs.
+    """The objectives given, else those of a searcher that is given, else the task's metric and costs.
 
-    For networks that are split, latency takes the place of MACs, traffic where no times are known.
+    The costs follow the kinds of choices (:func:`default_costs`). For networks that are split it is latency,
+    or traffic where no times are known.
 
     Raises:
         ValueError: others than the searcher was made with; an unknown metric without a goal.
@@ -54,7 +55,7 @@ def choose_objectives(
                 f"against: objectives '{metric}:max' (or ':min') and 'macs'"
             )
         if plan_of(space.choices) is None:
-            return parse_objectives((metric, "macs"))
+            return parse_objectives((metric, *default_costs(space)))
         return parse_objectives((metric, "latency_ms" if modelled(space) else "traffic_kb"))
     objectives = parse_objectives(given)
     if own is not None and own != objectives:
@@ -63,6 +64,21 @@ def choose_objectives(
             f"{[o.name for o in objectives]}; give the objectives once"
         )
     return objectives
+
+
+def default_costs(space: Space) -> tuple[str, ...]:
+    """``"macs"``, ``"nonzeros"`` or both, so that each choice changes one of them (masks change no MACs)."""
+    ends = [space.baseline.indices]
+    for place, choice in enumerate(space.choices):
+        ends.append(tuple(len(choice) - 1 if i == place else 0 for i in range(len(space))))
+    costs = space.cost_arrays([space.candidate(indices) for indices in ends])
+    if "macs" not in costs or "nonzeros" not in costs:
+        return ("macs",)
+    fewer, emptier = (costs[name][1:] != costs[name][0] for name in ("macs", "nonzeros"))
+    masks = ~fewer & emptier  # [choices]
+    if not masks.any():
+        return ("macs",)
+    return ("macs", "nonzeros") if fewer.any() else ("nonzeros",)
 
 
 def choose_evaluators(

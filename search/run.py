@@ -11,11 +11,10 @@ from ..results.database import being_written
 from ..results.front import Front
 from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective
-from ..results.table import metric_text, ratio_text
 from ..results.trial import Trial
 from ..results.trust import trusted
 from ..spaces import Space
-from .devices import measured_rows, sensitivity_rows, stored_platform
+from .devices import stored_platform
 from .read_settings import check_settings, sound_notes
 from .rebuild import rebuild_space
 from .settings import RunError, ledger_path
@@ -29,6 +28,9 @@ if TYPE_CHECKING:
     from ..results.export import Receipt
     from ..spaces.devices import Device, Link
     from .exact.certificate import Certificate
+
+
+NAMED = ("best", "knee", "smallest")  # trials that need no number
 
 
 class Run:
@@ -48,7 +50,8 @@ class Run:
         settings: what it was started with.
         info: ``status`` (``"running"``, ``"finished"``, ``"interrupted"`` by Ctrl-C or an error,
             ``"killed"``: its process is gone), ``seconds`` spent, ``environments``: what each session ran on,
-            machine and versions.
+            machine and versions, ``complete``: the number of trials after which the search had nothing more
+            to propose, 0 where the budget ended it.
         trials: every trial, in number order, with later measurements in their scores.
 
     Raises:
@@ -87,6 +90,33 @@ class Run:
         if found is None:
             raise RunError(f"there is no trial {number} in {self.path}; {self._others()}")
         return found
+
+    def number(self, trial: int | str) -> int:
+        """The number of a trial, given as a number or by name.
+
+        Args:
+            trial: a number; ``"best"``: the front's best subnetwork in the first objective; ``"knee"``: its
+                best compromise; ``"smallest"``: the one with the fewest parameters, or the least of the first
+                cost where parameters are not known. The unchanged model is meant by none of the names, unless
+                nothing else is on the front.
+
+        Raises:
+            RunError: neither a number of a trial nor one of the names, or the front is empty.
+        """
+        if isinstance(trial, int) or trial.isdecimal():
+            return self[int(trial)].number
+        if trial not in NAMED:
+            raise RunError(f"{trial!r} is not a trial; give its number, or {', '.join(NAMED)}")
+        if not len(self.front):
+            raise RunError(f"the front of {self.path} is empty, so that it has no {trial} trial")
+        others = [t for t in self.front if t.number != 0] or list(self.front)
+        if trial == "knee":
+            return self.front.knee.number
+        if trial == "best":
+            return others[0].number
+        cost = next((o.name for o in self.objectives if o.goal == "min"), self.objectives[-1].name)
+        size = "params" if all("params" in t.scores for t in others) else cost
+        return min(others, key=lambda t: t.scores[size]).number
 
     def _others(self) -> str:
         front = ", ".join(str(t.number) for t in self.front)
@@ -153,26 +183,9 @@ class Run:
         Raises:
             RunError: there is no such trial.
         """
-        trial = self[number]
-        lines = [f"trial {number} of {self.path}"]
-        if trial.failed:
-            return "\n".join([*lines, "failed:", trial.error or ""])
-        base = self.baseline.scores if self.baseline else {}
-        units = {o.name: o.unit for o in self.objectives}
-        modelled = self.settings.get("modelled", ())
-        rows = [("", "this", "unchanged", "ratio")]
-        for name, value in trial.scores.items():
-            was, unit = base.get(name), units.get(name, "")
-            cells = ("", "") if was is None else (metric_text(name, was, unit), ratio_text(value, was))
-            label = f"{name} (modelled)" if name in modelled else name
-            rows.append((label, metric_text(name, value, unit), *cells))
-        kept = self.kept(number)
-        choices = [("choice", "taken", "unchanged", "units kept" if kept else "")]
-        for choice, option in trial.candidate.items():
-            was_option = str(choice.options[0]) if option != choice.options[0] else ""
-            now, of = kept.get(choice.name, (0, 0))
-            choices.append((choice.name, str(option), was_option, f"{now} of {of}" if of else ""))
-        return "\n".join([*lines, *_columns(rows), *_details(trial), "", *_columns(choices)])
+        from .showing import trial_text
+
+        return trial_text(self, number)
 
     def kept(self, number: int) -> dict[str, tuple[int, int]]:
         """By choice that cuts units (channels, heads) from a group: how many it kept in a trial, of how many.
@@ -366,22 +379,3 @@ def load(path: str | Path, task: Task | str | None = None, *, space: Space | Non
         LedgerError: the ledger cannot be read.
     """
     return Run(path, task=task, space=space)
-
-
-def _details(trial: Trial) -> list[str]:
-    """What is known of its stages and exits; nothing where its detail is not of the kind that we write."""
-    try:
-        tables = [measured_rows(trial), sensitivity_rows(trial)]
-        if exits := trial.detail.get("exits"):
-            tables.append([("left after", "share"), *((n, f"{s:.1%}") for n, s in exits.items())])
-        return [line for table in tables if table for line in ("", *_columns(table))]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return []
-
-
-def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows as text, the first column to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
-    ]

@@ -165,13 +165,21 @@ def sweep(
         if followers:
             progress = Mirroring(progress, followers, folder=ledger.path.parent, settings=ledger.settings)
         progress.started(budget, goals, search.limits)
-        known = next((t.scores.get("latency_ms") for t in ledger.trials(space) if t.number == 0), None)
-        with make_pool(task, space, scorers, workers, address, trial_timeout, known) as pool:
-            Driver(
-                search, pool, ledger, budget=budget, progress=progress, window=window, scorers=scorers
-            ).run()
-        if search.certificate is not None:
-            ledger.note("certificate", search.certificate.to_json())
+        scored = ledger.trials(space)
+        known = next((t.scores.get("latency_ms") for t in scored if t.number == 0), None)
+        if scored and ledger.info.get("complete") == len(scored):  # nothing is proven or asked for twice
+            for trial in scored:
+                progress.told(trial, replayed=True)
+        else:
+            with make_pool(task, space, scorers, workers, address, trial_timeout, known) as pool:
+                driver = Driver(
+                    search, pool, ledger, budget=budget, progress=progress, window=window, scorers=scorers
+                )
+                driver.run()
+            if search.certificate is not None:
+                ledger.note("certificate", search.certificate.to_json())
+            complete = search.finished and not driver.cut_short
+            ledger.note("complete", driver.told if complete else 0)
         if task is not None:
             progress.says("measuring latency")
             if isinstance(progress, Mirroring):
@@ -217,6 +225,7 @@ class Driver:
         self.searcher, self.space = searcher, searcher.space
         self.pool, self.ledger = pool, ledger
         self.budget, self.progress, self.window = budget, progress, window
+        self.cut_short = False  # whether the budget left out candidates that the searcher proposed
         self.asked = self.told = 0  # how many candidates, and the number of the next
         self._proposed = ledger.proposals(self.space)  # by number: what earlier sessions asked for
         self._recorded = {t.number: t for t in ledger.trials(self.space, measured=False)}
@@ -265,7 +274,9 @@ class Driver:
             return  # the search begins when it knows all that it was given
         else:
             # All that is wanted, even where less is allowed: a longer run then starts with the same calls.
-            candidates = self.searcher.ask(wanted)[: int(min(wanted, allowed))]
+            proposed = self.searcher.ask(wanted)
+            candidates = proposed[: int(min(wanted, allowed))]
+            self.cut_short |= len(candidates) < len(proposed)
         for number, candidate in enumerate(candidates, start=self.asked):
             if self._proposed.setdefault(number, candidate) != candidate:
                 raise RunError(

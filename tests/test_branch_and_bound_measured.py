@@ -196,6 +196,7 @@ def test_a_run_keeps_the_certificate_and_the_front_prints_it(tmp_path, capsys):
     assert certificate.optimal
     check_certificate(space, COSTS, [Limit(limits[0])], certificate, trials=run.trials)
     np.testing.assert_array_equal(claimed(certificate, COSTS), true_front(space, COSTS, [Limit(limits[0])]))
+    assert run.info["complete"]
     shown = CliRunner().invoke(app, ["front", str(tmp_path / "run")])
     assert "certified: complete front of" in shown.stdout, shown
 

@@ -1,5 +1,6 @@
 """Resuming: nothing is scored twice, and the run ends as if it had never been interrupted."""
 
+import importlib
 import shutil
 import sqlite3
 import subprocess
@@ -174,6 +175,25 @@ def test_fewer_trials_on_resuming_change_nothing(tmp_path):
     again = run(tmp_path / "run", trials=10, resume=True, toy=toy)
     assert facts(again.trials) == facts(first.trials)
     assert toy.calls == []
+
+
+def test_a_complete_search_is_not_run_again(tmp_path, monkeypatch):
+    small = toy_space(2, 3)
+    first = run(tmp_path / "run", space=small, searcher="grid", trials=50)
+    assert first.info["complete"]
+    driver = importlib.import_module("netcarve.search.sweep").Driver
+    monkeypatch.setattr(driver, "run", lambda self: pytest.fail("asked again"))
+    assert facts(run(tmp_path / "run", space=small, searcher="grid", trials=60, resume=True).trials) == facts(
+        first.trials
+    )
+
+
+def test_a_search_that_the_budget_ended_is_not_complete(tmp_path):
+    small = toy_space(2, 3)
+    assert not run(tmp_path / "run", space=small, searcher="grid", trials=5).info["complete"]
+    whole = run(tmp_path / "run", space=small, searcher="grid", trials=50, resume=True)
+    assert len(whole) == small.size
+    assert whole.info["complete"]
 
 
 def test_resume_with_other_settings_names_the_difference(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import time
 
 import pytest
 from netcarve.results.ledger import Ledger, LedgerError
@@ -9,7 +10,7 @@ from netcarve.results.objective import Objective
 from netcarve.search import Run, RunError, load, sweep
 from netcarve.search import settings as run_settings
 from netcarve.search.budget import Budget
-from netcarve.search.progress import RichProgress, Silent
+from netcarve.search.progress import Lines, RichProgress, Silent
 from netcarve.search.settings import LEDGER
 from netcarve.search.testing import ToyScorer as Toy
 from netcarve.search.testing import toy_space
@@ -92,9 +93,41 @@ def test_progress_line(tmp_path):
     stream = io.StringIO()
     progress = RichProgress(Console(file=stream, force_terminal=True, width=160))
     run(tmp_path / "run", toy=Toy(lambda c: c.indices == (3, 3, 3, 3)), progress=progress)
-    for part in ("40/40 trials", "/s", "front ", "hypervolume 0.", "1 failed"):
+    for part in ("40 trials", "/s", "front ", "hypervolume 0.", "1 failed"):
         assert part in progress.facts()
-    assert "40/40 trials" in stream.getvalue()
+    assert "40 trials" in stream.getvalue()
+    assert "left" not in progress.facts()  # it is over
+
+
+def test_progress_in_a_log_is_a_line_at_each_phase_and_then_now_and_then():
+    written = []
+    lines = Lines(written.append, seconds=0.2)
+    lines.say("tracing the model")
+    for done in range(3):
+        lines.say(f"proving: {done} of 3")
+    assert [text[9:] for text in written] == ["tracing the model", "proving: 0 of 3"]
+    deadline = time.monotonic() + 10
+    while len(written) < 4 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    lines.close()
+    assert {text[9:] for text in written[2:]} == {"proving: 2 of 3"}
+    count = len(written)
+    assert count >= 4
+    lines.close()
+    time.sleep(0.5)
+    assert len(written) == count
+
+
+def test_progress_where_lines_stay(tmp_path):
+    from rich.console import Console
+
+    stream = io.StringIO()
+    run(tmp_path / "run", progress=RichProgress(Console(file=stream, width=80)))
+    text = stream.getvalue().splitlines()
+    assert "starting to score: 40 trials" in text[0]
+    assert "searching: 1/40 trials" in text[1]
+    assert "searched: 40 trials" in text[-1]
+    assert all(len(line) < 200 and "best quality" in line for line in text[1:])
 
 
 def test_the_front_so_far_is_shown_on_a_terminal_only(tmp_path, monkeypatch):

@@ -69,7 +69,10 @@ def check_target(target: Path, overwrite: bool) -> None:
         # Never delete what we did not write, whatever was asked.
         raise ExportError(f"{target} exists and is not an export; choose another folder")
     if not overwrite:
-        raise ExportError(f"{target} holds an earlier export; choose another folder, or overwrite it")
+        raise ExportError(
+            f"{target} holds an earlier export; choose another folder, or replace it: --overwrite "
+            "(overwrite=True)"
+        )
 
 
 def _move(partial: Path, target: Path) -> None:
