@@ -16,7 +16,7 @@ from netcarve import Link
 from netcarve.evaluators.serving import Deployment, InputError, ServeError, StageError
 from netcarve.evaluators.serving.placement import simulated
 from netcarve.results.export.standalone import wire
-from netcarve.results.export.standalone.stage import refuse_pickles, tensor_bytes
+from netcarve.results.export.standalone.stage import load_pt2, tensor_bytes
 from netcarve.spaces.capture import capture
 from netcarve.spaces.devices import Device
 from netcarve.spaces.stages import balanced, find_cuts, functionalise, split
@@ -291,20 +291,22 @@ def test_files_with_pickled_parts_are_not_loaded(tmp_path) -> None:
             return os.mkdir, (str(tmp_path / "ran"),)
 
     path = tmp_path / "x.pt2"
-    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),)), path)
-    refuse_pickles(path)
+    program = torch.export.export(nn.Linear(2, 2), (torch.zeros(1, 2),))
+    program.example_inputs = None
+    torch.export.save(program, path)
+    load_pt2(path, [], 1)
     evil = pickle.dumps(Evil(), protocol=2)
     for name in ("x/data/sample_inputs/other.pt", "x/data/constants/opaque_obj_0", "x/data/weights/model.pt"):
         changed = io.BytesIO(path.read_bytes())
         with zipfile.ZipFile(changed, "a") as archive:
             archive.writestr(name, evil)
         (tmp_path / "y.pt2").write_bytes(changed.getvalue())
-        with pytest.raises(ValueError, match="pickled part"):
-            refuse_pickles(tmp_path / "y.pt2")
+        with pytest.raises(ValueError, match="does not need"):
+            load_pt2(tmp_path / "y.pt2", [], 1)
     assert not (tmp_path / "ran").exists()
     (tmp_path / "z.pt2").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is not a file of"):
-        refuse_pickles(tmp_path / "z.pt2")
+    with pytest.raises(ValueError, match="is not a program of"):
+        load_pt2(tmp_path / "z.pt2", [], 1)
 
 
 @pytest.mark.parametrize(

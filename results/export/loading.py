@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .error import ExportError
 from .receipt import FileRecord, Receipt
 
 if TYPE_CHECKING:
@@ -51,12 +50,10 @@ def load_export(directory: str | Path, *, task: Any = None, format: str | None =
 
 
 def _program(path: Path) -> nn.Module:
-    import torch
-
-    from .pt2_check import check_pt2
+    from .standalone.pt2_check import Pt2Error, load_pt2
 
     try:
-        check_pt2(path)
-    except ExportError as error:
+        module: nn.Module = load_pt2(path).module()
+    except Pt2Error as error:
         raise ValueError(f"{error}; if you trust it, open it with torch.export.load") from error
-    return torch.export.load(path).module()
+    return module

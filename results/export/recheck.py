@@ -136,11 +136,6 @@ def _checked(
         return FormatVerdict("not checked", "it is rebuilt by the code of its task; give the task")
     kept = files.get(SAMPLES) == "same"
     try:
-        for file in record.files:
-            if file.endswith(".pt2"):
-                from .pt2_check import check_pt2
-
-                check_pt2(folder / file)
         with tempfile.TemporaryDirectory() as place:
             return _asked(name, code, record, folder, kept, Path(place), inputs, score, task)
     except ExportError as error:

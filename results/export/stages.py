@@ -1,7 +1,7 @@
 """The format ``stages``: every stage of a decomposition as files of its own, and what runs them.
 
 ``stage-1.pt2``, ``stage-1.onnx``, ...; ``manifest.json`` with their order, hashes, ports and devices; and
-``stage.py`` with ``wire.py``, which run one stage over pipes or TCP where there is no netcarve.
+``stage.py`` with the files that it imports, which run one stage over pipes or TCP where there is no netcarve.
 
 Use: ``python stage.py stage-1.pt2 < frames | python stage.py stage-2.onnx > answers``.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .source import Source
 
 MANIFEST = "manifest.json"
-SCRIPTS = ("stage.py", "wire.py")
+SCRIPTS = ("stage.py", "wire.py", "pt2_check.py", "pt2_texts.py")
 SCHEMA = 1
 NEEDS = "torch, or onnxruntime"
 STANDALONE = True
@@ -69,7 +69,8 @@ def load(folder: Path, structure: str, threads: int) -> Callable[[list[Any]], li
     import numpy as np
 
     sys.dont_write_bytecode = True  # nothing may be left in the folder
-    sys.path.insert(0, str(folder))
+    # Ours, not those of the folder: a check runs no code that an export brings along.
+    sys.path.insert(0, str(Path(__file__).with_name("standalone")))
     import stage as script  # type: ignore[import-not-found]
     import wire  # type: ignore[import-not-found]
 

@@ -7,30 +7,30 @@ The first form takes frames from stdin and gives frames to stdout, so that pipes
 waits for a driver (``netcarve serve RUN TRIAL --hosts ...``), which says to whom to send; where the
 environment has NETCARVE_STAGE_TOKEN, it obeys only those who send the same. ``.pt2`` needs torch, ``.onnx``
 numpy and onnxruntime; netcarve is not needed. Beside the stage's file lies ``manifest.json``, which knows its
-ports; beside this one ``wire.py``, which knows the frames.
+ports; beside this one ``wire.py``, which knows the frames,
+and ``pt2_check.py`` with ``pt2_texts.py``, which open a ``.pt2`` that holds no code.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import io
 import json
 import os
 import socket
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 if __package__:
-    from . import wire
+    from . import pt2_check, wire
 else:  # run as a script, wherever both files were copied
     sys.dont_write_bytecode = True  # the folder stays as it was exported
+    import pt2_check  # type: ignore[import-not-found, no-redef]
     import wire  # type: ignore[import-not-found, no-redef]
 
 Run = Callable[[int, Sequence[Any]], list[Any]]  # (samples, one buffer per input) -> one buffer per output
@@ -40,7 +40,7 @@ class Stage:
     """A loaded stage file. Its manifest is ``manifest.json`` in the same folder.
 
     Raises:
-        ValueError: the manifest does not know the file, or the file holds pickles.
+        ValueError: the manifest does not know the file, or the file holds more than a graph and numbers.
     """
 
     def __init__(self, file: str | Path, threads: int = 1) -> None:
@@ -78,9 +78,8 @@ class Stage:
 def load_pt2(path: Path, ports: Sequence[wire.Port], threads: int) -> Run:
     import torch
 
-    refuse_pickles(path)
     torch.set_num_threads(threads)
-    program = torch.export.load(path)
+    program = pt2_check.load_pt2(path)
     checked, fast = program.module(), without_lookups(program)
     known: set[int] = set()  # numbers of samples, and so shapes, that the program's own checks let pass
     dtypes = [getattr(torch, port.dtype) for port in ports]
@@ -122,34 +121,6 @@ def tensor_bytes(tensor: Any) -> memoryview:
     if flat.is_complex():
         flat = torch.view_as_real(flat).reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())
-
-
-def refuse_pickles(path: Path) -> None:
-    """``torch.export.load`` unpickles what a file marks so, with whatever code that names.
-
-    Raises:
-        ValueError: the file has such a part (those that netcarve writes have none), or is no archive.
-    """
-    import torch
-
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path.name} is not a file of torch.export.save")
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            folder, _, file = name.rpartition("/")
-            kind = folder.rpartition("/")[2]
-            bad = kind in ("weights", "constants") and (file.endswith(".pt") or "_obj" in file)
-            if file.endswith("_config.json"):
-                bad = any(
-                    entry.get("use_pickle") for entry in json.loads(archive.read(name))["config"].values()
-                )
-            elif kind == "sample_inputs" and (content := archive.read(name)):
-                try:
-                    torch.load(io.BytesIO(content), weights_only=True)
-                except Exception:
-                    bad = True
-            if bad:
-                raise ValueError(f"{path.name} has a pickled part, {name}, and is not loaded")
 
 
 def load_onnx(path: Path, ports: Sequence[wire.Port], threads: int) -> Run:
