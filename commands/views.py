@@ -120,6 +120,8 @@ def print_inspection(found: Mapping[str, Any]) -> None:
     sizes = f"{si(found['macs'])} MACs a sample, {si(found['params'])} parameters"
     tell(f"{found['task']}: {found['model']}, {sizes}\n")
     tell(_artifact(found["graph"]) + "\n")
+    if found["folded"]:
+        tell(_folded(found["folded"]) + "\n")
     print_table(
         "Coupled groups: channels that can only be removed together",
         ("group", "kind", "units", "made and read by"),
@@ -141,6 +143,16 @@ def print_inspection(found: Mapping[str, Any]) -> None:
         "Layers",
         ("layer", "kind", "MACs", "share", "parameters", "share"),
         [(y["name"], y["kind"], *cost(y, "macs"), *cost(y, "params")) for y in found["layers"]],
+    )
+
+
+def _folded(folded: Mapping[str, str]) -> str:
+    kinds = ", ".join(dict.fromkeys(folded.values()))
+    names = ", ".join(list(folded)[:3]) + (", ..." if len(folded) > 3 else "")
+    many = f"{len(folded)} weights are" if len(folded) > 1 else "1 weight is"
+    return (
+        f"{many} computed at each call by {kinds} ({names}); in built networks, ordinary parameters hold "
+        "the computed values."
     )
 
 

@@ -31,6 +31,7 @@ def inspection(
         "groups": [{"name", "kind", "units", "modules": [path]}],
         "blocks": [{"name", "macs", "params"}], "left_out": {name: reason},
         "graph": {"prune" or "drop": why built networks are the captured graph, not the user's class},
+        "folded": {weight: what computes it; built networks hold its value as an ordinary parameter},
         "cuts": [{"name", "bytes", "macs": [before, after], "module_ends"}], "no_cuts": why there are none,
         "layers": [{"name", "kind", "macs", "params"}]}``; a block's costs are those of dropping it alone, a
         cut's ``bytes`` those of one sample that cross it.
@@ -60,6 +61,7 @@ def inspection(
         "blocks": [{"name": b.name, "macs": b.macs, "params": b.params} for b in blueprint.blocks],
         "left_out": blueprint.left_out,
         "graph": blueprint.artifact_reasons,
+        "folded": blueprint.folded,
         "cuts": [
             {"name": c.name, "bytes": c.bytes, "macs": list(c.macs), "module_ends": bool(c.ends)}
             for c in cuts

@@ -58,8 +58,8 @@ class Blueprint:
 
     Attributes:
         artifact: ``"module"`` when built networks are the user's own module with sliced parameters,
-            ``"graph"`` when they are the captured graph (known after :meth:`prove`; blocks that are no
-            modules of their own can only be dropped from the graph, so :meth:`prove_blocks` may change it).
+            ``"graph"`` when they are the captured graph; :meth:`prove` and :meth:`prove_blocks` decide it.
+        folded: weights computed at each call (by weight norm, say), and by what; parameters once built.
     """
 
     def __init__(self, captured: Captured) -> None:
@@ -70,7 +70,7 @@ class Blueprint:
         self._decoder = Decoder(self.coupling, self._blocks, costs, self.cutting)
         self._surgeon = Surgeon(captured.graph_module, captured.source, self.coupling, self._blocks)
         self._captured: Captured | None = captured
-        self._unreturned = captured.unreturned
+        self._unreturned, self.folded = captured.unreturned, captured.copied.folded
         self._rewrites = False  # whether a space of it has rewriting choices: they need the graph
         self._program: bytes | None = None  # of a copy that has travelled and needs the graph to build
         self._proof: Proof | None = None

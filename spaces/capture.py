@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import fx, nn
 from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
-from .masks import plain_copy
+from .model_copy import PrivateCopy, private_copy
 from .module_state import ModuleState
 from .refusal import advice, culprit, refusal
 
@@ -38,12 +39,17 @@ class Captured:
 
     program: torch.export.ExportedProgram
     graph_module: fx.GraphModule
-    source: nn.Module  # private copy of the user's module, eval mode
+    copied: PrivateCopy  # of the user's module
     args: tuple[Any, ...]  # example inputs, batch axis of at least 2 where it is dynamic
     kwargs: dict[str, Any]
     batch: int  # length of the example's batch axis
     dynamic_batch: bool
     unreturned: tuple[str, ...] = ()  # types of outputs that are no tensors, such as caches: not captured
+
+    @property
+    def source(self) -> nn.Module:
+        """The private copy of the user's module, in eval mode."""
+        return self.copied.model
 
 
 def normalise_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -102,22 +108,8 @@ def capture(model: nn.Module, example: Any) -> Captured:
     args, kwargs = normalise_example(example)
     if reason := refusal(model):
         raise CaptureError(reason)
-    try:
-        source = plain_copy(model).eval()
-    except Exception as error:
-        raise CaptureError(
-            f"{type(model).__name__} cannot be copied: {_first_line(error)}; "
-            "copy.deepcopy(model) must work, so keep no computed tensors as attributes"
-        ) from error
-    held = [ModuleState(m) for m in source.modules()]  # a forward may keep what it computed for this example
-    try:
-        with torch.no_grad(), state_kept(source):
-            output = source(*fresh(args), **fresh(kwargs))
-    except Exception as error:
-        raise CaptureError(
-            f"the model does not run on its example: {_first_line(error)}; "
-            f"the example has {describe_example(args, kwargs)}"
-        ) from error
+    copied, output = _copied(model, args, kwargs)
+    source = copied.model
     leaves = pytree.tree_leaves(output)
     if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
         raise CaptureError(
@@ -131,6 +123,7 @@ def capture(model: nn.Module, example: Any) -> Captured:
         )
     unreturned = tuple(dict.fromkeys(type(leaf).__name__ for leaf in leaves if not _plain(leaf)))
     batch = batch_length(args, kwargs)
+    held = [ModuleState(m) for m in source.modules()]
     failure: Exception | None = None
     attempts: list[tuple[Any, Any, bool]] = []
     if batch is not None:
@@ -138,10 +131,13 @@ def capture(model: nn.Module, example: Any) -> Captured:
         wide = pytree.tree_map(_doubled, (args, kwargs)) if batch == 1 else (args, kwargs)
         attempts.append((*wide, True))
     attempts.append((args, kwargs, False))
-    for a, k, dynamic in attempts:
+    # What a forward keeps from call to call would stand in the graph as a constant, if it was called before;
+    # some can only be captured so.
+    for (a, k, dynamic), warm in product(attempts, (False, True) if copied.keeps else (False,)):
         try:
             with quiet(), torch.no_grad(), _returning_tensors(source, bool(unreturned)), state_kept(source):
-                source(*fresh(a), **fresh(k))
+                if warm:
+                    source(*fresh(a), **fresh(k))
                 program = torch.export.export(
                     source,
                     fresh(a),
@@ -153,14 +149,40 @@ def capture(model: nn.Module, example: Any) -> Captured:
         except Exception as error:
             failure = failure or error
             continue
-        for state in held:
-            state.reset()
-        return Captured(program, module, source, a, k, batch_length(a, k) or 1, dynamic, unreturned)
+        finally:
+            for state in held:
+                state.reset()
+        return Captured(program, module, copied, a, k, batch_length(a, k) or 1, dynamic, unreturned)
     assert failure is not None
     raise CaptureError(
         f"torch.export cannot capture {type(model).__name__}{culprit(failure)}: {_first_line(failure)}. "
         + advice(failure)
     ) from failure
+
+
+def _copied(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[PrivateCopy, Any]:
+    """A private copy, and what it returns on the example."""
+    outputs: list[Any] = []
+
+    def run(made: nn.Module) -> Any:
+        try:
+            with torch.no_grad(), state_kept(made):
+                outputs.append(made(*fresh(args), **fresh(kwargs)))
+        except Exception as error:
+            raise CaptureError(
+                f"the model does not run on its example: {_first_line(error)}; "
+                f"the example has {describe_example(args, kwargs)}"
+            ) from error
+        return outputs[-1]
+
+    try:
+        return private_copy(model, run), outputs[0]
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be copied: {_first_line(error)}; copy.deepcopy(model) must work"
+        ) from error
 
 
 def unlift(program: torch.export.ExportedProgram) -> fx.GraphModule:

@@ -203,6 +203,13 @@ def sizing(module: nn.Module) -> dict[str, Sizing]:
             "weight_ih_l0": lambda a, s, _: a.update(input_size=s[1]),
             "weight_hh_l0": lambda a, s, _: a.update(hidden_size=s[1]),
         }
+    if isinstance(module, nn.RNNCellBase):
+        return {
+            "weight_ih": lambda a, s, _: a.update(input_size=s[1]),
+            "weight_hh": lambda a, s, _: a.update(hidden_size=s[1]),
+        }
+    if isinstance(module, nn.Bilinear):
+        return {"weight": lambda a, s, _: a.update(out_features=s[0], in1_features=s[1], in2_features=s[2])}
     if isinstance(module, nn.Linear):
         return {"weight": lambda a, s, _: a.update(out_features=s[0], in_features=s[1])}
     if isinstance(module, nn.Embedding):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from .blueprint import Blueprint
 from .capture import capture
 from .choice import Candidate
 from .coupling.walk import IN
+from .model_copy import plain_copy
 
 _kept_alive: list[torch.library.Library] = []  # a library's declarations go with it
 
@@ -50,7 +50,7 @@ def zeroed_consumers(net: nn.Module, blueprint: Blueprint, candidate: Candidate)
     (see :func:`norms_over_kept`).
     """
     kept = blueprint.kept(candidate)
-    net = copy.deepcopy(net).eval()
+    net = plain_copy(net).eval()
     weights = dict(net.named_parameters())
     with torch.no_grad():
         for group in blueprint.groups:

@@ -14,11 +14,11 @@ from netcarve.spaces.masks import (
     Sparsify,
     apply_masks,
     make_masks,
-    plain_copy,
     read_masks,
     write_masks,
 )
 from netcarve.spaces.masks.program import blocks_of, removed_blocks
+from netcarve.spaces.model_copy import plain_copy
 from torch import nn
 from torch.nn.utils import prune
 

@@ -38,11 +38,10 @@ def conv(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     if a.get("transposed"):
         return transposed(walk, n, a, out)
     x, w, groups = a["input"], a["weight"], a["groups"]
-    if not isinstance(groups, int):
-        walk.freeze_node(f"{n.name} has as many groups as the batch has samples", *n.all_input_nodes)
-        return (None,) * out.dim()
     channel = _channel_axis(walk, n, a)
-    if groups == 1:
+    if not isinstance(groups, int):
+        _per_sample(walk, n, x, w, channel, walk.value(groups))
+    elif groups == 1:
         walk.role(w, 0, OUT)
         walk.role(w, 1, IN)
         walk.agree(n.name, [walk.of(x)[channel], walk.of(w)[1]])
@@ -84,7 +83,7 @@ def _channel_axis(walk: Walk, n: fx.Node, a: dict[str, Any]) -> int:
     for k, length in enumerate(taps):
         pads = [a["padding"], a.get("output_padding", 0)]
         if length != 1 or _along(a["stride"], k) != 1 or any(_along(p, k) not in (0, "valid") for p in pads):
-            walk.freeze(f"is a spatial axis of {n.name}", walk.of(x)[channel + 1 + k])
+            walk.freeze(f"is an axis along which the kernel of {n.name} moves", walk.of(x)[channel + 1 + k])
     return channel
 
 
@@ -125,6 +124,18 @@ def _grouped(walk: Walk, n: fx.Node, x: fx.Node, w: fx.Node, channel: int, group
         walk.read(n, "input", channel)
 
 
+def _per_sample(walk: Walk, n: fx.Node, x: fx.Node, w: fx.Node, channel: int, groups: int) -> None:
+    """As many groups as the batch has samples, each with its own weights: all keep the same positions."""
+    xin, wout = walk.of(x)[channel], walk.of(w)[0]
+    if wout is not None:
+        walk.units.tie_rows(wout.reshape(groups, -1).T)
+    kept = None if xin is None else walk.units.tie_rows(xin.reshape(groups, -1).T)
+    walk.role(w, 0, OUT)
+    walk.role(w, 1, IN)
+    walk.agree(n.name, [walk.units.normal(kept), walk.of(w)[1]])
+    walk.read(n, "input", channel)
+
+
 def _grouped_transposed(
     walk: Walk, n: fx.Node, x: fx.Node, w: fx.Node, channel: int, groups: int
 ) -> Vector | None:
@@ -156,13 +167,12 @@ def _grouped_transposed(
     return walk.units.normal(made)
 
 
-@rule("matmul", "bmm", "mm")
+@rule("matmul", "bmm", "mm", "mv", "dot")
 def matmul(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     left, right = (a[k] for k in list(a)[:2])
     sl, sr = walk.shape(left), walk.shape(right)
     if len(sl) < 2 or len(sr) < 2:
-        walk.freeze_node(f"{n.name} multiplies by a vector", left, right)
-        return (None,) * out.dim()
+        return _with_vector(walk, n, list(a)[:2], left, right)
     names = list(a)[:2]
     walk.role(left, len(sl) - 2, OUT)
     walk.role(left, len(sl) - 1, IN)
@@ -176,6 +186,37 @@ def matmul(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     axes = (*outer, walk.of(left)[-2], walk.of(right)[-1])
     walk.count(n, (*out.shape, sl[-1]), (*axes, walk.of(left)[-1]))
     return axes
+
+
+def _with_vector(walk: Walk, n: fx.Node, names: list[str], left: fx.Node, right: fx.Node) -> Axes:
+    """A product of which one operand is a vector: that and the last axis, or the last but one, are summed."""
+    at = len(walk.shape(left)) - 1, max(len(walk.shape(right)) - 2, 0)
+    for operand, axis in zip((left, right), at, strict=True):
+        walk.role(operand, axis, IN)
+        if len(walk.shape(operand)) > 1:  # the rows of a matrix, or its columns
+            walk.role(operand, len(walk.shape(operand)) - 1 if operand is right else at[0] - 1, OUT)
+    summed = walk.agree(n.name, [walk.of(left)[at[0]], walk.of(right)[at[1]]])
+    walk.read(n, names[0], at[0])
+    made = (*walk.of(left)[: at[0]], *walk.of(right)[: at[1]], *walk.of(right)[at[1] + 1 :])
+    lengths = (*walk.shape(left), *walk.shape(right)[: at[1]], *walk.shape(right)[at[1] + 1 :])
+    others = (*walk.of(right)[: at[1]], *walk.of(right)[at[1] + 1 :])
+    walk.count(n, lengths, (*walk.of(left)[: at[0]], walk.units.normal(summed), *others))
+    return made
+
+
+@rule("bilinear")
+def bilinear(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """``y_o = x1 W_o x2 + b_o``, with W [out, first inputs, second inputs]."""
+    w = a["weight"]
+    walk.role(w, 0, OUT)
+    for axis, name in enumerate(("input1", "input2"), start=1):
+        last = len(walk.shape(a[name])) - 1
+        walk.role(w, axis, IN)
+        walk.agree(n.name, [walk.of(a[name])[last], walk.of(w)[axis]])
+        walk.read(n, name, last)
+    made = _bias(walk, n, a.get("bias"), walk.of(w)[0])
+    outer = [(walk.of(a[name])[:-1], walk.shape(a[name])[:-1]) for name in ("input1", "input2")]
+    return (*broadcast(walk, n.name, out.shape[:-1], outer), made)
 
 
 @rule("addmm", "baddbmm")

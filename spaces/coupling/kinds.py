@@ -22,7 +22,7 @@ def kinds(graph: fx.Graph, coupling: Coupling) -> list[str]:
 
     - ``attention heads`` lie on an axis along which products of two activations are taken side by side;
     - ``within heads`` are axes that such products sum over or give: the same places of every head;
-    - ``recurrent state`` comes out of an LSTM or GRU;
+    - ``recurrent state`` comes out of an LSTM, a GRU or the like;
     - ``residual width`` is made by several layers and carried through an addition of two activations;
     - ``embedding width`` is looked up in a table;
     - ``MLP hidden`` is made and read by matrices [out, in] alone;
@@ -49,8 +49,9 @@ def _told(n: fx.Node, coupling: Coupling) -> Iterator[tuple[str, Vector]]:
     activations = [
         [v for _, v in coupling.tensors[o.name]] for o in n.args[:2] if _is_activation(o, coupling)
     ]
-    if name in ("lstm", "gru"):
-        yield from ((STATE, v) for one in coupling.pieces.get(n.name, []) for _, v in one if v is not None)
+    if name.startswith(("lstm", "gru", "rnn_")):
+        made = coupling.pieces.get(n.name) or [coupling.tensors.get(n.name, ())]
+        yield from ((STATE, v) for one in made for _, v in one if v is not None)
     elif name == "embedding":
         yield from ((EMBEDDING, v) for _, v in coupling.tensors[n.name] if v is not None)
     elif len(activations) == 2 and name in ("scaled_dot_product_attention", "matmul", "bmm"):

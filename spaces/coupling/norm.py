@@ -80,10 +80,19 @@ def weight_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrLi
     return [made for _ in out] if isinstance(out, (tuple, list)) else made
 
 
-@rule("softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk")
-def along_one_axis(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
-    """Positions along the axis influence each other: it is fixed."""
+@rule(
+    "softmax", "log_softmax", "_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "topk",
+    "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_hfft", "fft_ihfft",
+    "fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2", "fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn",
+    "fft_fftshift", "fft_ifftshift",
+)  # fmt: skip
+def along_axes(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """Positions along an axis influence each other, as in a soft-max or a Fourier transform: it is fixed."""
     x = walk.tensor_arguments(n)[0]
-    walk.freeze(f"{n.name} runs along it", walk.of(x)[a["dim"]])
+    dims = a.get("dim")
+    if dims is None:  # all, or as many of the last as lengths are given
+        dims = range(-len(a.get("s") or walk.shape(x)), 0)
+    for d in [dims] if isinstance(dims, int) else dims:
+        walk.freeze(f"{n.name} runs along it", walk.of(x)[d])
     axes = walk.of(x)
     return [axes for _ in out] if isinstance(out, (tuple, list)) else axes

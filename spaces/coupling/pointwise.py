@@ -27,7 +27,19 @@ def broadcast(
 
 
 # Operators that ATen tags as pointwise come here by their tag; these lack it.
-@rule("pointwise", "hardswish", "log_sigmoid", "rsub", "type_as", "where", "__and__", "__or__", "__xor__")
+@rule(
+    "pointwise",
+    "hardswish",
+    "log_sigmoid",
+    "rsub",
+    "type_as",
+    "where",
+    "__and__",
+    "__or__",
+    "__xor__",
+    "complex",
+    "polar",
+)
 def pointwise(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     tensors = walk.tensor_arguments(n)
     if not hasattr(out, "shape"):  # `where` of a condition alone: where it holds
@@ -43,11 +55,23 @@ def pointwise(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList
     "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "contiguous",
     "clone", "to", "_to_copy", "detach", "detach_copy", "alias", "lift_fresh_copy", "lift_fresh",
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "fill",
-    "zero",
+    "zero", "real", "imag", "conj", "_conj", "conj_physical", "resolve_conj", "resolve_neg",
 )  # fmt: skip
 def same(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     """Output positions are the input's."""
     return walk.of(walk.tensor_arguments(n)[0])
+
+
+@rule("view_as_complex")
+def view_as_complex(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """The last axis holds real and imaginary parts."""
+    walk.freeze(f"holds real and imaginary parts for {n.name}", walk.of(a["self"])[-1])
+    return walk.of(a["self"])[:-1]
+
+
+@rule("view_as_real")
+def view_as_real(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    return (*walk.of(a["self"]), None)
 
 
 @rule("prelu")

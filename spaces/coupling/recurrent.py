@@ -1,4 +1,4 @@
-"""LSTM and GRU layers: opaque nodes whose hidden units are followed through their gates."""
+"""Recurrent layers and cells: opaque nodes whose hidden units are followed through their gates."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from torch import fx
 
 from .units import Axes, Vector
-from .walk import ALONG, IN, OUT, AxesOrList, Walk, rule
+from .walk import ALONG, IN, OUT, AxesOrList, Walk, operator_name, rule
 
 
 @rule("lstm")
@@ -19,10 +19,11 @@ def lstm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
     return _recurrent(walk, n, a, gates=4, states=states if isinstance(states, (list, tuple)) else [])
 
 
-@rule("gru")
+@rule("gru", "rnn_tanh", "rnn_relu")
 def gru(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
-    """``(output, h_n)`` of :class:`torch.nn.GRU`."""
-    return _recurrent(walk, n, a, gates=3, states=[a["hx"]] if isinstance(a.get("hx"), fx.Node) else [])
+    """``(output, h_n)`` of :class:`torch.nn.GRU` and :class:`torch.nn.RNN`."""
+    gates = 3 if operator_name(n.target)[0] == "gru" else 1
+    return _recurrent(walk, n, a, gates=gates, states=[a["hx"]] if isinstance(a.get("hx"), fx.Node) else [])
 
 
 def _recurrent(walk: Walk, n: fx.Node, a: dict[str, Any], *, gates: int, states: Sequence[Any]) -> list[Axes]:
@@ -49,12 +50,7 @@ def _recurrent(walk: Walk, n: fx.Node, a: dict[str, Any], *, gates: int, states:
         if layer and k % (each * directions) == 0:
             read = _repeated(walk.units.normal(hidden), directions)
         w_ih, w_hh = parameters[k : k + 2]
-        for p in parameters[k : k + each]:
-            walk.role(p, 0, OUT if p in (w_ih, w_hh) else ALONG)
-            rows = walk.of(p)[0]
-            if rows is not None:
-                rows = walk.units.normal(walk.units.tie_rows(rows.reshape(gates, -1).T))
-            hidden = walk.agree(n.name, [walk.units.normal(hidden), rows])
+        hidden = _gate_rows(walk, n, parameters[k : k + each], gates, hidden)
         for part, (p, columns) in enumerate(((w_ih, read), (w_hh, hidden)), start=k):
             walk.role(p, 1, IN)
             walk.agree(n.name, [walk.units.normal(columns), walk.of(p)[1]])
@@ -65,6 +61,39 @@ def _recurrent(walk: Walk, n: fx.Node, a: dict[str, Any], *, gates: int, states:
     hidden = walk.units.normal(hidden)
     made = (*walk.of(a["input"])[:-1], _repeated(hidden, directions))
     return [made, *((*walk.of(s)[:-1], hidden) for s in states)]
+
+
+@rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+def cell(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+    """One step of :class:`torch.nn.LSTMCell` and its like: ``(h, c)``, or ``h``."""
+    several = isinstance(a["hx"], (list, tuple))
+    states = list(a["hx"]) if several else [a["hx"]]
+    w_ih, w_hh = a["w_ih"], a["w_hh"]
+    hidden = walk.agree(n.name, [walk.of(s)[-1] for s in states])
+    given = [p for p in (w_ih, w_hh, a["b_ih"], a["b_hh"]) if isinstance(p, fx.Node)]
+    hidden = _gate_rows(walk, n, given, walk.shape(w_hh)[0] // walk.shape(w_hh)[1], hidden)
+    walk.read(n, "input", len(walk.shape(a["input"])) - 1)
+    walk.read(n, "w_hh", 1)
+    for part, (p, columns) in enumerate(((w_ih, walk.of(a["input"])[-1]), (w_hh, hidden))):
+        walk.role(p, 1, IN)
+        walk.agree(n.name, [walk.units.normal(columns), walk.of(p)[1]])
+        steps = int(np.prod(walk.shape(a["input"])[:-1]))
+        walk.count(n, (steps, *walk.shape(p)), (None, *walk.of(p)), part=part)
+    made = (*walk.of(states[0])[:-1], walk.units.normal(hidden))
+    return [made for _ in out] if several else made
+
+
+def _gate_rows(
+    walk: Walk, n: fx.Node, parameters: Sequence[fx.Node], gates: int, hidden: Vector | None
+) -> Vector | None:
+    """Hidden units, each joined with its row of every gate in the weights (the first two) and biases."""
+    for k, p in enumerate(parameters):
+        walk.role(p, 0, OUT if k < 2 else ALONG)
+        rows = walk.of(p)[0]
+        if rows is not None:
+            rows = walk.units.normal(walk.units.tie_rows(rows.reshape(gates, -1).T))
+        hidden = walk.agree(n.name, [walk.units.normal(hidden), rows])
+    return hidden
 
 
 def _repeated(v: Vector | None, times: int) -> Vector | None:

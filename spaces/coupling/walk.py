@@ -178,7 +178,9 @@ class Walk:
                     continue  # a scale, which only accompanies
                 for k, own in enumerate(self.of(source)):
                     key = self.canonical[str(source.target)], k
-                    if own is not None and np.array_equal(own, v) and self.roles.get(key, ALONG) == ALONG:
+                    # Views repeat labels, where an axis is laid beside others.
+                    same = own is not None and np.array_equal(np.unique(own), np.unique(v))
+                    if same and self.roles.get(key, ALONG) == ALONG:
                         self.roles[key] = role
 
     def count(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -51,19 +50,6 @@ def apply_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
         if weight.shape != mask.shape:
             raise ValueError(f"{path} has shape {list(weight.shape)}, its mask {list(mask.shape)}")
         weight.detach().mul_(mask.to(weight.dtype))
-
-
-def plain_copy(module: nn.Module) -> nn.Module:
-    """A deep copy with torch's masks multiplied into ordinary parameters; the original stays as it is.
-
-    ``copy.deepcopy`` alone refuses a masked module, since its weight is computed from others.
-    """
-    computed = [getattr(child, name) for _, child, name in _masked(module)]
-    memo = {id(w): w.detach().clone() for w in computed}
-    made = copy.deepcopy(module, memo)
-    for _, child, name in list(_masked(made)):
-        prune.remove(child, name)
-    return made
 
 
 def _masked(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:

@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # largest difference / largest output
+TOLERANCE = {  # largest difference / largest output
+    torch.float64: 1e-10,
+    torch.complex128: 1e-10,
+    torch.float32: 1e-5,
+    torch.complex64: 1e-5,
+}
 LOOSE = 1e-2  # half precision
 
 
@@ -18,7 +23,7 @@ def relative_difference(got: list[Any], expected: list[Any]) -> tuple[float, flo
     for g, e in pairs:
         if g.shape != e.shape:
             return float("inf"), 0.0
-        if not e.is_floating_point():
+        if not e.is_floating_point() and not e.is_complex():
             worst = max(worst, 0.0 if torch.equal(g, e) else float("inf"))
         elif e.numel():
             scale = float(e.abs().max()) or 1.0

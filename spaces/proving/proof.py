@@ -251,7 +251,7 @@ class Artifacts:
 
     def __init__(self, captured: Captured, coupling: Coupling, surgeon: Surgeon) -> None:
         self._captured, self._coupling, self._surgeon = captured, coupling, surgeon
-        self.own_reason = ""
+        self.own_reason = captured.copied.bound
         self.worst = 0.0
 
     def check(self, alive: Alive, *, own: bool = True) -> str:
