@@ -94,6 +94,9 @@ def sweep(
     trial_timeout: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="a trial that takes longer has failed")
     ] = None,
+    repeats: Annotated[
+        int, typer.Option(metavar="N", min=1, help="score each candidate N times, where chance is in it")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Search the Pareto front of a task."""
@@ -167,6 +170,7 @@ def sweep(
                 progress=RichProgress(),
                 seed_from=begin,
                 mirrors=mirrors,
+                repeats=repeats,
             )
     except Interrupted as stop:
         tell(str(stop), err=True)

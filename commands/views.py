@@ -122,6 +122,8 @@ def print_inspection(found: Mapping[str, Any]) -> None:
     tell(_artifact(found["graph"]) + "\n")
     if found["folded"]:
         tell(_folded(found["folded"]) + "\n")
+    if found["misfit"]:
+        tell(f"Note: {found['misfit']}\n")
     print_table(
         "Coupled groups: channels that can only be removed together",
         ("group", "kind", "units", "made and read by"),

@@ -1,16 +1,32 @@
-"""BatchNorm statistics after surgery: without this, accuracy after pruning is noise."""
+"""BatchNorm re-estimation: the part of repair that is kept where it brings the original's outputs nearer.
+
+What counts as nearer is the distance to the original's outputs on calibration inputs. It needs no labels, it
+means the same for every kind of output, and it is what the layer-by-layer repair brings down; on the digits
+network it ordered each of 42 candidates, before and after re-estimation, as the cross-entropy on validation
+data did or within 0.02 nats.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
+from ..spaces.capture import tensors_of
+from ..spaces.model_copy import plain_copy
 from .batches import Inputs, batch_size
+
+if TYPE_CHECKING:
+    from .task import Task
+
+COMPARED = 128  # calibration samples, about, on which outputs are compared
+NOTICEABLE = 0.25  # of the spread of the original's outputs
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Sequence[Inputs]) -> None:
@@ -34,6 +50,85 @@ def reestimate_batchnorm(model: nn.Module, batches: Sequence[Inputs]) -> None:
             for layer in layers:
                 setattr(layer, _momentum(layer), samples / seen)
             model(*args, **kwargs)
+
+
+def reestimate_if_better(model: nn.Module, task: Task) -> bool:
+    """Re-estimate in place where that brings the outputs nearer to those of the task's model.
+
+    Both are compared on some of the calibration inputs; statistics that do not help are put back. No-op
+    without BatchNorm.
+
+    Returns:
+        Whether the statistics were changed.
+    """
+    if not _layers(model) or not task.calibration_batches:
+        return False
+    if task not in _REFERENCES:
+        _REFERENCES[task] = _Reference(task)
+    reference = _REFERENCES[task]
+    before = reference.distance(model)
+    statistics = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    reestimate_batchnorm(model, task.calibration_batches)
+    if reference.distance(model) < before or math.isnan(before):
+        return True
+    with torch.no_grad():
+        for buffer, old in statistics:
+            buffer.copy_(old)
+    return False
+
+
+def misfit(task: Task) -> str:
+    """What to say where the unchanged model's statistics are not those of the calibration data, else "".
+
+    That is, where re-estimating would move its outputs by more than a quarter of their spread: the data are
+    few, or unlike those that the model was trained on. Repair, which learns from them, suffers too.
+    """
+    if not _layers(task.model) or not task.calibration_batches:
+        return ""
+    moved = plain_copy(task.model)
+    reestimate_batchnorm(moved, task.calibration_batches)
+    off = _Reference(task).distance(moved) ** 0.5
+    if not off > NOTICEABLE:
+        return ""
+    return (
+        "the model's BatchNorm statistics do not fit the calibration data: re-estimated on them, its outputs "
+        f"would move by {off:.0%} of their spread. More of them, or data more like those it was trained on, "
+        "make repair better: Task(calibration=...)"
+    )
+
+
+class _Reference:
+    """The original's outputs on some of the calibration inputs, and how far those of a network are off."""
+
+    def __init__(self, task: Task) -> None:
+        batches = task.calibration_batches
+        total = sum(batch_size(b) or 1 for b in batches)
+        # Batches spread over all of them, since their order may mean something.
+        self._batches = batches[:: max(1, min(len(batches), total // COMPARED))]
+        self._outputs = list(map(self._joined, zip(*self._answers(task.model), strict=True)))
+
+    def distance(self, model: nn.Module) -> float:
+        """Mean over the output tensors of the mean squared difference by the original's variance."""
+        off = [
+            float((got - was).square().mean() / was.var(correction=0).clamp_min(1e-30))
+            for got, was in zip(
+                map(self._joined, zip(*self._answers(model), strict=True)), self._outputs, strict=True
+            )
+        ]
+        return sum(off) / len(off) if off else 0.0
+
+    def _answers(self, model: nn.Module) -> list[list[Tensor]]:
+        with torch.no_grad():
+            outputs = [model(*args, **kwargs) for args, kwargs in self._batches]
+        return [[t for t in tensors_of(output) if t.is_floating_point()] for output in outputs]
+
+    @staticmethod
+    def _joined(batches: tuple[Tensor, ...]) -> Tensor:
+        """One output over all batches as a row of numbers: its shape may differ from batch to batch."""
+        return torch.cat([t.detach().reshape(-1) for t in batches]).double()
+
+
+_REFERENCES: WeakKeyDictionary[Task, _Reference] = WeakKeyDictionary()  # one a task: a worker has one
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

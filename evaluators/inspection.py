@@ -8,6 +8,7 @@ from typing import Any
 
 from ..spaces import Blueprint
 from ..spaces.stages import Cut, CutError
+from .batchnorm import misfit
 from .task import Task
 
 
@@ -33,6 +34,7 @@ def inspection(
         "graph": {"prune" or "drop": why built networks are the captured graph, not the user's class},
         "folded": {weight: what computes it; built networks hold its value as an ordinary parameter},
         "cuts": [{"name", "bytes", "macs": [before, after], "module_ends"}], "no_cuts": why there are none,
+        "misfit": what to say where the calibration data do not fit the model's BatchNorm,
         "layers": [{"name", "kind", "macs", "params"}]}``; a block's costs are those of dropping it alone, a
         cut's ``bytes`` those of one sample that cross it.
     """
@@ -67,6 +69,7 @@ def inspection(
             for c in cuts
         ],
         "no_cuts": no_cuts,
+        "misfit": misfit(task),
         "layers": [asdict(layer) for layer in layers],
     }
 

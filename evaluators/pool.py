@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import time
 import traceback
 from collections import deque
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .task import Task
 
 Scorer = Callable[[Any, Any, Candidate], Mapping[str, float]]  # an Evaluator, or a function of its form
+REPEATABLE = 1e-5  # of a score: what two runs may differ by, since some devices sum in any order
 Repair = Callable[[Any, Any], None]  # (model, calibration batches): mends a cut model in place
 
 
@@ -50,14 +52,19 @@ class Job:
         task: ``None`` for a space without a model.
         space: builds the candidates. Without a model, evaluators are called with ``model=None``.
         evaluators: called in this order with ``(task, model, candidate)``; their scores are joined.
-        repair: called in this order with ``(model, calibration batches)`` before the evaluators;
-            ``None`` re-estimates BatchNorm.
+        repair: called in this order with ``(model, calibration batches)`` before the evaluators, on every
+            network but the unchanged one; ``None`` re-estimates BatchNorm where the space's own repair has
+            not moved its statistics, and keeps what brings the outputs nearer to the original's.
+        repeats: how often a candidate is scored; more than once, its scores are the means, with
+            ``detail["spread"]``, their standard deviations. Once, the unchanged model is still scored twice,
+            and ``detail["differs"]`` holds both values of what does not come out alike.
     """
 
     task: Task | None
     space: Space
     evaluators: Sequence[Scorer]
     repair: Sequence[Repair] | None = None
+    repeats: int = 1
 
     def evaluate(self, number: int, candidate: Candidate) -> Outcome:
         """Switch or build, repair, score, on one thread, with generators seeded from the candidate.
@@ -76,7 +83,7 @@ class Job:
         return Outcome(number, scores, error, time.perf_counter() - start, worker_name(), detail)
 
     def build(self, candidate: Candidate) -> Any:
-        """The repaired model in one piece, in eval mode; ``None`` for a space without a model."""
+        """The model as it is scored, in one piece, in eval mode; ``None`` for a space without a model."""
         if self.space.model is None:
             return None
         whole = unsplit(candidate)
@@ -98,30 +105,54 @@ class Job:
         """The repaired model for as long as the context lasts: this process's resident network, switched.
 
         What is done to it is undone afterwards. A model is built where none can be switched, where that is
-        in use, and in the latency lane. Where the candidate is cut makes no difference.
+        in use, and in the latency lane. Where the candidate is cut makes no difference. The unchanged one is
+        the task's model itself, or a copy where evaluators do more than run it.
         """
         candidate = unsplit(candidate)
+        only_run = all(getattr(evaluator, "only_runs", False) for evaluator in self.evaluators)
+        if only_run and self.task is not None and self._unchanged(candidate):
+            from ..spaces.capture import state_kept
+
+            with state_kept(self.task.model):
+                yield self.task.model
+            return
         make = getattr(self.space.model, "elastic", None)
         elastic = None if make is None or self._in_lane() else make(self.space.choices)
-        if elastic is None or not elastic.free or not elastic.switches(candidate):
+        usable = elastic is not None and elastic.free and elastic.switches(candidate)
+        if elastic is None or not usable or self._unchanged(candidate):
             yield self.build(candidate)
             return
         changed = bool(self.repair) or self._tuned(candidate)
-        only_run = all(getattr(evaluator, "only_runs", False) for evaluator in self.evaluators)
         with elastic.lend(candidate, copies=changed or not only_run) as model:
             yield self._repaired(model, candidate)
 
     def _in_lane(self) -> bool:
         return any(getattr(evaluator, "lane", False) for evaluator in self.evaluators)
 
+    def _unchanged(self, candidate: Candidate) -> bool:
+        """Is it the network that was given? The scores of that are those of the task's model, untouched."""
+        same = getattr(self.space.model, "unchanged", None)
+        return same(candidate) if same is not None else not any(candidate.indices)
+
     def _repaired(self, model: Any, candidate: Candidate) -> Any:
-        if self.task is not None:
-            for mend in self._repairs():
+        if self.task is not None and not self._unchanged(candidate):
+            if self.repair is None:
+                self._settle(model, candidate)
+            for mend in self.repair or ():
                 mend(model, self.task.calibration_batches)
             self._tune(model, candidate)
             if callable(refit := getattr(model, "refit", None)):  # heads that it was given (see Rewrite.wrap)
                 refit(self.task.calibration_batches)
         return model
+
+    def _settle(self, model: Any, candidate: Candidate) -> None:
+        """Let BatchNorm's statistics follow the change, where the space's own repair has not done so."""
+        mending = getattr(self.space.model, "mending", None)
+        if mending is None or not mending.moves_statistics(candidate):
+            from .batchnorm import reestimate_if_better
+
+            assert self.task is not None
+            reestimate_if_better(model, self.task)
 
     def _tune(self, model: Any, candidate: Candidate) -> None:
         """Fine-tune where the candidate's rung says so; never the unchanged model."""
@@ -134,9 +165,22 @@ class Job:
 
     def _tuned(self, candidate: Candidate) -> bool:
         rung = rung_of(candidate)
-        return rung is not None and rung.epochs > 0 and any(candidate.indices)
+        return rung is not None and rung.epochs > 0 and not self._unchanged(candidate)
 
     def _score(self, candidate: Candidate) -> tuple[dict[str, float], dict[str, Any]]:
+        scores, detail = self._score_once(candidate)
+        given = self.task is not None and not self._in_lane() and self._unchanged(unsplit(candidate))
+        again = self.repeats - 1 or int(given)
+        others = [self._score_once(candidate)[0] for _ in range(again)]
+        if self.repeats > 1:
+            runs = {metric: [value, *(o[metric] for o in others)] for metric, value in scores.items()}
+            detail["spread"] = {metric: statistics.stdev(values) for metric, values in runs.items()}
+            scores = {metric: statistics.fmean(values) for metric, values in runs.items()}
+        elif others and (differs := self._differing(scores, others[0])):
+            detail["differs"] = differs
+        return scores, detail
+
+    def _score_once(self, candidate: Candidate) -> tuple[dict[str, float], dict[str, Any]]:
         scores: dict[str, float] = {}
         detail: dict[str, Any] = {}
         with self.lend(candidate) as model:
@@ -151,12 +195,15 @@ class Job:
             raise TypeError(f"what evaluators keep beside their scores must be plain JSON: {error}") from None
         return scores, detail
 
-    def _repairs(self) -> Sequence[Repair]:
-        if self.repair is not None:
-            return self.repair
-        from .batchnorm import reestimate_batchnorm
-
-        return (reestimate_batchnorm,)
+    def _differing(self, scores: Mapping[str, float], again: Mapping[str, float]) -> dict[str, list[float]]:
+        """By metric, both values of what differs by more than the order of summation and the tolerance."""
+        assert self.task is not None
+        tolerance = {self.task.metric_name: self.task.tolerance}
+        return {
+            metric: [value, again[metric]]
+            for metric, value in scores.items()
+            if not math.isclose(value, again[metric], rel_tol=REPEATABLE, abs_tol=tolerance.get(metric, 0.0))
+        }
 
     def _one_thread(self) -> Any:
         if self.space.model is None:

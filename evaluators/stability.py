@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -76,8 +76,8 @@ def ranking_stability(
 ) -> Stability:
     """Kendall's tau-b of the candidates' metric between random disjoint halves of the data.
 
-    Two causes of chance: which samples were validated on, and which BatchNorm was re-estimated with. A
-    candidate is built ``1 + seeds`` times; the scores of the search are not used.
+    Two causes of chance: which samples were validated on, and which repair and BatchNorm were calibrated
+    with. A candidate is built ``1 + seeds`` times; the scores of the search are not used.
 
     Args:
         candidates: at least 3, for example those of a front: ``[trial.candidate for trial in run.front]``.
@@ -96,14 +96,14 @@ def ranking_stability(
     # Candidates that were read from a ledger know their options, but not how to edit a model.
     candidates = [space.from_values(candidate.values) for candidate in candidates]
     rng = np.random.default_rng(seed)
-    tasks = [task, *_recalibrated(task, seeds, rng)]
-    total, done = len(tasks) * len(candidates), 0
+    variants = [(task, space), *_recalibrated(task, space, seeds, rng)]
+    total, done = len(variants) * len(candidates), 0
     metrics = []  # of each candidate: from rows of the validation data to its metric there
     whole = np.full((seeds, len(candidates)), math.nan)  # its metric on all of them, by calibration draw
     count = 0
-    for draw, variant in enumerate(tasks):
+    for draw, variant in enumerate(variants):
         for position, candidate in enumerate(candidates):
-            with one_thread(), Job(variant, space, (Quality(),)).lend(candidate) as model:
+            with one_thread(), Job(*variant, (Quality(),)).lend(candidate) as model:
                 outputs = answers(model, task.batches)
             metric, count = metric_on_rows(task, [batch[2] for batch in task.batches], outputs)
             if draw == 0:
@@ -142,12 +142,21 @@ def _taus(pairs: Iterator[tuple[np.ndarray, np.ndarray]]) -> tuple[float, ...]:
     return tuple(t for t in taus if not math.isnan(t))  # NaN: all tie in one of the two
 
 
-def _recalibrated(task: Task, seeds: int, rng: np.random.Generator) -> list[Task]:
-    """The task with half of its calibration data, drawn anew each time."""
-    changed = []
+def _recalibrated(
+    task: Task, space: Space, seeds: int, rng: np.random.Generator
+) -> Iterator[tuple[Task, Space]]:
+    """The task with half of its calibration data, drawn anew each time, and the space that repairs by it."""
     for _ in range(seeds):
         light = copy.copy(task)
         calls = [(args, kwargs, None) for args, kwargs in task.calibration_batches]
         light.calibration_batches = [batch[:2] for batch in part(calls, 0.5, int(rng.integers(2**31)))]
-        changed.append(light)
-    return changed
+        mending = getattr(space.model, "mending", None)
+        if mending is None or mending.calibration is None or mending.repair == "merge":
+            yield light, space
+            continue
+        model: Any = object.__new__(type(space.model))  # `copy` would leave out the captured graph
+        model.__dict__.update(vars(space.model))
+        model.mending = copy.copy(mending)
+        ridge = mending.calibration.ridge
+        model.calibrate(light.calibration_batches, repair=mending.repair, ridge=ridge)
+        yield light, Space(space.choices, model=model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -41,6 +42,8 @@ class Task:
             fewer than devices.
         metric: ``"accuracy"`` or ``"loss"`` (cross-entropy) for class indices as targets, or a function
             ``(outputs, targets) -> float`` that is called once with all validation samples.
+        tolerance: by how much the metric may differ between two runs on the same data, for metrics (or
+            models) that draw at random; by default not at all.
         name: for run folders and tables; by default the model's class.
 
     Attributes:
@@ -68,6 +71,7 @@ class Task:
         calibration: Any = None,
         test: Any = None,
         metric: Metric = "accuracy",
+        tolerance: float = 0.0,
         name: str | None = None,
         devices: Iterable[Device | str] | None = None,
         links: Iterable[Link | str] | Link | str | None = None,
@@ -76,6 +80,9 @@ class Task:
         self.example: Inputs = call_of(example)
         self.metric = metric
         self.metric_name = _metric_name(metric)
+        if not 0.0 <= tolerance < math.inf:
+            raise TaskError(f"tolerance is how far the metric may be off, 0 or more, got {tolerance}")
+        self.tolerance = tolerance
         self.name = name or type(model).__name__.lower()
         self.spec: str | None = None
         self.train = train

@@ -24,6 +24,7 @@ def make_pool(
     address: str | None,
     trial_timeout: float | None,
     reference_ms: float | None = None,
+    repeats: int = 1,
 ) -> Pool:
     """Workers for what may run side by side (0: this process), and a lane behind them for what must not.
 
@@ -33,7 +34,7 @@ def make_pool(
     light = task and (task.without_test() if tunes(space) else task.without_train())
     beside = [s for s in scorers if not getattr(s, "lane", False)]
     alone = [s for s in scorers if getattr(s, "lane", False)]
-    job = Job(light, space, beside)
+    job = Job(light, space, beside, repeats=repeats)
     pool: Pool
     if workers == 0:
         pool = InProcessPool(job)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..evaluators.errors import their_part
+from ..results.ledger import Ledger
 from ..results.objective import METRICS, Limit, Objective
 from ..results.trial import Trial
 from ..spaces import Space
@@ -18,6 +20,8 @@ from .settings import RunError
 if TYPE_CHECKING:
     from ..evaluators.pool import Scorer
     from ..evaluators.task import Task
+
+log = logging.getLogger(__name__)
 
 
 def check_types(task: Any, space: Any) -> None:
@@ -184,8 +188,8 @@ def check_metrics(
             )
 
 
-def check_baseline(trial: Trial, objectives: Sequence[Objective]) -> None:
-    """A search makes no sense where the unchanged model itself cannot be scored.
+def check_baseline(trial: Trial, objectives: Sequence[Objective], limits: Sequence[Limit] = ()) -> None:
+    """A search makes no sense where the unchanged model cannot be scored, or scores otherwise the next time.
 
     Raises:
         RunError: why not; ``detail`` is the traceback.
@@ -199,6 +203,30 @@ def check_baseline(trial: Trial, objectives: Sequence[Objective]) -> None:
             f"nothing measures the objective {missing[0]!r}; on the unchanged model the evaluators gave "
             f"{', '.join(trial.scores)}"
         )
+    wanted = [o.name for o in objectives] + [m.metric for m in limits] + ["loss"]
+    differs = trial.detail.get("differs", {})
+    if name := next((name for name in wanted if name in differs), None):
+        first, second = differs[name]
+        raise RunError(
+            f"the unchanged model's {name} differs between two runs on the same data: {first:.6g}, then "
+            f"{second:.6g}; candidates would win by chance. Make model and metric deterministic, score each "
+            f"candidate several times (--repeats 5), or say what is tolerable: "
+            f"Task(tolerance={float(f'{abs(second - first):.1g}'):g})"
+        )
+
+
+def note_misfit(ledger: Ledger, task: Task | None) -> None:
+    """Say once in a run, on screen and in ``info["misfit"]``, that calibration data and model do not fit."""
+    if task is None or "misfit" in ledger.info:
+        return
+    from ..evaluators.batchnorm import misfit
+    from ..spaces.threads import one_thread
+
+    with one_thread():
+        text = misfit(task)
+    ledger.note("misfit", text)
+    if text:
+        log.warning(text)
 
 
 def check_numbers(
@@ -209,6 +237,7 @@ def check_numbers(
     workers: int,
     seed: int = 0,
     window: int = 1,
+    repeats: int = 1,
 ) -> None:
     """
     Raises:
@@ -219,6 +248,7 @@ def check_numbers(
         ("window", window, 1),
         ("workers", workers, 0),
         ("seed", seed, 0),
+        ("repeats", repeats, 1),
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 LEDGER = "ledger.sqlite"  # in the folder of a run
 HOME = Path("runs")  # folders of runs are made here, in the working directory
 PLATFORM = ("devices", "links")  # options of a space
+SCORING = 2  # rules by which networks are repaired and scored; 1: BatchNorm re-estimated for all of them
 NEEDED_BYTES = 16_000_000  # free on disk, to start: far more than a ledger of ten thousand trials
 
 
@@ -53,6 +54,7 @@ def describe(
     objectives: Sequence[Objective],
     limits: Sequence[Limit],
     metrics: Sequence[str],
+    repeats: int = 1,
 ) -> dict[str, Any]:
     """The settings that decide what a run proposes and what its scores mean, as plain JSON.
 
@@ -69,6 +71,8 @@ def describe(
         "objectives": [{"name": o.name, "goal": o.goal, "unit": o.unit} for o in objectives],
         "limits": [m.text for m in limits],
         "metrics": list(metrics),
+        "scoring": SCORING,
+        "repeats": repeats,
         "choices": [[c.name, list(c.options)] for c in space.choices],
         "uniform": [list(c.indices) for c in ladder(space)],
         "kept": kept_units(space),
@@ -104,9 +108,15 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         found.append(_choices_differ(stored.get("choices") or [], now["choices"]))
     elif stored.get("space") != now["space"]:  # other importance or repair: equal candidates, other models
         found += _spaces_differ(stored.get("space") or {}, now["space"] or {})
-    for key in ("task", "searcher", "seed", "window", "objectives", "limits", "metrics"):
-        if stored.get(key) != now[key]:
-            found.append(f"{key} was {_short(stored.get(key))}, is now {_short(now[key])}")
+    if stored.get("scoring", 1) != now["scoring"]:
+        found.append(
+            f"netcarve {stored.get('version', 'unknown')} scored candidates in another way (the unchanged "
+            "model with re-estimated BatchNorm); begin anew from its front: --seed-from"
+        )
+    for key in ("task", "searcher", "seed", "window", "objectives", "limits", "metrics", "repeats"):
+        was = stored.get(key, 1 if key == "repeats" else None)
+        if was != now[key]:
+            found.append(f"{key} was {_short(was)}, is now {_short(now[key])}")
     return found
 
 

@@ -29,6 +29,7 @@ from .plan import (
     choose_evaluators,
     choose_objectives,
     metrics_of,
+    note_misfit,
     on_rungs,
     with_measured_costs,
 )
@@ -80,6 +81,7 @@ def sweep(
     window: int = WINDOW,
     seed_from: Iterable[Source] = (),
     mirrors: Iterable[Mirror | str] = (),
+    repeats: int = 1,
 ) -> Run:
     """Search ``space`` for the best subnetworks of ``task``, and keep every outcome.
 
@@ -110,6 +112,8 @@ def sweep(
             Trials taken over from a run are not scored again and do not count towards ``trials``.
         mirrors: other tools that are shown the trials as they come: ``"tensorboard"``, ``"mlflow"``,
             ``"optuna"``, each also as ``"name:where"`` (see :mod:`.mirrors`).
+        repeats: how often each candidate is scored, for models or metrics that draw at random: its scores are
+            the means, their standard deviations in ``detail["spread"]``.
 
     Raises:
         ValueError: anything in the arguments that cannot work, before any work: unknown searcher, metric or
@@ -132,6 +136,7 @@ def sweep(
         workers=workers,
         seed=seed,
         window=window,
+        repeats=repeats,
     )
     check_metrics(space, scorers, task, goals, bounds)
     if isinstance(searcher, Searcher):
@@ -147,6 +152,7 @@ def sweep(
         objectives=goals,
         limits=search.limits,
         metrics=metrics_of(scorers, task),
+        repeats=repeats,
     )
     if trials is None and minutes is None:
         trials = TRIALS
@@ -162,6 +168,7 @@ def sweep(
     try:
         ledger.note("status", "running")
         note_environment(ledger)
+        note_misfit(ledger, task)
         if followers:
             progress = Mirroring(progress, followers, folder=ledger.path.parent, settings=ledger.settings)
         progress.started(budget, goals, search.limits)
@@ -171,7 +178,7 @@ def sweep(
             for trial in scored:
                 progress.told(trial, replayed=True)
         else:
-            with make_pool(task, space, scorers, workers, address, trial_timeout, known) as pool:
+            with make_pool(task, space, scorers, workers, address, trial_timeout, known, repeats) as pool:
                 driver = Driver(
                     search, pool, ledger, budget=budget, progress=progress, window=window, scorers=scorers
                 )
@@ -339,5 +346,5 @@ class Driver:
             scores = {**computed, **(o.scores or {})} if o.error is None else {}
             trials.append(Trial(o.number, candidate, scores, o.error, o.seconds, o.worker, o.detail))
             if o.number == 0:
-                check_baseline(trials[-1], self.searcher.objectives)
+                check_baseline(trials[-1], self.searcher.objectives, self.searcher.limits)
         return trials

@@ -15,7 +15,8 @@ from .run import Run
 from .settings import RunError
 
 Source = Candidate | Mapping[str, Any] | Run | Sequence[Mapping[str, Any]] | str | Path
-SAME = ("fingerprint", "choices", "kept", "space")  # equal settings make equal networks, so equal scores
+# Equal settings make equal networks, so equal scores.
+SAME = ("fingerprint", "choices", "kept", "space", "scoring", "repeats")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from .importance.measured import Evidence, Measure
 from .kinds import make_kinds
 from .kinds.base import Making
 from .mending import Mending, Repair
+from .model_copy import plain_copy
 from .proving.proof import Proof, own_differs, prove
 from .proving.proof_blocks import prove_blocks
 from .proving.proof_cache import ProofCache
@@ -71,6 +72,7 @@ class Blueprint:
         self._surgeon = Surgeon(captured.graph_module, captured.source, self.coupling, self._blocks)
         self._captured: Captured | None = captured
         self._unreturned, self.folded = captured.unreturned, captured.copied.folded
+        self._copies = not (captured.unreturned or captured.copied.bound)  # those of the source equal it
         self._rewrites = False  # whether a space of it has rewriting choices: they need the graph
         self._program: bytes | None = None  # of a copy that has travelled and needs the graph to build
         self._proof: Proof | None = None
@@ -176,10 +178,9 @@ class Blueprint:
     ) -> Calibration:
         """Measure on real inputs what the layers read; from then on built networks are repaired.
 
-        Repair needs no training: whatever a removed input gave to a layer is expressed by the kept ones, in
-        the least-squares sense, and folded into the layer's weights and bias. Then the smaller network is
-        run once, and each layer on the way is fitted to give the original's outputs from what it now gets.
-        Re-estimating BatchNorm on all calibration data is up to the caller.
+        Whatever a removed input gave to a layer is expressed by the kept ones, in the least-squares sense,
+        and folded into the layer's weights and bias. Then the smaller network is run once: each layer is
+        fitted to give the original's outputs, and statistics of batch-norms move as their inputs do.
 
         Args:
             batches: ``(args, kwargs)`` each, a few hundred samples in all.
@@ -223,11 +224,9 @@ class Blueprint:
             round_to: keep multiples of this many units.
             calibration: real inputs, ``(args, kwargs)`` each; see :meth:`calibrate`, which this calls.
             repair: how built networks are repaired from then on; see :meth:`calibrate`. ``"merge"`` needs no
-                calibration but ``importance="cluster"``: a cluster's strongest unit outlives the others and
-                takes over their outgoing weights.
-            progress: called with (operators checked, operators) during the proof.
-            options: of single kinds: the fields of their classes, such as ``sparsities`` of
-                :class:`.kinds.mask.Masking`.
+                calibration but ``importance="cluster"``: a cluster's strongest unit takes over the others'.
+            progress: called with (operators checked, operators) in the proof.
+            options: of single kinds, such as ``sparsities``: the fields of their classes in :mod:`.kinds`.
 
         Raises:
             ValueError: an unknown kind, nothing in this model may be changed (with the reasons), or
@@ -236,7 +235,6 @@ class Blueprint:
         """
         kinds = kinds or ("prune",)
         makers = make_kinds(kinds, options)
-        assert self.captured is not None
         least = self.prove(progress=progress).least
         groups = self.groups if "prune" in kinds else ()
         if calibration is not None:
@@ -304,9 +302,8 @@ class Blueprint:
     def build(self, candidate: Candidate) -> nn.Module:
         """Independent smaller module in eval mode: the user's class where proven, else the captured graph.
 
-        Repaired where there was calibration (see :meth:`calibrate`). A candidate that takes rewriting
-        options (see :mod:`.rewriting.rewrite`) is the captured graph, changed by their edits. One that is cut
-        is a :class:`.splitting.staged.Staged`, its stages in order.
+        Repaired where there was calibration; the unchanged candidate is a copy of the given module. One with
+        rewriting options is the captured graph, changed by their edits; one that is cut is a :class:`Staged`.
         """
         whole = self._build(candidate)
         if not self._decoder.is_split(candidate):
@@ -317,7 +314,7 @@ class Blueprint:
     def stages(self, candidate: Candidate) -> list[PlacedStage]:
         """The stages of a candidate as independent modules, each with the name of its device.
 
-        Built, captured again, cut, and compared with the whole at two batch sizes.
+        They are cut from a new capture and compared with the whole at two batch sizes.
 
         Raises:
             ValueError: the candidate's space has no splits.
@@ -336,6 +333,8 @@ class Blueprint:
 
     def _build(self, candidate: Candidate) -> nn.Module:
         """The network in one piece."""
+        if self._copies and self._surgeon.source is not None and self.unchanged(candidate):
+            return plain_copy(self._surgeon.source)
         alive = self.alive(candidate)
         mend = self.mending.of(candidate, self._surgeon)
         if edits := rewrites_of(candidate):
@@ -346,11 +345,12 @@ class Blueprint:
         make = self._surgeon.own if self.artifact == "module" else self._surgeon.graph
         return make(alive, mend)
 
-    def network_key(self, candidate: Candidate) -> bytes:
-        """Equal for candidates of one space that are the same network, scored in the same way.
+    def unchanged(self, candidate: Candidate) -> bool:
+        """Is it the given network? Where it is cut and runs, and its rung, make no difference."""
+        return self._decoder.unchanged(candidate)
 
-        What stays, is masked and is rewritten, and the rung; not where it is cut and runs.
-        """
+    def network_key(self, candidate: Candidate) -> bytes:
+        """Equal for candidates of a space that are the same network on the same rung, wherever it is cut."""
         return self._decoder.network_key(candidate)
 
     def elastic(self, choices: tuple[Choice, ...]) -> Elastic:

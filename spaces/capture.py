@@ -24,6 +24,8 @@ from .refusal import advice, culprit, refusal
 
 aten = torch.ops.aten
 
+REPEATABLE = 1e-4  # of the largest output: two runs that differ by more are random
+
 
 class CaptureError(ValueError):
     """The model cannot be captured; the message says where and what to try."""
@@ -121,9 +123,13 @@ def capture(model: nn.Module, example: Any) -> Captured:
             f"{type(model).__name__} gives NaN on its example, so that nothing can be proven; check its "
             "weights and the scale of the inputs"
         )
+    held = [ModuleState(m) for m in source.modules()]
+    if reason := _unrepeatable(source, args, kwargs, output):
+        raise CaptureError(reason)
+    for state in held:
+        state.reset()
     unreturned = tuple(dict.fromkeys(type(leaf).__name__ for leaf in leaves if not _plain(leaf)))
     batch = batch_length(args, kwargs)
-    held = [ModuleState(m) for m in source.modules()]
     failure: Exception | None = None
     attempts: list[tuple[Any, Any, bool]] = []
     if batch is not None:
@@ -243,6 +249,26 @@ def quiet() -> Iterator[None]:
 def tensors_of(output: Any) -> list[torch.Tensor]:
     """The tensors in whatever a model returned, in order."""
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+
+
+def _unrepeatable(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> str:
+    """What to say where another run on the same input does not give ``output`` again, else ""."""
+    with torch.no_grad(), state_kept(model):
+        again = model(*fresh(args), **fresh(kwargs))
+    pairs = [
+        (was.double(), now.double())
+        for was, now in zip(tensors_of(output), tensors_of(again), strict=False)
+        if was.shape == now.shape and was.is_floating_point() and was.numel()
+    ]
+    apart = max((float((now - was).abs().max()) for was, now in pairs), default=0.0)
+    largest = max((float(was.abs().max()) for was, _ in pairs), default=0.0)
+    if not apart > REPEATABLE * largest:
+        return ""
+    return (
+        f"{type(model).__name__} is random in eval mode: two runs on the same input differ by {apart:.3g}, "
+        f"where outputs reach {largest:.3g}, so that nothing can be proven; look for dropout that stays on "
+        "(F.dropout without training=self.training) or torch.rand in forward"
+    )
 
 
 def _plain(leaf: Any) -> bool:

@@ -18,6 +18,7 @@ from .masks.program import Sparsify
 from .prune import Prune
 from .rewriting.dividing import Divide, branch_macs
 from .rewriting.rewrite import Rewrite
+from .rung import is_rung
 from .splitting.cutting import Cutting
 from .splitting.splits import Split, plan_of
 from .splitting.staging import split_costs
@@ -141,6 +142,15 @@ class Decoder:
         """Has it more than one stage?"""
         plan = plan_of(candidate.choices)
         return plan is not None and any(0 < b < plan.segments for b in self.placed(candidate)[0])
+
+    def unchanged(self, candidate: Candidate) -> bool:
+        """Is it the given network, wherever that is cut and however thoroughly it is judged?"""
+        rest = [
+            c
+            for c, i in zip(candidate.choices, candidate.indices, strict=True)
+            if i and not is_rung(c) and not isinstance(c.edit, Prune | Drop | Split)
+        ]
+        return not rest and bool(self.alive(candidate).all())
 
     def network_key(self, candidate: Candidate) -> bytes:
         """See :meth:`Blueprint.network_key`."""

@@ -15,6 +15,7 @@ from .masks.choice import mask_weights
 from .repair import Calibration, Sequential, fold, gather, sequential
 from .repair.gram import Inputs
 from .repair.merging import Merging
+from .rewriting.rewrite import rewrites_of
 from .rung import rung_of
 from .surgery import Alive, Mend, Surgeon
 
@@ -69,8 +70,7 @@ class Mending:
 
     def of(self, candidate: Candidate, surgeon: Surgeon) -> Mend | None:
         """For one candidate: repair, as its rung tells, then masks."""
-        rung = rung_of(candidate)
-        wanted = self.repair if rung is None or rung.repair is None else rung.repair
+        wanted = self._wanted(candidate)
         steps: list[Mend] = []
         if wanted == "merge" and self.merging is not None:
             steps.append(partial(self._merge, surgeon))
@@ -81,6 +81,18 @@ class Mending:
         if len(steps) < 2:
             return steps[0] if steps else None
         return partial(_each, steps)
+
+    def moves_statistics(self, candidate: Candidate) -> bool:
+        """Does a built network end with running statistics that fit its activations?
+
+        The layer-by-layer pass moves them on its way; masks and rewrites behind it shift them again.
+        """
+        layer_by_layer = self._wanted(candidate) is True and self.sequential is not None
+        return layer_by_layer and not Decoder.masks(candidate) and not rewrites_of(candidate)
+
+    def _wanted(self, candidate: Candidate) -> Repair:
+        rung = rung_of(candidate)
+        return self.repair if rung is None or rung.repair is None else rung.repair
 
     def _repair(self, surgeon: Surgeon, alive: Alive, made: dict[str, Any], *, run: bool) -> None:
         assert self.calibration is not None
