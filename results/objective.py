@@ -37,9 +37,51 @@ ALIASES = {
 }
 
 
+FRACTIONS = ("accuracy", "robust_accuracy")  # between 0 and 1, shown as percent
+CHANGES = ("latency_change", "throughput_change")  # shares of the unchanged decomposition's, shown as percent
+
+_BYTES = {
+    "B": 1.0,
+    "kB": 1e3,
+    "KB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "KiB": 2.0**10,
+    "MiB": 2.0**20,
+    "GiB": 2.0**30,
+}
+# unit of a metric -> units that a limit may be given in -> how many of the metric's own one of them is
+UNITS: dict[str, dict[str, float]] = {
+    "ms": {"ns": 1e-6, "us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3},
+    "MB": {unit: size / 1e6 for unit, size in _BYTES.items()},
+    "kB": {unit: size / 1e3 for unit, size in _BYTES.items()},
+    "1/s": {"/s": 1.0, "k/s": 1e3, "fps": 1.0},
+    "mJ": {"uJ": 1e-3, "µJ": 1e-3, "mJ": 1.0, "J": 1e3},
+    "": {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},  # counts
+}
+_COUNTED = ("MAC", "FLOP")
+
+
 def known_metric(name: str) -> tuple[str, str]:
     """Goal and unit of a metric that netcarve itself reports, ``memory_mb:edge`` included; else empty."""
     return METRICS.get(name.partition(":")[0], ("", ""))
+
+
+def full_name(name: str) -> str:
+    """``latency_ms`` of ``latency``, ``memory_mb:edge`` of ``memory:edge``; other names as they are."""
+    metric, colon, device = name.strip().partition(":")
+    return f"{ALIASES.get(metric, metric)}{colon}{device}"
+
+
+def units_of(metric: str) -> dict[str, float]:
+    """Units that a limit on a metric may be given in, with their sizes in its own; ``%`` and ``x`` besides.
+
+    Empty for a metric of the user's, whose unit nobody knows.
+    """
+    goal, unit = known_metric(metric)
+    if not goal or metric in (*FRACTIONS, *CHANGES, "loss"):
+        return {}
+    return UNITS["" if unit in _COUNTED else unit]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +102,7 @@ class Objective:
     unit: str = ""
 
     def __post_init__(self) -> None:
-        name = ALIASES.get(self.name, self.name)
+        name = full_name(self.name)
         known = known_metric(name)
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "goal", self.goal or known[0])
@@ -77,7 +119,7 @@ class Objective:
     def parse(cls, text: str) -> Objective:
         """``"macs"``, ``"my_metric:max"`` or, of one device, ``"memory_mb:edge"``."""
         name, _, goal = text.rpartition(":")
-        of_device = name.strip() in METRICS and goal.strip() not in ("min", "max")
+        of_device = full_name(name) in METRICS and goal.strip() not in ("min", "max")
         if not name or of_device:
             return cls(text.strip())
         return cls(name.strip(), goal.strip())
@@ -88,17 +130,21 @@ class Objective:
         return 1.0 if self.goal == "min" else -1.0
 
 
-_LIMIT = re.compile(r"\s*([\w:.-]+)\s*(<=|>=)\s*(-?[0-9.]+(?:[eE][+-]?\d+)?)\s*(x?)\s*")
+_LIMIT = re.compile(r"\s*([\w:.-]+?)\s*(<=|>=)\s*(-?[0-9.]+(?:[eE][+-]?\d+)?)\s*([^\s\d.][^\s]*)?\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
     """A bound that a wanted candidate keeps: ``Limit("macs<=0.5x")``.
 
-    ``x`` makes the number relative to the unchanged model.
+    A number without a unit is in the metric's own. ``x`` makes it relative to the unchanged model, and so
+    does ``%`` for all but accuracies and changes, which are fractions: ``macs<=50%`` is ``macs<=0.5x``, and
+    ``accuracy>=95%`` is ``accuracy>=0.95``. Other units are those of :data:`UNITS`: ``latency<=5ms``,
+    ``params<=1M``, ``size<=2MiB``.
 
     Raises:
-        ValueError: not of the form ``metric<=number`` or ``metric>=number`` with an optional ``x``.
+        ValueError: not of the form ``metric<=number`` or ``metric>=number``, or a unit that the metric
+            does not have.
     """
 
     text: str
@@ -107,17 +153,47 @@ class Limit:
         self._parts()
 
     def _parts(self) -> tuple[str, str, float, bool]:
+        """Metric, operator, number in the metric's own unit, and is it relative to the unchanged model?"""
         match = _LIMIT.fullmatch(self.text)
         try:
             if match is None:
                 raise ValueError
-            name, op, number, relative = match.groups()
-            return ALIASES.get(name, name), op, float(number), bool(relative)
+            name, op, number, unit = match.groups()
+            value = float(number)
         except ValueError:
             raise ValueError(
                 f"cannot read the limit {self.text!r}; write it like macs<=0.5x (half of the unchanged "
-                "model) or accuracy>=0.95"
+                "model), latency<=5ms or accuracy>=95%"
             ) from None
+        metric, unit = full_name(name), unit or ""
+        known = units_of(metric)
+        if unit in ("", "x") or unit in known:
+            return metric, op, value * known.get(unit, 1.0), unit == "x"
+        if unit == "%" and (known or metric in (*FRACTIONS, *CHANGES)):
+            return metric, op, value / 100, bool(known)
+        percent = [] if metric == "loss" or not known_metric(metric)[0] else ["%"]
+        raise ValueError(
+            f"the limit {self.text!r} has the unit {unit!r}; a limit on {metric} may be in "
+            f"{', '.join([*known, *percent, 'x'])} (x: of the unchanged model), or a plain number"
+        )
+
+    def check(self) -> None:
+        """See that the number can be meant.
+
+        Raises:
+            ValueError: an accuracy above 1, or a bound that no value of the metric can keep.
+        """
+        metric, op, number, relative = self._parts()
+        if metric in FRACTIONS and not relative and number > 1:
+            given = self.text.strip()
+            cure = (
+                "no accuracy is above 100%"
+                if given.endswith("%")
+                else f"accuracies are fractions; write {given}%, or {number / 100:g}"
+            )
+            raise ValueError(f"the limit {self.text!r} asks for more than can be: {cure}")
+        if op == "<=" and number < 0 and metric in METRICS and metric not in CHANGES:
+            raise ValueError(f"the limit {self.text!r} cannot be kept: {metric} is never below 0")
 
     @property
     def metric(self) -> str:

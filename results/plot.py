@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .hypervolume import nondominated
-from .objective import Objective
-from .table import COUNTS, HEADINGS, PERCENT, USUAL, metric_text, ratio_text, si
+from .objective import FRACTIONS, Objective
+from .table import COUNTS, HEADINGS, USUAL, metric_text, ratio_text, si
 from .trial import Trial
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _style(axes: Axes, across: Objective, up: Objective, front: Front) -> None:
     axes.set_xlabel(_label(across), fontsize=10, color=INK)
     axes.set_ylabel(_label(up), fontsize=10, color=INK)
     for axis, objective in ((axes.xaxis, across), (axes.yaxis, up)):
-        if objective.name in PERCENT:
+        if objective.name in FRACTIONS:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
         elif objective.name in COUNTS:
             axis.set_major_formatter(FuncFormatter(lambda value, _: si(value)))
@@ -219,6 +219,6 @@ def _value(objective: Objective, value: float) -> str:
 
 
 def _label(objective: Objective) -> str:
-    unit = "%" if objective.name in PERCENT else "" if objective.name in COUNTS else objective.unit
+    unit = "%" if objective.name in FRACTIONS else "" if objective.name in COUNTS else objective.unit
     better = "less is better" if objective.goal == "min" else "more is better"
     return f"{_name(objective)}{f' [{unit}]' if unit else ''}  ({better})"

@@ -145,8 +145,12 @@ def parse_limits(limits: Iterable[Limit | str]) -> tuple[Limit, ...]:
     """Limits from text or instances.
 
     Raises:
-        ValueError: a text that cannot be read as a limit.
+        ValueError: a text that cannot be read as a limit, or one that cannot be meant (see
+            :meth:`Limit.check`).
     """
     if isinstance(limits, str | Limit):
         limits = [limits]
-    return tuple(m if isinstance(m, Limit) else Limit(m) for m in limits)
+    parsed = tuple(m if isinstance(m, Limit) else Limit(m) for m in limits)
+    for limit in parsed:
+        limit.check()
+    return parsed

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from netcarve import Candidate, Choice, Front, Limit, Objective, Space, Trial
 from netcarve.results import FrontTracker
+from netcarve.search.base import parse_limits
 
 SPACE = Space([Choice("a", tuple(range(10)))])
 
@@ -207,3 +208,74 @@ def test_results_import_without_torch_or_pandas():
         "sys.exit(' '.join(bad) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Limits with units
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "bound"),
+    [
+        ("latency<=5ms", "latency_ms", 5.0),
+        ("latency_ms <= 5", "latency_ms", 5.0),
+        ("latency<=500us", "latency_ms", 0.5),
+        ("latency<=0.1 s", "latency_ms", 100.0),
+        ("params<=1M", "params", 1e6),
+        ("params<=1.5k", "params", 1500.0),
+        ("macs<=2G", "macs", 2e9),
+        ("macs<=50%", "macs", 150.0),
+        ("macs<=0.5x", "macs", 150.0),
+        ("accuracy>=95%", "accuracy", 0.95),
+        ("accuracy>=0.95", "accuracy", 0.95),
+        ("accuracy>=0.5x", "accuracy", 0.45),
+        ("size<=2MB", "size_mb", 2.0),
+        ("size<=2MiB", "size_mb", 2.097152),
+        ("size<=500KB", "size_mb", 0.5),
+        ("traffic<=1MB", "traffic_kb", 1000.0),
+        ("memory:edge<=64MB", "memory_mb:edge", 64.0),
+        ("throughput>=30/s", "throughput_per_s", 30.0),
+        ("energy<=1J", "energy_mj", 1000.0),
+        ("latency_change<=20%", "latency_change", 0.2),
+        ("loss<=0.3", "loss", 0.3),
+        ("mine>=-1e-3", "mine", -1e-3),
+        ("stages<=3", "stages", 3.0),
+    ],
+)
+def test_limits_have_units(text, metric, bound):
+    limit = Limit(text)
+    assert limit.metric == metric
+    assert limit.bound({"macs": 300.0, "accuracy": 0.9}) == pytest.approx(bound)
+    limit.check()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("latency<=5MB", r"has the unit 'MB'; a limit on latency_ms may be in ns, us, µs, ms, s, %, x"),
+        ("params<=1m", r"has the unit 'm'; a limit on params may be in k, K, M, G, T, %, x"),
+        ("loss<=5%", r"a limit on loss may be in x"),
+        ("mine>=95%", r"a limit on mine may be in x"),
+        ("macs<0.5x", r"cannot read the limit 'macs<0.5x'; write it like macs<=0.5x"),
+        ("macs<=1.2.3", r"cannot read the limit"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        Limit(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("accuracy>=95", r"accuracies are fractions; write accuracy>=95%, or 0.95"),
+        ("accuracy>=150%", r"no accuracy is above 100%"),
+        ("robust_accuracy<=2", r"write robust_accuracy<=2%"),
+        ("macs<=-1", r"macs is never below 0"),
+    ],
+)
+def test_limits_that_cannot_be_meant_open_but_start_nothing(text, message):
+    limit = Limit(text)  # an old run with one must still open
+    with pytest.raises(ValueError, match=message):
+        limit.check()
+    with pytest.raises(ValueError, match=message):
+        parse_limits([text])

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ...results.objective import ALIASES, Objective
+from ...results.objective import Objective, full_name
 from ...results.trial import Trial
 from ...spaces import Candidate, Space
 from ..generator import Steps
@@ -52,7 +52,7 @@ class NetAdapt(Remembering):
         if not 0.0 < decay <= 1.0:
             raise ValueError(f"decay must be in (0, 1], got {decay}")
         default = self.objectives[min(1, len(self.objectives) - 1)]
-        self.metric = default.name if metric is None else ALIASES.get(metric, metric)
+        self.metric = default.name if metric is None else full_name(metric)
         self.sign = next((o.sign for o in self.objectives if o.name == self.metric), 1.0)
         self.step, self.decay = step, decay
         self.budgets: list[tuple[float, Candidate]] = []
