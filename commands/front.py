@@ -10,7 +10,7 @@ import typer
 from .arguments import about, front_of
 from .terminal import printer, tell
 from .types import AsJson, Objectives, RunPath
-from .views import print_json, print_modelled, print_next, print_sketch
+from .views import print_busy, print_json, print_modelled, print_next, print_sketch
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -52,6 +52,7 @@ def front(
         print_sketch(best, loaded.trials)
         if loaded.certificate is not None:
             tell(loaded.certificate.line())
+        print_busy(best)
         print_modelled(loaded, [o.name for o in best.objectives])
         print_next(loaded, best.knee.number, "show", "report", "export")
     else:

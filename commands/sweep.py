@@ -21,7 +21,7 @@ from .platform import (
 )
 from .terminal import CTRL_C, busy, printer, program, proving, tell
 from .types import AsJson, Objectives, TaskName
-from .views import print_json, print_modelled, print_next
+from .views import print_busy, print_json, print_modelled, print_next
 
 TRIALS = 500  # by default
 
@@ -97,6 +97,9 @@ def sweep(
     repeats: Annotated[
         int, typer.Option(metavar="N", min=1, help="score each candidate N times, where chance is in it")
     ] = 1,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="the latency of the front, at the end")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Search the Pareto front of a task."""
@@ -171,6 +174,7 @@ def sweep(
                 seed_from=begin,
                 mirrors=mirrors,
                 repeats=repeats,
+                measure=measure,
             )
     except Interrupted as stop:
         tell(str(stop), err=True)
@@ -192,6 +196,7 @@ def sweep(
         )
     else:
         printer().print(render_front(front, run.baseline))
+        print_busy(front)
         print_modelled(run, [o.name for o in front.objectives])
         trials_text = "1 trial" if len(run.trials) == 1 else f"{len(run.trials)} trials"
         summary = f"{trials_text} in {run.info['seconds']:.0f} s, {len(front)} on the front"

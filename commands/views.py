@@ -110,6 +110,14 @@ def print_next(run: Run, number: int, *commands: str) -> None:
         print(f"  {lines[command]}")
 
 
+def print_busy(front: Front) -> None:
+    """Where its latencies were measured on a busy machine, that."""
+    from ..results.table import busy_text
+
+    if text := busy_text([*front, *([front.baseline] if front.baseline else [])]):
+        print(text)
+
+
 def print_inspection(found: Mapping[str, Any]) -> None:
     """What :func:`evaluators.inspection.inspection` found."""
     from ..results.table import si

@@ -18,7 +18,7 @@ from ..spaces.stages import Functional, split
 from ..spaces.stages.cuts import Order
 from ..spaces.stages.work import macs
 from .batches import Inputs, resize
-from .stage_timing import thread_ns
+from .latency import thread_ns
 
 LONG_NS = 100_000  # a call for which the dearer clock, half a microsecond to read, is worth it
 

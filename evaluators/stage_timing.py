@@ -12,14 +12,10 @@ import torch
 from ..spaces.stages import Stage
 from ..spaces.threads import one_thread
 from .batches import Inputs
-from .latency import no_collection
+from .latency import no_collection, thread_ns
 
 LEAST_ROUNDS = 5
 WARM_MS = 2.0
-
-# Nanoseconds that this thread computed, so that others disturb little; of the wall where that is coarse.
-_FINE = time.get_clock_info("thread_time").resolution <= 1e-6
-thread_ns = time.thread_time_ns if _FINE else time.perf_counter_ns
 
 
 def taking_turns(

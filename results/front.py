@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .hypervolume import knee, nondominated
-from .objective import ALIASES, Limit, Objective, total_violation
+from .hypervolume import knee, nondominated, nondominated_within
+from .objective import Limit, Objective, full_name, total_violation
 from .points import (
     Reference,
     default_reference,
     has_scores,
     points_of,
+    ranges_of,
     read_limits,
     read_objectives,
     read_reference,
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 class Front:
     """The non-dominated trials among those that succeeded, have every objective and keep every limit.
 
-    Of trials with equal objectives the lowest number stands for all. ``trials`` are sorted by the first
-    objective, best first, then by number.
+    Of trials with equal objectives the lowest number stands for all. Measured latencies whose intervals
+    overlap count as equal (see :func:`nondominated_within`). ``trials`` are sorted by the first objective,
+    best first, then by number.
 
     Args:
         trials: any trials, in any order; number 0 is the unchanged model, the base of relative limits.
@@ -61,8 +63,11 @@ class Front:
             "break a limit": len(complete) - len(kept),
         }
         kept.sort(key=lambda t: t.number)
+        self._kept = kept
         points = points_of(kept, self.objectives)
-        best = np.flatnonzero(nondominated(points))
+        low, high = ranges_of(kept, self.objectives)
+        exact = bool((low == high).all())
+        best = np.flatnonzero(nondominated(points) if exact else nondominated_within(points, low, high))
         first: dict[tuple[float, ...], Trial] = {}
         for i in best:
             first.setdefault(tuple(points[i]), kept[i])
@@ -79,6 +84,19 @@ class Front:
 
     def __repr__(self) -> str:
         return f"Front({len(self)} trials, {', '.join(o.name for o in self.objectives)})"
+
+    def contenders(self) -> list[Trial]:
+        """The front's trials, then those that may belong to it for all that is known of their latency."""
+        low, high = ranges_of(self._kept, self.objectives)
+        seen = set(map(tuple, self.points))
+        found = list(self.trials)
+        for i, trial in enumerate(self._kept):
+            beaten = (high <= low[i]).all(axis=1) & (high < low[i]).any(axis=1)
+            point = tuple(points_of([trial], self.objectives)[0])
+            if point not in seen and not beaten.any():
+                seen.add(point)
+                found.append(trial)
+        return found
 
     @property
     def points(self) -> np.ndarray:
@@ -148,9 +166,11 @@ class Front:
                 the front is empty.
         """
         self._need_trials()
-        goal = next((o for o in self.objectives if o.name == ALIASES.get(metric, metric)), None)
+        goal = next((o for o in self.objectives if o.name == full_name(metric)), None)
         goal = goal or Objective.parse(metric)
         limits = read_limits([where] if isinstance(where, (str, Limit)) else where)
+        for limit in limits:
+            limit.check()
         for name in (goal.name, *(limit.metric for limit in limits)):
             if not any(name in t.scores for t in self):
                 known = sorted({n for t in self for n in t.scores})

@@ -48,6 +48,41 @@ def nondominated(points: ArrayLike) -> np.ndarray:
     return keep
 
 
+def nondominated_within(points: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
+    """Which points remain where some objectives are known within intervals only.
+
+    A point that is better in what is exact, and not clearly worse in the rest (their intervals overlap),
+    beats another. Since "not clearly worse" does not carry over from one pair to the next, a point has to be
+    beaten by one that remains itself: the kernel of the relation, which is unique because no chain of points
+    beats itself. Without intervals this is :func:`nondominated`, of equal points the first alone.
+
+    Args:
+        points, low, high: [n, objectives], minimised; ``low <= points <= high``, equal where exact.
+
+    Returns:
+        Bool mask [n].
+
+    Raises:
+        ValueError: as :func:`nondominated`.
+    """
+    points, low, high = _matrix(points), _matrix(low), _matrix(high)
+    exact = (low == high).all(axis=0)
+    # A point can only be beaten by one that comes before: best in the exact objectives first.
+    order = np.lexsort([*points[:, ~exact].T, *points[:, exact].T[::-1]])
+    kept: list[int] = []
+    for i in order:
+        rivals = np.array(kept, dtype=np.intp)
+        no_worse = (points[rivals][:, exact] <= points[i, exact]).all(axis=1)
+        better = (points[rivals][:, exact] < points[i, exact]).any(axis=1)
+        not_clearly_worse = (low[rivals] <= high[i]).all(axis=1)
+        nowhere_worse = (points[rivals] <= points[i]).all(axis=1)
+        if not (nowhere_worse | (no_worse & better & not_clearly_worse)).any():
+            kept.append(int(i))
+    mask = np.zeros(len(points), dtype=bool)
+    mask[kept] = True
+    return mask
+
+
 def hypervolume(points: ArrayLike, reference: Sequence[float] | np.ndarray) -> float:
     """Volume that the points dominate up to the reference point, exact for any number of objectives.
 

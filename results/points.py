@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from .hypervolume import hypervolume
-from .objective import ALIASES, METRICS, Limit, Objective
+from .objective import METRICS, Limit, Objective, full_name
 from .trial import Trial
 
+BUSY = 0.1  # a machine on which the unchanged model's own time moves by more is too busy to tell latencies
 RATES = ("throughput_per_s",)  # of no natural scale: measured against the unchanged model, as costs are
 Reference = Mapping[str, float] | Sequence[float]  # by metric, or in the order of the objectives
 
@@ -39,6 +41,40 @@ def points_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> np.nd
     return np.array(rows, dtype=np.float64).reshape(-1, len(objectives))
 
 
+def ranges_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends of what is known of the objectives, like :func:`points_of`.
+
+    They differ for a measured latency alone: the 95 % interval of its share of the unchanged model's time.
+    """
+    points = points_of(trials, objectives)
+    low, high = points.copy(), points.copy()
+    for j, objective in enumerate(objectives):
+        if objective.name == "latency_ms":
+            shares = np.array([latency_interval(t) for t in trials]).reshape(-1, 2)
+            low[:, j] *= shares[:, 0]
+            high[:, j] *= shares[:, 1]
+    return low, high
+
+
+def latency_interval(trial: Trial) -> tuple[float, float]:
+    """Ends of the 95 % interval of a measured latency, as multiples of it: (0.98, 1.02), say.
+
+    (1, 1) for the unchanged model, which the others are measured against, and where nothing is known.
+    """
+    found = [trial.detail.get(key) for key in ("ratio", "ratio_low", "ratio_high")]
+    if trial.number == 0 or not all(isinstance(v, int | float) and v > 0 for v in found):
+        return 1.0, 1.0
+    ratio, low, high = found
+    return min(low / ratio, 1.0), max(high / ratio, 1.0)
+
+
+def latency_drift(trial: Trial) -> float:
+    """By how much the unchanged model differed from itself meanwhile, as a share; 0 where not known."""
+    drift = trial.detail.get("drift")
+    measured = "latency_ms" in trial.scores and isinstance(drift, int | float) and math.isfinite(drift)
+    return float(drift) if measured else 0.0  # type: ignore[arg-type]
+
+
 def default_reference(
     objectives: Sequence[Objective], baseline: Trial | None, worst: np.ndarray
 ) -> dict[str, float]:
@@ -66,7 +102,7 @@ def read_reference(reference: Reference, objectives: Sequence[Objective]) -> dic
     """A value per objective, by name; ValueError when one is missing."""
     names = [o.name for o in objectives]
     if isinstance(reference, Mapping):
-        given = {ALIASES.get(name, name): float(value) for name, value in reference.items()}
+        given = {full_name(name): float(value) for name, value in reference.items()}
     elif len(reference) == len(names):
         given = dict(zip(names, map(float, reference), strict=True))
     else:

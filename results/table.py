@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from .objective import ALIASES, known_metric
+from .objective import FRACTIONS, full_name, known_metric
+from .points import BUSY, latency_drift
 from .trial import Trial
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from .front import Front
 
-PERCENT = ("accuracy", "robust_accuracy")  # fractions, shown as percent
 COUNTS = ("macs", "flops", "params", "nonzeros", "stages")  # large integers, shown with k, M, G
 HEADINGS = {
     "macs": "MACs",
@@ -78,8 +78,8 @@ def metric_text(name: str, value: float, unit: str = "") -> str:
         name: metric name; accuracies are fractions and become percent.
         unit: of a metric that netcarve does not know.
     """
-    name = ALIASES.get(name, name)
-    if name in PERCENT:
+    name = full_name(name)
+    if name in FRACTIONS:
         return f"{100 * value:.2f} %"
     if name in COUNTS:
         return si(value)
@@ -97,6 +97,17 @@ def ratio_text(value: float, base: float) -> str:
     return f"{plain(ratio, 2 if abs(ratio) < 1 else 3)}x"
 
 
+def busy_text(trials: Iterable[Trial]) -> str:
+    """What to say of latencies that were measured on a busy machine, in two lines; empty where none was."""
+    drift = max(map(latency_drift, trials), default=0.0)
+    if drift <= BUSY:
+        return ""
+    return (
+        f"~ measured on a busy machine: the unchanged model differed from itself by up to {drift:.0%};\n"
+        "  latencies that cannot be told apart count as equal"
+    )
+
+
 def front_rows(
     front: Front, baseline: Trial | None = None, extra: Sequence[str] = USUAL
 ) -> list[dict[str, str]]:
@@ -108,7 +119,8 @@ def front_rows(
 
     Returns:
         Per row ``"trial"`` (number), one entry per metric (empty where the trial lacks it), and ``"note"``:
-        ``"unchanged"``, ``"knee"``, both with a comma, or ``""``. A cost looks like ``"1.21 M 0.43x"``.
+        ``"unchanged"``, ``"knee"``, both with a comma, or ``""``. A cost looks like ``"1.21 M 0.43x"``; a
+        latency that was measured on a busy machine begins with ``~``.
     """
     baseline = baseline or front.baseline
     names = shown_metrics(front, baseline, extra)
@@ -132,7 +144,7 @@ def front_rows(
 def shown_metrics(front: Front, baseline: Trial | None, extra: Sequence[str] = USUAL) -> list[str]:
     """The objectives, then those of ``extra`` that the front or the baseline has."""
     trials = [*front, *([baseline] if baseline else [])]
-    wanted = [ALIASES.get(name, name) for name in extra]
+    wanted = [full_name(name) for name in extra]
     present = [name for name in wanted if any(name in t.scores for t in trials)]
     return list(dict.fromkeys([o.name for o in front.objectives] + present))
 
@@ -141,6 +153,8 @@ def _cell(name: str, trial: Trial, baseline: Trial | None, unit: str) -> str:
     if name not in trial.scores:
         return ""
     text = metric_text(name, trial.scores[name], unit)
+    if name == "latency_ms" and latency_drift(trial) > BUSY:
+        text = f"~{text}"
     is_cost = known_metric(name)[0] == "min" and name != "loss"
     if baseline is None or trial.number == baseline.number or name not in baseline.scores or not is_cost:
         return text

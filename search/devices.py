@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..results.objective import Limit
+from ..results.points import latency_drift, latency_interval
 from ..results.table import metric_text, plain
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
@@ -93,6 +94,19 @@ def sensitivity_rows(trial: Trial) -> list[tuple[str, ...]]:
         ("if one speed, bandwidth or delay is 10 to 50 % other", "at worst"),
         ("latency_ms (modelled)", f"{found['latency_change']:+.0%}"),
         ("throughput_per_s (modelled)", f"{-found['throughput_change']:+.0%}"),
+    ]
+
+
+def latency_rows(trial: Trial) -> list[tuple[str, ...]]:
+    """How well a measured latency is known, as rows of a table; none where it was not measured."""
+    if "ratio_low" not in trial.detail or "latency_ms" not in trial.scores:
+        return []
+    low, high = latency_interval(trial)
+    ms = trial.scores["latency_ms"]
+    return [
+        ("latency, measured", ""),
+        ("95 % interval", f"{metric_text('latency_ms', ms * low)} to {metric_text('latency_ms', ms * high)}"),
+        ("unchanged model's drift meanwhile", f"{latency_drift(trial):.1%}"),
     ]
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..evaluators.lane import Lane, steadied
 from ..evaluators.pool import InProcessPool, Job, Outcome, Pool
+from ..results.points import BUSY
 from ..spaces import Candidate, Space
 from ..spaces.rung import tunes
 
 if TYPE_CHECKING:
     from ..evaluators.pool import Scorer
     from ..evaluators.task import Task
+
+log = logging.getLogger(__name__)
 
 
 def make_pool(
@@ -58,6 +62,7 @@ class LanePool(Pool):
         self.lane = lane
         self.reference_ms = reference_ms
         self._in_flight: dict[int, Candidate] = {}
+        self._warned = False
 
     def room(self) -> int:
         return self.pool.room()
@@ -86,6 +91,7 @@ class LanePool(Pool):
         seconds = outcome.seconds + lane.seconds
         if lane.scores is None:
             return replace(outcome, scores=None, error=lane.error, seconds=seconds)
+        self._warn(lane)
         if self.reference_ms is None:
             self.reference_ms = lane.detail.get("baseline_ms")
         if self.reference_ms is not None:
@@ -94,3 +100,12 @@ class LanePool(Pool):
         return replace(
             outcome, scores=outcome.scores | lane.scores, seconds=seconds, detail=outcome.detail | lane.detail
         )
+
+    def _warn(self, outcome: Outcome) -> None:
+        drift = outcome.detail.get("drift", 0.0)
+        if drift > BUSY and not self._warned:
+            self._warned = True
+            log.warning(
+                "this machine is busy: while latency was measured, the unchanged model differed from itself "
+                f"by {drift:.0%}. What decides the front is measured again at the end"
+            )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..results.table import metric_text, ratio_text
 from ..results.trial import Trial
-from .devices import measured_rows, sensitivity_rows
+from .devices import latency_rows, measured_rows, sensitivity_rows
 
 if TYPE_CHECKING:
     from .run import Run
@@ -73,7 +73,7 @@ def _figures(run: Run, trial: Trial) -> list[tuple[str, ...]]:
 def _details(trial: Trial) -> list[str]:
     """What is known of its stages and exits; nothing where its detail is not of the kind that we write."""
     try:
-        tables = [measured_rows(trial), sensitivity_rows(trial)]
+        tables = [measured_rows(trial), sensitivity_rows(trial), latency_rows(trial)]
         if exits := trial.detail.get("exits"):
             tables.append([("left after", "share"), *((n, f"{s:.1%}") for n, s in exits.items())])
         return [line for table in tables if table for line in ("", *_columns(table))]

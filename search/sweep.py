@@ -82,6 +82,7 @@ def sweep(
     seed_from: Iterable[Source] = (),
     mirrors: Iterable[Mirror | str] = (),
     repeats: int = 1,
+    measure: bool = True,
 ) -> Run:
     """Search ``space`` for the best subnetworks of ``task``, and keep every outcome.
 
@@ -114,6 +115,8 @@ def sweep(
             ``"optuna"``, each also as ``"name:where"`` (see :mod:`.mirrors`).
         repeats: how often each candidate is scored, for models or metrics that draw at random: its scores are
             the means, their standard deviations in ``detail["spread"]``.
+        measure: the latency of the front at the end (see :func:`.measured_front.measure_front`); without it
+            a latency objective stands as the search has seen it.
 
     Raises:
         ValueError: anything in the arguments that cannot work, before any work: unknown searcher, metric or
@@ -187,11 +190,11 @@ def sweep(
                 ledger.note("certificate", search.certificate.to_json())
             complete = search.finished and not driver.cut_short
             ledger.note("complete", driver.told if complete else 0)
-        if task is not None:
+        if task is not None and measure:
             progress.says("measuring latency")
             if isinstance(progress, Mirroring):
                 progress.settle()
-            measure_front(ledger, task, space)
+            measure_front(ledger, task, space, seconds=budget.seconds)
         status = "finished"
         if isinstance(progress, Mirroring):
             progress.completed = True

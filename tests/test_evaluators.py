@@ -153,8 +153,10 @@ def test_latency_record_and_what_it_leaves_behind(task: Task) -> None:
         torch.set_num_threads(1)
     assert gc.isenabled()
     assert 0 < record.q25_ms <= record.median_ms <= record.q75_ms
-    assert record.ratio == pytest.approx(record.median_ms / record.baseline_ms)
-    assert (record.repeats, record.threads, record.runtime, record.batch) == (30, 1, "eager", 1)
+    assert 0 < record.ratio_low <= record.ratio <= record.ratio_high
+    assert record.drift >= 0
+    assert record.repeats in (10, 20, 30)  # as soon as the ratio is known well enough
+    assert (record.threads, record.runtime, record.batch) == (1, "eager", 1)
     assert record.device
 
 
@@ -172,7 +174,7 @@ def test_latency_calls_alternate_and_stop_when_time_is_up() -> None:
 
     record = measure_latency(Call("a"), Call("b"), ((torch.zeros(1),), {}), warmup=1, seconds=1e-9)
     assert record.repeats == 10
-    assert order[2:] == ["b", "a"] * 10
+    assert order[2:] == ["b", "b", "a", "a"] * 10  # short calls are timed after one that warms the caches
     with pytest.raises(ValueError, match="unknown runtime 'tpu': known are eager"):
         measure_latency(Call("a"), Call("b"), ((torch.zeros(1),), {}), runtime="tpu")
 

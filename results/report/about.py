@@ -8,7 +8,7 @@ from typing import Any
 
 from ...spaces.devices import devices_of, links_of, platform_text
 from ..significance import Figure
-from ..table import metric_text
+from ..table import busy_text, metric_text
 from ..trial import Trial
 from .reported import Reported
 
@@ -118,11 +118,14 @@ def _protocol(trials: Sequence[Trial]) -> str:
         return ""
 
     def values(key: str) -> str:
-        found = list(dict.fromkeys(str(d[key]) for d in measured if key in d))
+        found = list(
+            map(str, sorted({d[key] for d in measured if key in d}, key=lambda v: (str(type(v)), v)))
+        )
         return " or ".join(found) if len(found) < 4 else f"{found[0]} to {found[-1]}"
 
     return (
         f"median of {values('repeats')} calls, batch {values('batch')}, threads {values('threads')}, runtime "
         f"{values('runtime')}, on {values('device')}; calls alternate with those of the unchanged model, and "
         f"the score is the share of its time; bars show quartiles ({len(measured)} trials measured)"
+        + (f". {busy}" if (busy := busy_text(trials)) else "")
     )
