@@ -115,7 +115,7 @@ def print_busy(front: Front) -> None:
     from ..results.table import busy_text
 
     if text := busy_text([*front, *([front.baseline] if front.baseline else [])]):
-        print(text)
+        tell(text)
 
 
 def print_inspection(found: Mapping[str, Any]) -> None:

@@ -98,13 +98,13 @@ def ratio_text(value: float, base: float) -> str:
 
 
 def busy_text(trials: Iterable[Trial]) -> str:
-    """What to say of latencies that were measured on a busy machine, in two lines; empty where none was."""
+    """What to say of latencies that were measured on a busy machine, in a sentence; empty where none was."""
     drift = max(map(latency_drift, trials), default=0.0)
     if drift <= BUSY:
         return ""
     return (
-        f"~ measured on a busy machine: the unchanged model differed from itself by up to {drift:.0%};\n"
-        "  latencies that cannot be told apart count as equal"
+        f"~ measured on a busy machine: the unchanged model differed from itself by up to {drift:.0%}; "
+        "latencies that cannot be told apart count as equal"
     )
 
 
