@@ -61,8 +61,9 @@ def latency_interval(trial: Trial) -> tuple[float, float]:
 
     (1, 1) for the unchanged model, which the others are measured against, and where nothing is known.
     """
-    found = [trial.detail.get(key) for key in ("ratio", "ratio_low", "ratio_high")]
-    if trial.number == 0 or not all(isinstance(v, int | float) and v > 0 for v in found):
+    given = (trial.detail.get(key) for key in ("ratio", "ratio_low", "ratio_high"))
+    found = [float(v) for v in given if isinstance(v, int | float) and v > 0]
+    if trial.number == 0 or len(found) < 3:
         return 1.0, 1.0
     ratio, low, high = found
     return min(low / ratio, 1.0), max(high / ratio, 1.0)

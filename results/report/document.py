@@ -14,8 +14,8 @@ from ...spaces import Choice
 from ..comparison import common_objectives, common_reference
 from ..explaining.sensitivity import importance
 from ..front import Front
-from ..objective import Objective, known_metric
-from ..table import COUNTS, HEADINGS, PERCENT
+from ..objective import FRACTIONS, Objective, known_metric
+from ..table import COUNTS, HEADINGS
 from ..trial import Trial
 from .about import about
 from .convergence import clock_of, convergence, volume
@@ -187,7 +187,7 @@ def _metrics(runs: Sequence[Reported]) -> list[dict[str, str]]:
                 "label": _label(name),
                 "goal": objective.goal if objective else goal,
                 "unit": "" if name in COUNTS or name == "loss" else objective.unit if objective else unit,
-                "kind": "percent" if name in PERCENT else "count" if name in COUNTS else "number",
+                "kind": "percent" if name in FRACTIONS else "count" if name in COUNTS else "number",
                 "digits": "3" if goal else "4",
             }
         )
