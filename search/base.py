@@ -62,6 +62,13 @@ class Searcher(ABC):
             if not trial.failed and not any(trial.candidate.indices):
                 self.baseline.update(trial.scores)
 
+    def closing(self, n: int) -> list[Candidate]:
+        """At most ``n`` candidates that a sweep scores beyond its budget, once, when the budget is spent.
+
+        For algorithms whose best candidates may not have been judged in full by then.
+        """
+        return []
+
     @property
     def finished(self) -> bool:
         """True when there is nothing more to propose, whatever is told."""
@@ -99,6 +106,9 @@ class Wrapper(Searcher):
     def tell(self, trials: Sequence[Trial]) -> None:
         super().tell(trials)
         self.inner.tell(trials)
+
+    def closing(self, n: int) -> list[Candidate]:
+        return self.inner.closing(n)
 
     @property
     def finished(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..spaces.rung import DEFAULT, parse_rungs, rungs_of, with_rungs
 from .base import Searcher, innermost, parse_limits
 from .budget import Budget
 from .clock import Clock
+from .combined.progressive import AT_LEAST, trials_needed
 from .devices import memory_limits
 from .known import Known
 from .lane_pool import make_pool
@@ -44,6 +46,8 @@ from .warm_start import Source, warm_start
 if TYPE_CHECKING:
     from ..evaluators.pool import Scorer
     from ..evaluators.task import Task
+
+log = logging.getLogger(__name__)
 
 TRIALS = 100  # where neither trials nor minutes are given
 WINDOW = 16
@@ -97,7 +101,8 @@ def sweep(
         objectives: what to trade off; by default the task's metric and ``"macs"``.
         limits: what every wanted candidate keeps (``"macs<=0.5x"``). Those on analytic costs are checked
             before anything is built.
-        trials: how many in all, the unchanged model (trial 0) included.
+        trials: how many in all, the unchanged model (trial 0) included. A search over rungs promotes up to
+            three more at the end where fewer have come to the top.
         minutes: no new trial after this time, earlier sessions included. With neither: 100 trials.
         workers: processes, one thread each; 0 scores in this process.
         seed: of the search.
@@ -159,6 +164,13 @@ def sweep(
     )
     if trials is None and minutes is None:
         trials = TRIALS
+    if trials is not None and (rungs := rungs_of(space)) and trials < trials_needed(len(rungs)):
+        names, need = ", ".join(rung.name for rung in reversed(rungs)), trials_needed(len(rungs))
+        log.warning(
+            "%d trials are few for the rungs %s: with %d or more the best come to the top by themselves; at "
+            "the end, at most %d are promoted anyway",
+            *(trials, names, need, AT_LEAST),
+        )
     progress = progress or Silent()
     followers = [mirror(m) if isinstance(m, str) else m for m in mirrors]
     begin = warm_start(() if resume else seed_from, space, settings, measured=METRICS_OF_A_PLACE)
@@ -238,6 +250,8 @@ class Driver:
         self.cut_short = False  # whether the budget left out candidates that the searcher proposed
         self.asked = self.told = 0  # how many candidates, and the number of the next
         self._proposed = ledger.proposals(self.space)  # by number: what earlier sessions asked for
+        # Numbers that an earlier session gave to candidates of `Searcher.closing`.
+        self._closing = {n for n in ledger.info.get("closing", ()) if n in self._proposed}
         self._recorded = {t.number: t for t in ledger.trials(self.space, measured=False)}
         self._known = Known(self.space, scorers, list(self._recorded.values()))
         self._new: list[tuple[int, Candidate]] = []  # not in the ledger yet
@@ -271,8 +285,13 @@ class Driver:
             self._collect()
 
     def _ask(self) -> None:
+        self._pass_closing()
         wanted = self.window - (self.asked - self.told)
-        allowed = self.budget.allows(len(self._proposed)) - self.asked
+        closed = sum(number < self.asked for number in self._closing)
+        allowed = self.budget.allows(len(self._proposed) - len(self._closing)) - (self.asked - closed)
+        if allowed <= 0 and self.told == self.asked > self._given and self.asked - 1 not in self._closing:
+            self._close()
+            return
         if self.asked == 0:
             candidates = [self.space.baseline]
         elif self.told == 0 or wanted <= 0 or allowed <= 0:
@@ -287,18 +306,38 @@ class Driver:
             proposed = self.searcher.ask(wanted)
             candidates = proposed[: int(min(wanted, allowed))]
             self.cut_short |= len(candidates) < len(proposed)
-        for number, candidate in enumerate(candidates, start=self.asked):
-            if self._proposed.setdefault(number, candidate) != candidate:
-                raise RunError(
-                    f"cannot resume: trial {number} was {self._proposed[number].to_json()}, the search now "
-                    f"proposes {candidate.to_json()}; resume with the netcarve that started the run "
-                    f"({self.ledger.settings.get('version', 'unknown')}), or start a new one"
-                )
-            if number in self._recorded:
-                self._ready[number] = self._recorded[number]
-            else:
-                self._new.append((number, candidate))
-        self.asked += len(candidates)
+        for candidate in candidates:
+            self._pass_closing()
+            self._take(candidate)
+
+    def _take(self, candidate: Candidate) -> None:
+        """Give the next number to a candidate, whose outcome may be in the ledger already."""
+        number = self.asked
+        if self._proposed.setdefault(number, candidate) != candidate:
+            raise RunError(
+                f"cannot resume: trial {number} was {self._proposed[number].to_json()}, the search now "
+                f"proposes {candidate.to_json()}; resume with the netcarve that started the run "
+                f"({self.ledger.settings.get('version', 'unknown')}), or start a new one"
+            )
+        if number in self._recorded:
+            self._ready[number] = self._recorded[number]
+        else:
+            self._new.append((number, candidate))
+        self.asked += 1
+
+    def _close(self) -> None:
+        """The budget is spent: score what the searcher would have judged in full next."""
+        last = self.searcher.closing(self.window)
+        if last:
+            self._closing |= set(range(self.asked, self.asked + len(last)))
+            self.ledger.note("closing", sorted(self._closing))
+        for candidate in last:
+            self._take(candidate)
+
+    def _pass_closing(self) -> None:
+        """Take up what an earlier session has scored beyond its budget: its numbers are gone."""
+        while self.asked in self._closing:
+            self._take(self._proposed[self.asked])
 
     def _dispatch(self) -> None:
         """Hand to the pool what it has room for; first of all, make the proposals durable."""

@@ -17,7 +17,7 @@ from netcarve.results.trial import Trial
 from netcarve.search import Interrupted
 from netcarve.search.combined.progressive import Progressive, disagreements, mcnemar
 from netcarve.search.registry import guard
-from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
+from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, facts, toy_scores, toy_space
 from netcarve.spaces import Candidate, Space
 from netcarve.spaces.rung import Rung, parse_rungs, rung_of, tunes, with_rungs
 from scipy.stats import binomtest
@@ -194,6 +194,36 @@ def task() -> netcarve.Task:
 def _space(task: netcarve.Task, *names: str) -> Space:
     space = netcarve.trace(task.model, task.example).space(ratios=4, calibration=task.calibration_batches)
     return with_rungs(space, parse_rungs(names)) if names else space
+
+
+@pytest.mark.parametrize("trials", [2, 8, 14, 30])
+def test_few_trials_end_with_networks_on_top(trials: int, tmp_path: Path, caplog: Any) -> None:
+    space = with_rungs(toy_space(5), THREE)
+
+    def sweep(folder: str, trials: int, resume: bool = False) -> list[tuple[Any, ...]]:
+        run = netcarve.sweep(
+            None,
+            space,
+            "progressive",
+            OBJECTIVES,
+            trials=trials,
+            workers=0,
+            out=tmp_path / folder,
+            resume=resume,
+            evaluators=[lambda task, model, candidate: _scores(candidate)],
+        )
+        return facts(run.trials)
+
+    first = sweep("run", trials)
+    assert "few for the rungs quick, half, full" in caplog.text
+    top = [number for number, indices, *_ in first if indices[-1] == 0 and number]
+    assert len(top) >= 1
+    assert trials <= len(first) <= trials + 3
+    assert sweep("run", trials, resume=True) == first
+    longer = sweep("run", trials + 25, resume=True)
+    assert longer[: len(first)] == first
+    assert len(longer) > len(first)
+    assert sweep("run", trials + 25, resume=True) == longer
 
 
 def test_a_sweep_adds_rungs_and_its_front_is_of_the_top(task: netcarve.Task, tmp_path: Path) -> None:

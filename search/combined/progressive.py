@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 INNER = "auto"
 REDUCTION = 3  # one of so many goes on to the next rung (eta)
+AT_LEAST = 3  # networks that a search promotes to the top rung, however few its trials
 SIGNIFICANCE = 0.05  # of the paired test that stops a candidate
 
 
@@ -31,6 +32,11 @@ class Scored:
     trial: Trial  # candidate without its rung, scores named as on top
     loss: np.ndarray  # [objectives], minimised; inf where failed
     violation: float  # of the limits
+
+
+def trials_needed(rungs: int, reduction: int = REDUCTION) -> int:
+    """Trials with which :data:`AT_LEAST` networks come to the top of so many rungs by themselves."""
+    return AT_LEAST * reduction**rungs
 
 
 class Progressive(Searcher):
@@ -115,6 +121,23 @@ class Progressive(Searcher):
             plain = replace(trial, candidate=network, scores=scores)
             self._results[rung][network] = Scored(plain, self.loss(plain), self.violation(plain))
             self.inner.tell([plain])
+
+    def closing(self, n: int) -> list[Candidate]:
+        """The best networks, straight to the top rung, until :data:`AT_LEAST` have been promoted to it.
+
+        Fewer trials than the rungs need promote nothing by themselves.
+        """
+        asked: list[Candidate] = []
+        for rung in range(1, len(self.rungs)):
+            while len(self._left[1]) < AT_LEAST and len(asked) < n:
+                if (network := self._best(rung)) is None:
+                    break
+                for passed in range(1, rung + 1):
+                    self._left[passed].add(network)
+                asked.append(self._on(network, 0))
+        self._decided = False
+        self._under_way.update(asked)
+        return asked
 
     @property
     def finished(self) -> bool:
