@@ -22,6 +22,7 @@ WARMUP, REPEATS, SECONDS = 3, 30, 1.0  # of the timing: calls before it, calls a
 def main(job_file: str) -> None:
     """Answer the batches of a job; the job's fields are written in :mod:`.process`."""
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    _bound(job["cpu_seconds"], job["memory_bytes"])
     sys.path.extend(job["search_path"])
     # As a file and not by its package: importing that would import netcarve.
     spec = importlib.util.spec_from_file_location("format_file", job["code"])
@@ -50,6 +51,16 @@ def main(job_file: str) -> None:
     np.savez(job["outputs"], **answers)  # type: ignore[arg-type]
     modules = sorted({name.partition(".")[0] for name in sys.modules})
     Path(job["report"]).write_text(json.dumps({"modules": modules, "latency": latency}), encoding="utf-8")
+
+
+def _bound(cpu_seconds: int, memory_bytes: int) -> None:
+    """This process ends with its parent, and takes no more than that."""
+    sys.path.insert(0, str(Path(__file__).with_name("standalone")))
+    import limits  # type: ignore[import-not-found]
+
+    del sys.path[0]
+    limits.tie()
+    limits.limit(cpu_seconds, memory_bytes)
 
 
 def timed(run: Callable[[list[Any]], list[Any]], leaves: list[Any]) -> dict[str, Any]:

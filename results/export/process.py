@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from .batches import Inputs
 
 Arrays = list[list[np.ndarray]]  # [batch][output leaf]
+SECONDS = 300.0  # to import torch and load the file, on a busy machine, and to answer
+_LAST_BYTES = 1 << 16  # of what a process says
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,21 @@ def ask(
     *,
     threads: int = 1,
     task: str | None = None,
+    seconds: float = SECONDS,
 ) -> Given:
     """Load one format's files in a fresh process and call them; the first call is timed afterwards.
 
+    The process ends with this one, however this one ends, and has a limited amount of memory.
+
     Args:
         folder: of the files.
+        seconds: after which it is ended.
         scratch: an existing folder for what is passed to and fro.
         task: what to rebuild from, where that is not what the files say.
 
     Raises:
-        ExportError: they do not load or do not run, or need netcarve and should not.
+        ExportError: they do not load or do not run, take too long or too much memory, or need netcarve and
+            should not.
     """
     inputs, outputs, report = (scratch / f"{name}.{end}" for end in ("in.npz", "out.npz", "report.json"))
     np.savez(
@@ -103,15 +111,21 @@ def ask(
         "search_path": [] if code.STANDALONE else [path or "." for path in sys.path],
         "outputs": str(outputs),
         "report": str(report),
+        "cpu_seconds": int(seconds * (os.cpu_count() or 1)) + 1,
+        "memory_bytes": memory_limit(folder),
     }
     job_file = scratch / f"{name}.job.json"
     job_file.write_text(json.dumps(job), encoding="utf-8")
     # -P: this folder holds an onnx.py that must not be taken for the package.
     command = [sys.executable, "-P", "-W", "ignore", str(Path(fresh.__file__).resolve()), str(job_file)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise ExportError(f"{name}: the exported file fails in a fresh process: {last}", done.stderr)
+    code_of_exit, said = _run(command, scratch / f"{name}.log", seconds)
+    if code_of_exit is None:
+        raise ExportError(
+            f"{name}: the exported file has not answered in a fresh process for {seconds:.0f} s"
+        )
+    if code_of_exit != 0:
+        last = (said.strip().splitlines() or [f"exit code {code_of_exit}"])[-1]
+        raise ExportError(f"{name}: the exported file fails in a fresh process: {last}", said)
     told = json.loads(report.read_text(encoding="utf-8"))
     if code.STANDALONE and "netcarve" in told["modules"]:
         raise ExportError(f"{name}: the exported file needs netcarve to load, and should not")
@@ -121,6 +135,33 @@ def ask(
             answers[int(key.partition(".")[0])].append(arrays[key])
     inputs.unlink()
     return Given(answers, told["latency"])
+
+
+def _run(command: list[str], log: Path, seconds: float) -> tuple[int | None, str]:
+    """Exit code of a command, ``None`` where it was ended for its time, and the end of what it said."""
+    theirs, ours = os.pipe()  # nothing is sent: it is closed when this process ends
+    try:
+        with log.open("w+b") as file:
+            try:
+                out = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": file}
+                code: int | None = subprocess.run(command, check=False, timeout=seconds, **out).returncode  # type: ignore[call-overload]
+            except subprocess.TimeoutExpired:
+                code = None
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            return code, file.read().decode(errors="replace")
+    finally:
+        os.close(theirs)
+        os.close(ours)
+
+
+def memory_limit(folder: Path) -> int:
+    """Bytes that a process may take to open the files of a folder: half of the machine's memory or more.
+
+    A program that asks for more ends alone; without a limit it would take others with it.
+    """
+    files = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+    return max(physical // 2, 4 << 30) + 4 * files
 
 
 def relative_difference(name: str, got: Arrays, expected: Arrays) -> float:

@@ -12,12 +12,13 @@ from typing import Any
 
 from .error import ExportError
 from .formats import FORMATS, Format, format_file
-from .process import Calls, ask, relative_difference
+from .process import SECONDS, Calls, ask, relative_difference
 from .receipt import RECEIPT, FileRecord, FormatRecord, Receipt
 from .samples import SAMPLES, Samples
 from .versions import versions
 
 TOLERANCE = 1e-4  # as when it was exported
+SLOWER = 20  # times that this machine may take what the exporting one took
 SCORE_TOLERANCE = 0.01  # of the metric, relative: near a tie another processor may decide otherwise
 
 
@@ -163,7 +164,8 @@ def _asked(
     if score is not None and inputs:
         more = Calls.of(inputs)
         calls = Calls(more.structure, more.constants, [*calls.arrays, *more.arrays])
-    given = ask(name, code, folder, calls, scratch, task=task)
+    seconds = min(max(SECONDS, SLOWER * record.check_seconds), 3600.0)
+    given = ask(name, code, folder, calls, scratch, task=task, seconds=seconds)
     if samples is not None:
         difference = relative_difference(name, given.outputs[:count], samples.expected)
         if not difference <= allowed:

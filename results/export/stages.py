@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .source import Source
 
 MANIFEST = "manifest.json"
-SCRIPTS = ("stage.py", "wire.py", "pt2_check.py", "pt2_texts.py")
+SCRIPTS = ("stage.py", "wire.py", "limits.py", "pt2_check.py", "pt2_texts.py")
 SCHEMA = 1
 NEEDS = "torch, or onnxruntime"
 STANDALONE = True

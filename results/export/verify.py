@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from .batches import Inputs
 from .error import ExportError
 from .formats import Format, is_exact
 from .fresh import as_array
-from .process import Arrays, Calls, ask, relative_difference
+from .process import SECONDS, Arrays, Calls, ask, relative_difference
 from .source import Source
 
 # Relative to the largest absolute output. Float32 kernels of two runtimes differ by about 1e-6.
@@ -46,8 +47,11 @@ class Verifier:
         self.scratch = scratch
         self.checks = source.checks()
         batches = [*self.checks, *source.inputs]
+        start = time.monotonic()
         self.expected_outputs = [source.answer(batch) for batch in batches]
         self.test_outputs = [source.answer(batch) for batch in test]
+        # A runtime may be far slower than the model in memory; one that takes longer still is stuck.
+        self._seconds = SECONDS + 50 * (time.monotonic() - start)
         self.expected: Arrays = [_arrays(output) for output in self.expected_outputs]
         self._calls = Calls.of(batches)
         self._with_test = Calls.of([*batches, *test]) if test else self._calls
@@ -65,7 +69,10 @@ class Verifier:
         """
         exact = is_exact(format_file)
         calls = self._calls if exact else self._with_test
-        given = ask(name, format_file, folder, calls, self.scratch, threads=torch.get_num_threads())
+        given = ask(
+            name, format_file, folder, calls, self.scratch,
+            threads=torch.get_num_threads(), seconds=self._seconds,
+        )  # fmt: skip
         got, tested = given.outputs[: len(self.expected)], given.outputs[len(self.expected) :]
         difference = relative_difference(name, got, self.expected)
         if not difference <= (TOLERANCE if exact else np.finfo(np.float64).max):

@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 if __package__:
-    from . import pt2_check, wire
+    from . import limits, pt2_check, wire
 else:  # run as a script, wherever both files were copied
     sys.dont_write_bytecode = True  # the folder stays as it was exported
+    import limits  # type: ignore[import-not-found, no-redef]
     import pt2_check  # type: ignore[import-not-found, no-redef]
     import wire  # type: ignore[import-not-found, no-redef]
 
@@ -294,7 +295,7 @@ def main() -> int:
     if options.core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {options.core})
     if options.tied:
-        threading.Thread(target=lambda: (os.read(0, 1), os._exit(0)), daemon=True).start()
+        limits.tie()
     keep_memory()
     try:
         stage = Stage(options.file, options.threads)
