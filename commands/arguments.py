@@ -94,10 +94,11 @@ def names_in(text: str) -> list[str]:
 
 def front_of(run: Run, objectives: Iterable[Any] | None) -> Front:
     from ..results import Front
+    from ..results.points import read_objectives
 
     if not objectives:
         return run.front
-    front = Front(run.trials, list(objectives), limits=run.limits)
+    front = Front(run.trials, read_objectives(list(objectives), run.goals), limits=run.limits)
     known = dict.fromkeys(name for trial in run.trials for name in trial.scores)
     if missing := [o.name for o in front.objectives if o.name not in known]:
         raise ValueError(f"no trial of {run.path} has {missing[0]!r}; known are {', '.join(known) or 'none'}")

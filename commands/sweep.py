@@ -121,7 +121,7 @@ def sweep(
     levels = rungs_of(rungs, searcher)
     shares, mend = ratios_of(ratios), repair_of(repair)
     platform = platform_of(kinds, device, link, devices, placement, parts, force, forbid, searcher)
-    wanted = {Objective.parse(text).name for text in objective or ()}
+    wanted = {Objective.name_in(text) for text in objective or ()}
     wanted |= {Limit(text).metric for text in limit or ()}
     if searcher not in known_searchers():
         raise ValueError(f"unknown searcher {searcher!r}; known are {', '.join(known_searchers())}")
@@ -138,6 +138,9 @@ def sweep(
 
     with busy() as say:
         made, blueprint = traced(task, say)
+        goals = [Objective.parse(text, made.goals) for text in objective or ()]
+        if any(level.epochs for level in levels or ()):
+            made.check_training()
         options: dict[str, Any] = {}
         if "splits" in kinds:
             stored = stored_platform(resumed_settings(out, made, searcher) if resume else {})[0]
@@ -160,7 +163,7 @@ def sweep(
                 made,
                 candidates,
                 searcher,
-                objective or None,
+                goals or None,
                 limit or (),
                 trials=TRIALS if trials is None and minutes is None else trials,
                 minutes=minutes,

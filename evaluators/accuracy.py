@@ -14,7 +14,7 @@ from .task import Task
 
 
 class Quality(Evaluator):
-    """The task's metric, and the cross-entropy ``loss`` (nats) where targets are class indices.
+    """The task's metric, and the cross-entropy ``loss`` (nats) where outputs are class scores.
 
     Args:
         each: keep beside the scores which samples were right, for paired tests: ``detail["right"]``, one
@@ -37,10 +37,11 @@ class Quality(Evaluator):
         if task is None or model is None:
             raise ValueError("Quality needs a task and a model; a space without a model has other evaluators")
         with torch.inference_mode():
-            if not self.each or task.metric_name != "accuracy":
+            if not self.each or task.metric != "accuracy":
                 return task.measure(model(*args, **kwargs) for args, kwargs, _ in task.batches)
             outputs = [model(*args, **kwargs) for args, kwargs, _ in task.batches]
-            bits = torch.cat([right(o, t) for o, (_, _, t) in zip(outputs, task.batches, strict=True)])
+            pairs = zip(outputs, (targets for _, _, targets in task.batches), strict=True)
+            bits = torch.cat([right(task.judge.class_scores(o, t), t) for o, t in pairs])
             return Measured(task.measure(outputs), detail={"right": pack(bits.tolist())})
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from .errors import TaskError
 
@@ -33,10 +34,14 @@ def call_of(inputs: Any) -> Inputs:
 
 
 def on_cpu(value: Any) -> Any:
-    """Tensors and arrays as CPU tensors without gradients; anything else as it is."""
-    if isinstance(value, np.ndarray):
-        value = torch.as_tensor(value)
-    return value.detach().cpu() if isinstance(value, Tensor) else value
+    """Tensors and arrays, nested ones too, as CPU tensors without gradients; anything else as it is."""
+
+    def turn(leaf: Any) -> Any:
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+            leaf = torch.as_tensor(leaf)
+        return leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf
+
+    return pytree.tree_map(turn, value)
 
 
 def arguments(inputs: Inputs) -> dict[str, Any]:
@@ -97,7 +102,8 @@ def spread(batches: list[Batch], samples: int = CALIBRATION_SAMPLES) -> list[Inp
         return [batches[i][:2] for i in spaced(len(batches), wanted)]
     rows = torch.tensor(spaced(_length(columns), samples))
     picked = [c[rows] if isinstance(c, Tensor) else c for c in columns]
-    return [batch[:2] for batch in _cut(picked, batches[0], CALIBRATION_BATCH)]
+    like = (*batches[0][:2], None)
+    return [batch[:2] for batch in _cut(picked, like, CALIBRATION_BATCH)]
 
 
 def part(batches: list[Batch], share: float, seed: int = 0) -> list[Batch]:
@@ -123,8 +129,24 @@ def spaced(count: int, wanted: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int)).tolist()
 
 
-def check_like(inputs: Inputs, example: Inputs, where: str) -> None:
+Lengths = frozenset[tuple[str, int]]  # (argument, axis) whose length differs between the batches of a task
+
+
+def free_lengths(batches: Sequence[Inputs]) -> Lengths:
+    """Axes besides the first whose length differs between batches: sequences of several lengths."""
+    seen: dict[tuple[str, int], set[int]] = {}
+    for inputs in batches:
+        for name, value in arguments(inputs).items():
+            for axis, length in enumerate(value.shape) if isinstance(value, Tensor) else ():
+                seen.setdefault((name, axis), set()).add(length)
+    return frozenset(place for place, lengths in seen.items() if place[1] and len(lengths) > 1)
+
+
+def check_like(inputs: Inputs, example: Inputs, where: str, free: Lengths = frozenset()) -> None:
     """Refuse inputs that differ from the example in anything but the length of the batch axis.
+
+    Args:
+        free: axes whose length may differ too.
 
     Raises:
         TaskError: other arguments, dtypes or shapes.
@@ -137,10 +159,11 @@ def check_like(inputs: Inputs, example: Inputs, where: str) -> None:
         )
     for name, value in got.items():
         if isinstance(value, Tensor) and isinstance(want[name], Tensor):
-            _check_tensor(value, want[name], f"{where}: {name} is {describe(value)}")
+            axes = frozenset(axis for argument, axis in free if argument == name)
+            _check_tensor(value, want[name], f"{where}: {name} is {describe(value)}", axes)
 
 
-def _check_tensor(got: Tensor, want: Tensor, found: str) -> None:
+def _check_tensor(got: Tensor, want: Tensor, found: str, free: frozenset[int]) -> None:
     found += f", but the example has {describe(want)}"
     if got.shape[1:] == want.shape and got.dim() == want.dim() + 1:
         raise TaskError(f"{found}; the example needs a batch axis: example.unsqueeze(0)")
@@ -149,7 +172,8 @@ def _check_tensor(got: Tensor, want: Tensor, found: str) -> None:
             f"{found}; these are single samples, not batches: wrap the dataset in "
             "torch.utils.data.DataLoader(dataset, batch_size=100)"
         )
-    if got.dim() != want.dim() or got.shape[1:] != want.shape[1:]:
+    pairs = zip(got.shape[1:], want.shape[1:], strict=False)
+    if got.dim() != want.dim() or any(a != b and i not in free for i, (a, b) in enumerate(pairs, 1)):
         raise TaskError(f"{found}; only the first axis (the batch) may differ")
     if got.dtype != want.dtype:
         kind = str(want.dtype).removeprefix("torch.")
@@ -157,13 +181,19 @@ def _check_tensor(got: Tensor, want: Tensor, found: str) -> None:
 
 
 def _join(batches: list[Batch]) -> list[Any] | None:
-    """Each argument, then the targets, joined over all batches; ``None`` where that cannot be."""
-    if len({(len(args), tuple(kwargs)) for args, kwargs, _ in batches}) != 1:
-        return None
+    """Each argument, then each tensor of the targets, over all batches; ``None`` where they do not join."""
     lengths = [batch_size(batch[:2]) for batch in batches]
-    rows = [[*args, *kwargs.values(), targets] for args, kwargs, targets in batches]
+    rows, forms = [], []
+    for args, kwargs, targets in batches:
+        leaves, spec = pytree.tree_flatten(targets)
+        if not spec.is_leaf() and not all(isinstance(leaf, Tensor) for leaf in leaves):
+            return None  # a list of names, one a sample, cannot be told from a list of settings
+        rows.append([*args, *kwargs.values(), *leaves])
+        forms.append((len(args), tuple(kwargs), spec))
+    if None in lengths or any(form != forms[0] for form in forms):
+        return None
     joined = [_join_column(column, lengths) for column in zip(*rows, strict=True)]
-    return None if any(c is _APART for c in joined) or None in lengths else joined
+    return None if any(c is _APART for c in joined) else joined
 
 
 _APART = object()
@@ -185,9 +215,15 @@ def _cut(columns: list[Any], like: Batch, size: int) -> list[Batch]:
     """Equal parts of at most ``size`` rows: a last batch of one sample would break BatchNorm in training."""
     parts = -(-_length(columns) // size)
     split = [c.tensor_split(parts) if isinstance(c, Tensor) else [c] * parts for c in columns]
-    positional = len(like[0])
+    args, kwargs, targets = like
+    spec = pytree.tree_structure(targets)
+    inputs = len(args) + len(kwargs)
     return [
-        (row[:positional], dict(zip(like[1], row[positional:-1], strict=True)), row[-1])
+        (
+            row[: len(args)],
+            dict(zip(kwargs, row[len(args) : inputs], strict=True)),
+            pytree.tree_unflatten(row[inputs:], spec),
+        )
         for row in zip(*split, strict=True)
     ]
 

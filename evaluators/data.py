@@ -30,6 +30,7 @@ _FORMS = (
     "give a DataLoader, a Dataset of (input, target) pairs, a list of (inputs, targets) batches, "
     "or a tuple of two tensors (inputs, targets)"
 )
+_Array = Tensor | np.ndarray
 
 
 def read(source: Any, what: str) -> list[Batch]:
@@ -45,11 +46,14 @@ def read(source: Any, what: str) -> list[Batch]:
     return batches
 
 
-def sample_inputs(source: Any, what: str) -> list[Inputs]:
+def sample_inputs(source: Any, what: str, takes: int = 1) -> list[Inputs]:
     """Inputs of about :data:`CALIBRATION_SAMPLES` samples spread over ``source``; targets are not used.
 
     An indexable dataset is read at evenly spaced indices, because the first samples of one that is
     sorted by class would give the statistics of that class. Repeatable, as :func:`read` is.
+
+    Args:
+        takes: positional inputs of the model; where it takes two, a pair of tensors is its inputs.
 
     Raises:
         TaskError: as :func:`read`.
@@ -59,7 +63,7 @@ def sample_inputs(source: Any, what: str) -> list[Inputs]:
     taken: list[Batch] = []
     seen = 0
     with seeded(0):
-        for batch in batches_of(_thinned(source), what, needs_targets=False):
+        for batch in batches_of(_thinned(source), what, needs_targets=False, takes=takes):
             taken.append(batch)
             seen += batch_size(batch[:2]) or 1
             if seen >= CALIBRATION_SAMPLES:
@@ -83,8 +87,13 @@ def _thinned(source: Any) -> Any:
     return DataLoader(picked, batch_size=CALIBRATION_BATCH, collate_fn=collate)
 
 
-def batches_of(source: Any, what: str, *, needs_targets: bool = True) -> Iterator[Batch]:
-    if _is_whole(source):
+def batches_of(source: Any, what: str, *, needs_targets: bool = True, takes: int = 1) -> Iterator[Batch]:
+    """The batches of ``source``, read one at a time.
+
+    Raises:
+        TaskError: as :func:`read`; a source that can be read in two ways.
+    """
+    if _is_whole(source, what, needs_targets):
         source = [source]
     elif isinstance(source, Dataset) and not isinstance(source, IterableDataset):
         source = DataLoader(source, batch_size=SCORING_BATCH)
@@ -102,21 +111,43 @@ def batches_of(source: Any, what: str, *, needs_targets: bool = True) -> Iterato
             return
         except Exception as error:
             raise TaskError(f"reading {what} failed at batch {number}: {first_line(error)}") from error
-        yield _batch(item, f"{what} batch {number}", needs_targets)
+        yield _batch(item, f"{what} batch {number}", needs_targets, takes)
         number += 1
 
 
-def _is_whole(source: Any) -> bool:
-    """Is this all the data at once: ``(inputs, targets)``, or a dict of tensors?"""
+def _is_whole(source: Any, what: str, needs_targets: bool) -> bool:
+    """Is this all the data at once: ``(inputs, targets)``, or a dict of tensors?
+
+    Raises:
+        TaskError: it may as well be two batches without targets.
+    """
     if isinstance(source, Mapping):
         return True
-    return (
-        isinstance(source, tuple | list) and len(source) == 2 and isinstance(source[1], Tensor | np.ndarray)
-    )
+    if not isinstance(source, tuple | list) or len(source) != 2:
+        return False
+    first, second = source
+    if isinstance(source, list) and _alike(first, second, needs_targets):
+        cure = "a list of (inputs, targets) batches" if needs_targets else "a list of batches [(a,), (b,)]"
+        raise TaskError(
+            f"{what} is a list of two tensors, {describe(first)} and {describe(second)}, which may be two "
+            f"batches or inputs and targets; write a tuple (inputs, targets), or {cure}"
+        )
+    if isinstance(second, _Array):
+        return True
+    if isinstance(first, Mapping):
+        return isinstance(source, tuple) and isinstance(second, Mapping) and "labels" not in first
+    return isinstance(first, _Array) and isinstance(second, Mapping | tuple | list)
 
 
-def _batch(item: Any, where: str, needs_targets: bool) -> Batch:
-    inputs, targets = _pair(item, where, needs_targets)
+def _alike(first: Any, second: Any, needs_targets: bool) -> bool:
+    """Could the second be a batch of inputs, as the first is?"""
+    if not (isinstance(first, _Array) and isinstance(second, _Array)) or first.dtype != second.dtype:
+        return False
+    return first.shape[1:] == second.shape[1:] or (not needs_targets and first.ndim == second.ndim)
+
+
+def _batch(item: Any, where: str, needs_targets: bool, takes: int) -> Batch:
+    inputs, targets = _pair(item, where, needs_targets, takes)
     if needs_targets and targets is None:
         raise TaskError(f"{where} has no targets: give (inputs, targets), or a dict with 'labels'")
     args, kwargs = call_of(inputs)
@@ -129,11 +160,12 @@ def _batch(item: Any, where: str, needs_targets: bool) -> Batch:
     return args, kwargs, targets
 
 
-def _pair(item: Any, where: str, needs_targets: bool) -> tuple[Any, Any]:
+def _pair(item: Any, where: str, needs_targets: bool, takes: int) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
         return {k: v for k, v in item.items() if k != "labels"}, item.get("labels")
     if isinstance(item, tuple | list) and len(item) == 2:
-        return item[0], item[1]
+        unlabelled = not needs_targets and takes == 2 and all(isinstance(part, _Array) for part in item)
+        return (item, None) if unlabelled else (item[0], item[1])
     if not needs_targets:
         return item, None
     if isinstance(item, tuple | list):

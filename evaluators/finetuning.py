@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from .batches import on_cpu
 from .data import batches_of
-from .errors import TaskError
-from .metrics import IGNORED, Classification, classes_second, tensor_of
+from .errors import TaskError, first_line
+from .judge import Judge
+from .seeding import seeded
 
 BATCH = 64
 LEARNING_RATE = 1e-3  # top of the cycle; a repaired network is near its optimum, higher rates undo the repair
@@ -20,28 +21,33 @@ WEIGHT_DECAY = 0.01
 
 
 def finetune(
-    model: nn.Module, train: Any, *, epochs: int, learning_rate: float = LEARNING_RATE, seed: int = 0
+    model: nn.Module,
+    train: Any,
+    *,
+    epochs: int,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    learning_rate: float = LEARNING_RATE,
+    seed: int = 0,
 ) -> None:
     """Train ``model`` in place, in train mode, and put it back into eval mode.
 
-    AdamW under one cycle of learning rates (Smith & Topin 2019, arXiv 1708.07120), cross-entropy. What is
-    exactly zero in weights [out, in, ...] stays zero: momentum and weight decay would revive masked numbers.
+    AdamW under one cycle of learning rates (Smith & Topin 2019, arXiv 1708.07120). What is exactly zero in
+    weights [out, in, ...] stays zero: momentum and weight decay would revive masked numbers.
 
     Args:
         train: the task's training data. A DataLoader is read as it is; of other data, batches of 64 are drawn
             in a new order each epoch.
         epochs: at least 1.
+        loss: of what the model returns and the targets of a batch, :meth:`Judge.training_loss`; by default
+            cross-entropy.
         learning_rate: the highest of the cycle.
         seed: of the order, dropout and whatever the data draw from torch's generator.
 
     Raises:
-        TaskError: no training data, or targets that are not class indices.
+        TaskError: no training data, or a loss that does not fit them.
     """
-    if train is None:
-        raise TaskError("fine-tuning needs training data: Task(..., train=...)")
-    weights = [p for p in model.parameters() if p.requires_grad]
-    if not weights:
-        raise TaskError("nothing to fine-tune: all parameters of the model are frozen (requires_grad=False)")
+    weights = _trainable(model, train)
+    loss = loss or Judge.of("accuracy", None, None, None).training_loss
     masks = [(p, p != 0) for p in weights if p.dim() > 1 and not p.all()]
     loader = _shuffled(train)
     steps = epochs * _length(loader)
@@ -54,7 +60,7 @@ def finetune(
             for _ in range(epochs):
                 for args, kwargs, targets in batches_of(loader, "train"):
                     optimizer.zero_grad()
-                    _loss(model(*args, **kwargs), targets).backward()
+                    loss(model(*args, **kwargs), targets).backward()
                     optimizer.step()
                     with torch.no_grad():
                         for weight, mask in masks:
@@ -64,13 +70,34 @@ def finetune(
             model.eval()
 
 
-def _loss(raw: Any, targets: Any) -> torch.Tensor:
-    outputs = tensor_of(raw)
-    if why := Classification.refusal(outputs, targets):
-        raise TaskError(f"fine-tuning minimises cross-entropy, which this task has not: {why}")
-    scores = classes_second(outputs, targets)
-    assert scores is not None
-    return cross_entropy(scores, targets.long(), ignore_index=IGNORED)
+def check_training(model: nn.Module, train: Any, loss: Callable[[Any, Any], Tensor]) -> None:
+    """Fine-tuning would work: the loss of ``model``, as it stands, on the first batch has gradients.
+
+    Raises:
+        TaskError: why it would not, and the cure.
+    """
+    _trainable(model, train)
+    with seeded(0), torch.enable_grad():
+        for args, kwargs, targets in batches_of(_shuffled(train), "train"):
+            try:
+                outputs = model(*args, **kwargs)
+            except Exception as error:
+                raise TaskError(
+                    f"the model does not run on the training data: {first_line(error)}"
+                ) from error
+            if not loss(outputs, targets).requires_grad:
+                raise TaskError("the loss has no gradient; compute it with torch from the model's outputs")
+            return
+    raise TaskError("train is empty: it yields no batch")
+
+
+def _trainable(model: nn.Module, train: Any) -> list[nn.Parameter]:
+    if train is None:
+        raise TaskError("fine-tuning needs training data: Task(..., train=...)")
+    weights = [p for p in model.parameters() if p.requires_grad]
+    if not weights:
+        raise TaskError("nothing to fine-tune: all parameters of the model are frozen (requires_grad=False)")
+    return weights
 
 
 def _shuffled(train: Any) -> Any:

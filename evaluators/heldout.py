@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..results.significance import Figure, bootstrap, mcnemar, wilson
-from .batches import Batch
-from .metrics import IGNORED, classes_second, tensor_of
+from .batches import Batch, batch_size
+from .metrics import IGNORED, right
+from .outputs import joined, rows_of
 from .task import Task
 
 
@@ -36,70 +37,69 @@ def figure(task: Task, batches: Sequence[Batch], outputs: Sequence[Any], baselin
     Raises:
         TaskError: the metric raises on them.
     """
-    targets = [batch[2] for batch in batches]
-    value, was = (task.measure_on(given, targets) for given in (outputs, baseline))
-    if task.metric == "accuracy" and all(t.dim() == 1 for t in targets):
-        ours, theirs = (_right(given, targets) for given in (outputs, baseline))
+    value, was = (task.measure_on(given, batches) for given in (outputs, baseline))
+    if task.metric == "accuracy" and all(targets.dim() == 1 for _, _, targets in batches):
+        ours, theirs = (_right(task, batches, given) for given in (outputs, baseline))
         low, high = wilson(int(ours.sum()), ours.size)
         return Figure(value, low, high, ours.size, "wilson", baseline=was, paired=mcnemar(ours, theirs))
-    metric, count = metric_on_rows(task, targets, outputs)
+    metric, count = metric_on_rows(task, batches, outputs)
     low, high = bootstrap(metric, count)
     return Figure(value, low, high, count, "bootstrap", baseline=was)
 
 
-def _right(outputs: Sequence[Any], targets: Sequence[Tensor]) -> np.ndarray:
+def _right(task: Task, batches: Sequence[Batch], outputs: Sequence[Any]) -> np.ndarray:
     """Which samples that count are right, bool [samples]."""
-    hits = []
-    for given, wanted in zip(outputs, targets, strict=True):
-        scores = classes_second(tensor_of(given), wanted)
-        assert scores is not None  # `Classification` has refused what does not fit
-        hits.append((scores.argmax(1) == wanted)[wanted != IGNORED])
-    return torch.cat(hits).numpy()
+    pairs = zip(outputs, (targets for _, _, targets in batches), strict=True)
+    return torch.cat([right(task.judge.class_scores(o, t), t) for o, t in pairs]).cpu().numpy()
 
 
 def metric_on_rows(
-    task: Task, targets: Sequence[Any], outputs: Sequence[Any]
+    task: Task, batches: Sequence[Batch], outputs: Sequence[Any]
 ) -> tuple[Callable[[np.ndarray], float], int]:
     """The metric as a function of rows (int64, repeats allowed), and how many rows there are.
 
-    A row is a sample; a batch, where the batches of outputs and targets cannot be joined.
+    A row is a sample; a batch, where the samples of a batch cannot be counted.
     """
-    tensors = [tensor_of(given).detach() for given in outputs]
-    if not (_joinable(tensors) and _joinable(targets) and _even(tensors, targets)):
-        return lambda rows: task.measure_on([tensors[i] for i in rows], [targets[i] for i in rows]), len(
-            tensors
-        )
-    scores, wanted = torch.cat(tensors), torch.cat(list(targets))
+    judge, targets = task.judge, [batch[2] for batch in batches]
     if isinstance(task.metric, str):
-        sums, counts = _by_sample(scores, wanted, task.metric)
+        sums, counts = _by_sample(task, targets, outputs)
 
         def mean(rows: np.ndarray) -> float:
             return float(sums[rows].sum() / counts[rows].sum()) if counts[rows].any() else math.nan
 
         return mean, len(sums)
+    seen, lengths = (
+        [judge.seen(given, task.metric) for given in outputs],
+        [batch_size(batch[:2]) for batch in batches],
+    )
+    known = [n for n in lengths if n]
+    if len(known) < len(lengths):
+
+        def of_batches(rows: np.ndarray) -> float:
+            return task.measure_on([outputs[i] for i in rows], [batches[i] for i in rows])
+
+        return of_batches, len(outputs)
+    given, wanted, count = joined(seen, lengths), joined(targets, lengths), sum(known)
 
     def metric(rows: np.ndarray) -> float:
-        at = torch.from_numpy(rows)
-        return task.measure_on([scores[at]], [wanted[at]])
+        meter, at = judge.meter(), torch.from_numpy(rows)
+        meter.add(rows_of(given, at, count), rows_of(wanted, at, count), len(rows))
+        return meter.scores()[task.metric_name]
 
-    return metric, len(scores)
+    return metric, count
 
 
-def _by_sample(outputs: Tensor, targets: Tensor, metric: str) -> tuple[np.ndarray, np.ndarray]:
+def _by_sample(
+    task: Task, targets: Sequence[Tensor], outputs: Sequence[Any]
+) -> tuple[np.ndarray, np.ndarray]:
     """What a mean over targets is made of: per sample the sum of hits (or nats), and how many count."""
-    scores = classes_second(outputs, targets)
-    assert scores is not None  # `Classification` has refused what does not fit
-    kept = targets != IGNORED
-    if metric == "accuracy":
-        values = ((scores.argmax(1) == targets) & kept).double()
-    else:
-        values = cross_entropy(scores.double(), targets.long(), ignore_index=IGNORED, reduction="none")
-    return values.reshape(len(values), -1).sum(1).numpy(), kept.reshape(len(kept), -1).sum(1).numpy()
-
-
-def _joinable(values: Sequence[Any]) -> bool:
-    return all(isinstance(v, Tensor) and v.dim() and v.shape[1:] == values[0].shape[1:] for v in values)
-
-
-def _even(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> bool:
-    return all(len(o) == len(t) for o, t in zip(outputs, targets, strict=True))
+    sums, counts = [], []
+    for given, wanted in zip(outputs, targets, strict=True):
+        scores, kept = task.judge.class_scores(given, wanted), wanted != IGNORED
+        if task.metric == "accuracy":
+            values = ((scores.argmax(1) == wanted) & kept).double()
+        else:
+            values = cross_entropy(scores.double(), wanted.long(), ignore_index=IGNORED, reduction="none")
+        sums.append(values.reshape(len(values), -1).sum(1).detach().cpu())
+        counts.append(kept.reshape(len(kept), -1).sum(1).cpu())
+    return torch.cat(sums).numpy(), torch.cat(counts).numpy()

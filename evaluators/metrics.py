@@ -1,61 +1,69 @@
-"""Quality of outputs against targets, summed over batches so that memory stays small."""
+"""Metrics of quality: outputs against targets, fed batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import copy
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from .batches import describe
 from .errors import TaskError, first_line
+from .outputs import joined, listed
 
 IGNORED = -100  # targets of this class are left out, as torch's cross_entropy does
 
 
-def tensor_of(outputs: Any) -> Tensor:
-    """The tensor to score: the output itself, ``"logits"`` or the first tensor of a dict or tuple.
+class Meter(Protocol):
+    """Collects batches, then gives scores. Made anew for each measurement."""
 
-    Raises:
-        TaskError: no tensor in it.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(outputs, Mapping) and isinstance(outputs.get("logits"), Tensor):
-        return outputs["logits"]
-    parts = outputs.values() if isinstance(outputs, Mapping) else outputs
-    if isinstance(outputs, Mapping | tuple | list):
-        for part in parts:
-            if isinstance(part, Tensor):
-                return part
-    raise TaskError(
-        f"the model returns {describe(outputs)} without a tensor in it; it must return a tensor, "
-        "a tuple, or a dict with 'logits'"
-    )
+    def add(self, outputs: Any, targets: Any, count: int | None) -> None:
+        """One batch of ``count`` samples, ``None`` where that cannot be told."""
+
+    def scores(self) -> dict[str, float]:
+        """Scores of all that was added, by metric name."""
+
+
+@runtime_checkable
+class Running(Protocol):
+    """A metric that keeps sums and not samples, as those of torchmetrics do."""
+
+    def update(self, outputs: Any, targets: Any) -> Any:
+        """Take in a batch."""
+
+    def compute(self) -> Any:
+        """The metric of all batches so far: one number."""
+
+    def reset(self) -> Any:
+        """Forget them."""
 
 
 class Classification:
     """Accuracy (fraction in [0, 1]) and mean cross-entropy (nats) for class indices as targets.
 
     Outputs are scores [N, C, ...] with targets [N, ...], or [N, ..., C] with targets [N, ...].
+
+    Args:
+        last: whether classes are the last axis where the shapes allow both.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, last: bool = False) -> None:
+        self.last = last
         self.correct = 0
         self.nats = 0.0
         self.count = 0
 
     @staticmethod
-    def refusal(outputs: Tensor, targets: Any) -> str:
+    def refusal(outputs: Tensor, targets: Any, *, last: bool = False) -> str:
         """Why these are not class scores and class indices; empty when they are."""
         got = f"outputs {describe(outputs)}, targets {describe(targets)}"
         if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
             return f"targets must be class indices (integers); got {got}"
         if not outputs.is_floating_point() or outputs.dim() < 2:
             return f"outputs must be scores per class [batch, classes]; got {got}"
-        scores = classes_second(outputs, targets)
+        scores = classes_second(outputs, targets, last=last)
         if scores is None:
             return f"outputs [batch, classes] and targets [batch] do not fit; got {got}"
         classes = scores.shape[1]
@@ -66,15 +74,13 @@ class Classification:
             return f"the model scores {classes} classes, but the targets run {kept.min()}..{kept.max()}"
         return ""
 
-    def add(self, outputs: Tensor, targets: Tensor) -> None:
+    def add(self, outputs: Tensor, targets: Any, count: int | None = None) -> None:
         """One batch.
 
         Raises:
             TaskError: see :meth:`refusal`.
         """
-        if why := self.refusal(outputs, targets):
-            raise TaskError(why)
-        scores = classes_second(outputs, targets).float()  # type: ignore[union-attr]
+        scores = class_scores(outputs.detach(), targets, last=self.last).float()
         targets = targets.long()
         kept = targets != IGNORED
         self.correct += int(((scores.argmax(1) == targets) & kept).sum())
@@ -88,67 +94,95 @@ class Classification:
         return {"accuracy": self.correct / self.count, "loss": self.nats / self.count}
 
 
-def right(outputs: Any, targets: Tensor) -> Tensor:
-    """Which targets the outputs of one batch hit, bool [targets that count]."""
-    scores = classes_second(tensor_of(outputs), targets)
-    assert scores is not None  # `Classification` has refused what does not fit
-    return (scores.argmax(1) == targets)[targets != IGNORED]
-
-
-class Custom:
-    """A user's ``metric(outputs, targets)``, called once on all samples, as AUC or F1 need it.
-
-    Where the batches cannot be joined (ragged shapes), the mean over batches weighted by their sizes.
-    """
+class Whole:
+    """A user's ``metric(outputs, targets)``, called once on all samples, as AUC or F1 need it."""
 
     def __init__(self, metric: Callable[[Any, Any], Any], name: str) -> None:
         self.metric = metric
         self.name = name
-        self.outputs: list[Tensor] = []
-        self.targets: list[Any] = []
+        self.batches: list[tuple[Any, Any, int | None]] = []
 
-    def add(self, outputs: Tensor, targets: Any) -> None:
-        """One batch."""
-        self.outputs.append(outputs)
-        self.targets.append(targets)
+    def add(self, outputs: Any, targets: Any, count: int | None) -> None:
+        self.batches.append((outputs, targets, count))
 
     def scores(self) -> dict[str, float]:
-        """``{name: value}``.
-
+        """
         Raises:
             TaskError: the metric raises or gives no number.
         """
-        if _joinable(self.outputs) and _joinable(self.targets):
-            return {self.name: self._call(torch.cat(self.outputs), torch.cat(self.targets))}
-        values = [self._call(o, t) for o, t in zip(self.outputs, self.targets, strict=True)]
-        weights = [len(o) if o.dim() else 1 for o in self.outputs]
-        return {self.name: sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)}
-
-    def _call(self, outputs: Tensor, targets: Any) -> float:
+        outputs, targets, counts = zip(*self.batches, strict=True)
+        given, wanted = joined(outputs, counts), joined(targets, counts)
         try:
-            value = self.metric(outputs, targets)
+            value = self.metric(given, wanted)
         except Exception as error:
             raise TaskError(
                 f"the metric {self.name!r} raises {first_line(error)}; it was called with outputs "
-                f"{describe(outputs)} and targets {describe(targets)}"
+                f"{listed(given)} and targets {listed(wanted)}"
             ) from error
+        return {self.name: _number(value, self.name)}
+
+
+class Summed:
+    """A user's running metric: ``update`` on each batch, ``compute`` at the end. Theirs stays as it is."""
+
+    def __init__(self, metric: Running, name: str) -> None:
+        self.metric = copy.deepcopy(metric)
+        self.metric.reset()
+        self.name = name
+
+    def add(self, outputs: Any, targets: Any, count: int | None) -> None:
+        """
+        Raises:
+            TaskError: the metric raises.
+        """
         try:
-            return float(value)
-        except (TypeError, ValueError, RuntimeError):
+            self.metric.update(outputs, targets)
+        except Exception as error:
             raise TaskError(
-                f"the metric {self.name!r} must return one number, got {describe(value)}"
-            ) from None
+                f"the metric {self.name!r} raises {first_line(error)}; it was updated with outputs "
+                f"{listed(outputs)} and targets {listed(targets)}"
+            ) from error
+
+    def scores(self) -> dict[str, float]:
+        """
+        Raises:
+            TaskError: the metric raises or gives no number.
+        """
+        try:
+            value = self.metric.compute()
+        except Exception as error:
+            raise TaskError(f"the metric {self.name!r} raises {first_line(error)} in compute()") from error
+        return {self.name: _number(value, self.name)}
 
 
-def _joinable(values: list[Any]) -> bool:
-    first = values[0]
-    return all(isinstance(v, Tensor) and v.dim() and v.shape[1:] == first.shape[1:] for v in values)
+def class_scores(outputs: Tensor, targets: Any, *, last: bool = False) -> Tensor:
+    """Scores [N, C, ...] for targets [N, ...].
+
+    Raises:
+        TaskError: see :meth:`Classification.refusal`.
+    """
+    if why := Classification.refusal(outputs, targets, last=last):
+        raise TaskError(why)
+    scores = classes_second(outputs, targets, last=last)
+    assert scores is not None
+    return scores
 
 
-def classes_second(outputs: Tensor, targets: Tensor) -> Tensor | None:
+def right(scores: Tensor, targets: Tensor) -> Tensor:
+    """Which targets the scores [N, C, ...] of one batch hit, bool [targets that count]."""
+    return (scores.argmax(1) == targets)[targets != IGNORED]
+
+
+def classes_second(outputs: Tensor, targets: Tensor, *, last: bool = False) -> Tensor | None:
     """Scores as [N, C, ...], the order that torch's losses want; ``None`` if the shapes do not fit."""
-    if outputs.shape[:1] + outputs.shape[2:] == targets.shape:
-        return outputs
-    if outputs.shape[:-1] == targets.shape:
+    second = outputs.shape[:1] + outputs.shape[2:] == targets.shape
+    if outputs.shape[:-1] == targets.shape and (last or not second):
         return outputs.movedim(-1, 1)
-    return None
+    return outputs if second else None
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TaskError(f"the metric {name!r} must return one number, got {describe(value)}") from None

@@ -161,7 +161,13 @@ class Job:
             from .finetuning import finetune
 
             assert self.task is not None
-            finetune(model, self.task.train, epochs=rung.epochs, seed=_seed(candidate))
+            finetune(
+                model,
+                self.task.train,
+                loss=self.task.judge.training_loss,
+                epochs=rung.epochs,
+                seed=_seed(candidate),
+            )
 
     def _tuned(self, candidate: Candidate) -> bool:
         rung = rung_of(candidate)

@@ -14,7 +14,8 @@ from .base import Evaluator, Measured
 from .batches import Batch, arguments, describe_call
 from .corruptions import IMAGES, VECTORS, Scale, corrupted
 from .errors import TaskError
-from .metrics import IGNORED, Classification, classes_second, tensor_of
+from .judge import Judge
+from .metrics import IGNORED, Classification
 from .task import Task
 
 METRIC = "robust_accuracy"
@@ -84,7 +85,7 @@ class Robustness(Evaluator):
         found = {"clean": score(model, task.batches)}
         for name, strength in self.applied(task).items():
             batches = [
-                self._batch(model, batch, number, key, name, strength, scale)
+                self._batch(task.judge, model, batch, number, key, name, strength, scale)
                 for number, batch in enumerate(task.batches)
             ]
             found[name] = score(model, batches)
@@ -92,18 +93,26 @@ class Robustness(Evaluator):
         return Measured({METRIC: sum(hurt) / len(hurt)}, detail={"robustness": found})
 
     def _batch(
-        self, model: nn.Module, batch: Batch, number: int, key: str, name: str, strength: float, scale: Scale
+        self,
+        judge: Judge,
+        model: nn.Module,
+        batch: Batch,
+        number: int,
+        key: str,
+        name: str,
+        strength: float,
+        scale: Scale,
     ) -> Batch:
         x = arguments(batch[:2])[key]
         if name == "fgsm":
-            worse = fgsm(model, batch, key, strength * scale.deviation).clamp(scale.low, scale.high)
+            worse = fgsm(model, batch, key, strength * scale.deviation, judge).clamp(scale.low, scale.high)
         else:
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + number)
             worse = corrupted(name, x, strength, scale, generator)
         return replaced(batch, key, worse)
 
 
-def fgsm(model: nn.Module, batch: Batch, key: str, step: float) -> Tensor:
+def fgsm(model: nn.Module, batch: Batch, key: str, step: float, judge: Judge) -> Tensor:
     """``x + step * sign(d loss / d x)``, the loss being cross-entropy with the targets.
 
     Args:
@@ -112,8 +121,7 @@ def fgsm(model: nn.Module, batch: Batch, key: str, step: float) -> Tensor:
     x = arguments(batch[:2])[key].detach().clone().requires_grad_()
     args, kwargs, targets = replaced(batch, key, x)
     with torch.enable_grad():
-        scores = classes_second(tensor_of(model(*args, **kwargs)), targets)
-        assert scores is not None  # the task has a loss
+        scores = judge.class_scores(model(*args, **kwargs), targets)
         # Summed, so that the step of a sample does not depend on its batch; its sign would not anyway.
         loss = cross_entropy(scores, targets.long(), ignore_index=IGNORED, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, x)
@@ -141,8 +149,8 @@ def corrupted_input(task: Task) -> tuple[str, Tensor]:
 
 
 def classifies(task: Task) -> bool:
-    """Are the targets class indices, so that there is an accuracy, and a loss to attack?"""
-    return "loss" in task.metrics
+    """Are outputs class scores, so that there is an accuracy, and a loss to attack?"""
+    return task.judge.classifies
 
 
 def replaced(batch: Batch, key: str, value: Tensor) -> Batch:
@@ -162,12 +170,11 @@ def _scoring(task: Task) -> Callable[[nn.Module, list[Batch]], float]:
     def score(model: nn.Module, batches: list[Batch]) -> float:
         with torch.no_grad():
             outputs: list[Any] = [model(*args, **kwargs) for args, kwargs, _ in batches]
-        targets = [batch[2] for batch in batches]
-        if task.metric_name == "loss":  # less is better there, and the name says accuracy
-            found = Classification()
-            for given, wanted in zip(outputs, targets, strict=True):
-                found.add(tensor_of(given), wanted)
+        if task.metric == "loss":  # less is better there, and the name says accuracy
+            found = Classification(last=task.judge.last)
+            for given, (_, _, targets) in zip(outputs, batches, strict=True):
+                found.add(task.judge.judged(given), targets)
             return found.scores()["accuracy"]
-        return task.measure_on(outputs, targets)
+        return task.measure_on(outputs, batches)
 
     return score

@@ -105,7 +105,7 @@ def ranking_stability(
         for position, candidate in enumerate(candidates):
             with one_thread(), Job(*variant, (Quality(),)).lend(candidate) as model:
                 outputs = answers(model, task.batches)
-            metric, count = metric_on_rows(task, [batch[2] for batch in task.batches], outputs)
+            metric, count = metric_on_rows(task, task.batches, outputs)
             if draw == 0:
                 metrics.append(metric)
             else:

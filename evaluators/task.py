@@ -5,20 +5,33 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..results.objective import METRICS
 from ..spaces.devices import Device, Link, devices_of, links_of
-from .batches import Batch, Inputs, arguments, call_of, check_like, describe_call, part, recut, spread
+from .batches import (
+    Batch,
+    Inputs,
+    arguments,
+    batch_size,
+    call_of,
+    check_like,
+    describe_call,
+    free_lengths,
+    part,
+    recut,
+    spread,
+)
 from .data import read, sample_inputs
 from .errors import TaskError, first_line
-from .metrics import Classification, Custom, tensor_of
-
-Metric = str | Callable[[Any, Any], Any]
+from .judge import Judge, Loss, Metric
+from .outputs import Choice, named_tensors
 
 
 class Task:
@@ -29,8 +42,9 @@ class Task:
     Args:
         model: trained; switched to eval mode and moved to the CPU, otherwise left as it is.
         example: inputs of one call, with a batch axis: a tensor, a tuple, a dict, or ``(args, kwargs)``.
-        validation: a DataLoader, a Dataset, a list of ``(inputs, targets)`` batches, or a tuple of two
-            tensors. Kept in memory. Inputs may differ from the example in the batch axis alone.
+        validation: a DataLoader, a Dataset, a list of ``(inputs, targets)`` batches, or a tuple
+            ``(inputs, targets)`` of all. Kept in memory. Inputs may differ from the example in the batch
+            axis, and in axes whose length differs between batches, where the model runs on them (sequences).
         train: the same, for calibration and fine-tuning; never read in full.
         calibration: inputs for statistics (BatchNorm), in any of these forms, targets not needed;
             by default about 512 samples spread over ``train``, else over ``validation``.
@@ -40,8 +54,16 @@ class Task:
             sweeps whose space has splits.
         links: what joins the devices, each a :class:`Link` or a text, ``"20mbps,5ms"``: one for all, or one
             fewer than devices.
-        metric: ``"accuracy"`` or ``"loss"`` (cross-entropy) for class indices as targets, or a function
-            ``(outputs, targets) -> float`` that is called once with all validation samples.
+        metric: ``"accuracy"`` or ``"loss"`` (cross-entropy) for class scores as outputs and class indices as
+            targets; or a function ``(outputs, targets) -> float``, called once with all samples, in the
+            structure that the model and the data give (see :func:`outputs.joined`); or a running metric with
+            ``update(outputs, targets)``, ``compute()`` and ``reset()``, as those of torchmetrics.
+        goal: ``"min"`` or ``"max"``: which way a metric of your own is better.
+        output: which tensor of several that the model returns is judged: ``"logits"``, ``"heads.0"``, a
+            position, or a function of the outputs. Built-in and running metrics, losses of ``torch.nn``,
+            explanations and attacks take this one; functions are given all that the model returns.
+        loss: what fine-tuning minimises: ``"cross_entropy"``, the default of the built-in metrics, which also
+            declares that outputs are class scores; or a function ``(outputs, targets) -> scalar tensor``.
         tolerance: by how much the metric may differ between two runs on the same data, for metrics (or
             models) that draw at random; by default not at all.
         name: for run folders and tables; by default the model's class.
@@ -51,8 +73,10 @@ class Task:
         example: ``(args, kwargs)``.
         batches: ``(args, kwargs, targets)``, each at most 100 samples where they can be cut.
         calibration_batches: ``(args, kwargs)``.
+        free: ``(argument, axis)`` of the inputs whose length differs between batches.
         test_batches: like ``batches``; empty without ``test``.
         metric_name: ``"accuracy"``, ``"loss"`` or the function's name.
+        judge: how outputs are scored: the metric, its goal, the output that it looks at, the loss.
         metrics: the names that :meth:`measure` gives.
         devices, links: as given, read; empty where none were.
         spec: text from which :func:`resolve_task` makes this task again, if it came from there.
@@ -71,6 +95,9 @@ class Task:
         calibration: Any = None,
         test: Any = None,
         metric: Metric = "accuracy",
+        goal: str | None = None,
+        output: Choice | None = None,
+        loss: Loss | None = None,
         tolerance: float = 0.0,
         name: str | None = None,
         devices: Iterable[Device | str] | None = None,
@@ -78,8 +105,8 @@ class Task:
     ) -> None:
         self.model = _checked_model(model)
         self.example: Inputs = call_of(example)
-        self.metric = metric
-        self.metric_name = _metric_name(metric)
+        self.judge = Judge.of(metric, output, goal, loss)
+        self.metric, self.metric_name = metric, self.judge.name
         if not 0.0 <= tolerance < math.inf:
             raise TaskError(f"tolerance is how far the metric may be off, 0 or more, got {tolerance}")
         self.tolerance = tolerance
@@ -90,8 +117,8 @@ class Task:
         self._check_example()
 
         batches = read(validation, "validation")
-        for number, (args, kwargs, _) in enumerate(batches):
-            check_like((args, kwargs), self.example, f"validation batch {number}")
+        self.free = free_lengths([batch[:2] for batch in batches])
+        self._check_like([batch[:2] for batch in batches], "validation")
         self.batches: list[Batch] = recut(batches)
         self.test_batches: list[Batch] = [] if test is None else self._test(test)
         self.calibration_batches: list[Inputs] = self._calibration(calibration)
@@ -103,24 +130,31 @@ class Task:
             f"metric {self.metric_name!r})"
         )
 
+    @property
+    def goals(self) -> dict[str, str]:
+        """Which way a metric that netcarve does not know is better, by name; empty where nobody has said."""
+        return (
+            {} if self.metric_name in METRICS or not self.judge.goal else {self.metric_name: self.judge.goal}
+        )
+
     def measure(self, outputs: Iterable[Any]) -> dict[str, float]:
         """Scores of a model's outputs for :attr:`batches`, in their order (a generator will do).
 
         Returns:
-            The metric, and ``loss`` (mean cross-entropy in nats) where the targets are class indices.
+            The metric, and ``loss`` (mean cross-entropy in nats) where outputs are class scores.
 
         Raises:
             TaskError: outputs and targets do not fit, or the metric raises.
         """
-        return self._measure(zip(outputs, (targets for _, _, targets in self.batches), strict=True))
+        return self._measure(outputs, self.batches)
 
-    def measure_on(self, outputs: Iterable[Any], targets: Iterable[Any]) -> float:
-        """The metric of outputs for other batches than :attr:`batches`, with these targets."""
-        return self._measure(zip(outputs, targets, strict=True))[self.metric_name]
+    def measure_on(self, outputs: Iterable[Any], batches: Iterable[Batch]) -> float:
+        """The metric of outputs for other batches than :attr:`batches`."""
+        return self._measure(outputs, batches)[self.metric_name]
 
     def score(self, outputs: Any, targets: Any) -> float:
         """The metric for one batch."""
-        return self._measure([(outputs, targets)])[self.metric_name]
+        return self.judge.measure([(outputs, targets, None)])[self.metric_name]
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the model's class and weights, validation and calibration data, metric's name.
@@ -128,6 +162,9 @@ class Task:
         Equal for equal tasks in any process, so that a run is never continued with another model.
         """
         digest = hashlib.sha256(f"{type(self.model).__qualname__}|{self.metric_name}".encode())
+        if self.judge.named:
+            output = self.judge.output
+            digest.update(f"|{getattr(output, '__name__', output)}".encode())
         for key, value in self.model.state_dict().items():
             _hash(digest, key, value)
         for args, kwargs, targets in self.batches:
@@ -156,21 +193,19 @@ class Task:
         smaller.batches = part(self.batches, share)
         return smaller
 
-    def _measure(self, pairs: Iterable[tuple[Any, Any]]) -> dict[str, float]:
-        classes: Classification | None = Classification()
-        custom = None if isinstance(self.metric, str) else Custom(self.metric, self.metric_name)
-        for raw, targets in pairs:
-            outputs = tensor_of(raw).detach()
-            if custom is not None:
-                custom.add(outputs, targets)
-                if classes is not None and classes.refusal(outputs, targets):
-                    classes = None
-            if classes is not None:
-                classes.add(outputs, targets)
-        scores = classes.scores() if classes is not None else {}
-        if custom is not None:
-            return {"loss": scores["loss"], **custom.scores()} if scores else custom.scores()
-        return scores
+    def check_training(self) -> None:
+        """Fine-tuning would work: there is training data, and a loss for it.
+
+        Raises:
+            TaskError: why not, and the cure.
+        """
+        from .finetuning import check_training
+
+        check_training(self.model, self.train, self.judge.training_loss)
+
+    def _measure(self, outputs: Iterable[Any], batches: Iterable[Batch]) -> dict[str, float]:
+        pairs = zip(outputs, batches, strict=True)
+        return self.judge.measure((given, batch[2], batch_size(batch[:2])) for given, batch in pairs)
 
     def _check_example(self) -> None:
         args, kwargs = self.example
@@ -192,10 +227,32 @@ class Task:
             )
         _check_finite(outputs, "its example")
 
+    def _check_like(self, calls: Sequence[Inputs], what: str) -> None:
+        """Refuse inputs unlike the example, or of a length that the model does not run on.
+
+        Where lengths differ, one batch of each is run.
+        """
+        free = self.free | free_lengths(calls)
+        run = {tuple(v.shape[1:] for v in arguments(self.example).values() if isinstance(v, Tensor))}
+        for number, call in enumerate(calls):
+            where = f"{what} batch {number}"
+            check_like(call, self.example, where, free)
+            shapes = tuple(v.shape[1:] for v in arguments(call).values() if isinstance(v, Tensor))
+            if shapes in run:
+                continue
+            run.add(shapes)
+            try:
+                with torch.no_grad():
+                    self.model(*call[0], **call[1])
+            except Exception as error:
+                raise TaskError(
+                    f"{where}: {describe_call(call)}, but the example has {describe_call(self.example)}, and "
+                    f"the model does not run on this: {first_line(error)}; pad all to the example's length"
+                ) from error
+
     def _test(self, test: Any) -> list[Batch]:
         batches = read(test, "test")
-        for number, (args, kwargs, _) in enumerate(batches):
-            check_like((args, kwargs), self.example, f"test batch {number}")
+        self._check_like([batch[:2] for batch in batches], "test")
         if _samples(batches) <= _samples(self.batches):
             raise TaskError(
                 "test holds only samples that are in validation, by which the search chooses; give samples "
@@ -214,9 +271,8 @@ class Task:
             raise TaskError(
                 f"{what} is {type(source).__name__}, which can be read only once; give a DataLoader"
             )
-        inputs = sample_inputs(source, what)
-        for number, call in enumerate(inputs):
-            check_like(call, self.example, f"{what} batch {number}")
+        inputs = sample_inputs(source, what, takes=len(self.example[0]))
+        self._check_like(inputs, what)
         return inputs
 
     def _trial_run(self) -> tuple[str, ...]:
@@ -232,14 +288,28 @@ class Task:
             ) from error
         _check_finite(outputs, "the first validation batch")
         try:
-            return tuple(self._measure([(outputs, targets)]))
+            self.judge = self.judge.fitted(outputs, targets)
+            scores = self.judge.measure([(outputs, targets, batch_size((args, kwargs)))])
         except TaskError as error:
-            if isinstance(self.metric, str):
+            if isinstance(self.metric, str) and "output" not in str(error).partition("(")[0]:
                 raise TaskError(
                     f"the metric {self.metric!r} does not suit this task: {error}; for other targets give "
                     "your own, metric=lambda outputs, targets: ..."
                 ) from None
             raise
+        if self.judge.unsettled(outputs, targets):
+            self.judge = self._settled(targets)
+        return tuple(scores)
+
+    def _settled(self, targets: Tensor) -> Judge:
+        """The judge that knows the axis of the classes, from batches where only one is as long as they."""
+        for args, kwargs, other in self.batches:
+            if other.shape[1:] != targets.shape[1:]:
+                with torch.no_grad():
+                    outputs = self.model(*args, **kwargs)
+                if not self.judge.unsettled(outputs, other):
+                    return replace(self.judge, last=self.judge.judged(outputs).shape[:-1] == other.shape)
+        return self.judge
 
 
 def _platform(
@@ -268,31 +338,18 @@ def _checked_model(model: Any) -> nn.Module:
     return model.eval().cpu()
 
 
-def _metric_name(metric: Any) -> str:
-    if isinstance(metric, str):
-        if metric not in ("accuracy", "loss"):
-            raise TaskError(
-                f"unknown metric {metric!r}: known are 'accuracy' and 'loss'; or give a function "
-                "(outputs, targets) -> float"
-            )
-        return metric
-    if not callable(metric):
-        raise TaskError(f"metric must be a name or a function (outputs, targets) -> float, got {metric!r}")
-    name = getattr(metric, "__name__", type(metric).__name__)
-    name = "metric" if name == "<lambda>" else name
-    if name in METRICS and name != "accuracy":
-        raise TaskError(f"the metric function is called {name!r}, which netcarve itself reports; rename it")
-    return name
-
-
 def _check_finite(outputs: Any, where: str) -> None:
-    tensor = tensor_of(outputs)
-    bad = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
-    if bad:
-        raise TaskError(
-            f"the model's output on {where} holds {bad} NaN or infinite values of {tensor.numel()}; "
-            "check that the trained weights were loaded and that the inputs are scaled as in training"
-        )
+    tensors = named_tensors(outputs)
+    for name, tensor in tensors.items():
+        # Beside others a tensor may be a mask, of which infinities are a part.
+        wrong = ~tensor.isfinite() if len(tensors) == 1 else tensor.isnan()
+        bad = int(wrong.sum()) if tensor.is_floating_point() else 0
+        if bad:
+            which = f"{name!r} of the model's output" if name else "the model's output"
+            raise TaskError(
+                f"{which} on {where} holds {bad} NaN or infinite values of {tensor.numel()}; "
+                "check that the trained weights were loaded and that the inputs are scaled as in training"
+            )
 
 
 def _samples(batches: Iterable[Batch]) -> set[bytes]:
@@ -312,5 +369,11 @@ def _hash(digest: Any, key: str, value: Any) -> None:
         value = value.detach().cpu().contiguous()
         digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    else:
+        return
+    leaves = pytree.tree_leaves(value)
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
         digest.update(f"{key}|{value!r}|".encode())
+        return
+    digest.update(f"{key}|{pytree.tree_structure(value)}|".encode())  # the repr of tensors leaves out numbers
+    for leaf in leaves:
+        _hash(digest, key, leaf)

@@ -110,19 +110,32 @@ class Objective:
         if not self.goal:
             raise ValueError(
                 f"unknown metric {name!r}: known are {', '.join(METRICS)}; for one of your own say which "
-                f"way is better, Objective({name!r}, goal='max') or '{name}:max' on the command line"
+                f"way is better, Task(metric=..., goal='max') or, of another evaluator, '{name}:max'"
             )
         if self.goal not in ("min", "max"):
             raise ValueError(f"the goal of {name!r} must be 'min' or 'max', got {self.goal!r}")
 
     @classmethod
-    def parse(cls, text: str) -> Objective:
-        """``"macs"``, ``"my_metric:max"`` or, of one device, ``"memory_mb:edge"``."""
-        name, _, goal = text.rpartition(":")
-        of_device = full_name(name) in METRICS and goal.strip() not in ("min", "max")
-        if not name or of_device:
-            return cls(text.strip())
-        return cls(name.strip(), goal.strip())
+    def parse(cls, text: str, goals: Mapping[str, str] = {}) -> Objective:
+        """``"macs"``, ``"my_metric:max"`` or, of one device, ``"memory_mb:edge"``.
+
+        Args:
+            goals: ``"min"`` or ``"max"`` of metrics that netcarve does not know, by name.
+        """
+        name, goal = cls._parts(text)
+        return cls(name, goal or goals.get(name, ""))
+
+    @classmethod
+    def name_in(cls, text: str) -> str:
+        """The metric's name in a text for :meth:`parse`, whether its goal is known or not."""
+        name = cls._parts(text)[0]
+        return full_name(name)
+
+    @staticmethod
+    def _parts(text: str) -> tuple[str, str]:
+        name, _, goal = map(str.strip, text.rpartition(":"))
+        of_device = full_name(name) in METRICS and goal not in ("min", "max")
+        return (text.strip(), "") if not name or of_device else (name, goal)
 
     @property
     def sign(self) -> float:

@@ -16,9 +16,9 @@ RATES = ("throughput_per_s",)  # of no natural scale: measured against the uncha
 Reference = Mapping[str, float] | Sequence[float]  # by metric, or in the order of the objectives
 
 
-def read_objectives(given: Sequence[Objective | str]) -> tuple[Objective, ...]:
+def read_objectives(given: Sequence[Objective | str], goals: Mapping[str, str] = {}) -> tuple[Objective, ...]:
     """Objectives from objects or texts; at least one, none twice, else ValueError."""
-    objectives = tuple(Objective.parse(o) if isinstance(o, str) else o for o in given)
+    objectives = tuple(Objective.parse(o, goals) if isinstance(o, str) else o for o in given)
     names = [o.name for o in objectives]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"a front needs at least one objective and none twice, got {names}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -134,15 +134,17 @@ def innermost(searcher: Searcher) -> Searcher:
     return searcher
 
 
-def parse_objectives(objectives: Iterable[Objective | str]) -> tuple[Objective, ...]:
-    """Objectives from text or instances.
+def parse_objectives(
+    objectives: Iterable[Objective | str], goals: Mapping[str, str] = {}
+) -> tuple[Objective, ...]:
+    """Objectives from text or instances; ``goals`` of metrics that netcarve does not know, by name.
 
     Raises:
         ValueError: none given, one named twice, or an unknown metric without a goal.
     """
     if isinstance(objectives, str | Objective):
         objectives = [objectives]
-    parsed = tuple(o if isinstance(o, Objective) else Objective.parse(o) for o in objectives)
+    parsed = tuple(o if isinstance(o, Objective) else Objective.parse(o, goals) for o in objectives)
     names = [o.name for o in parsed]
     if not parsed:
         raise ValueError("a search needs at least one objective, got none; for example ('accuracy', 'macs')")

@@ -45,7 +45,6 @@ def export_trial(
 
     task = run.task
     args, kwargs = task.example
-    targets, tested = ([batch[2] for batch in batches] for batches in (task.batches, task.test_batches))
     with one_thread():
         progress(f"building trial {number}")
         model = run.model(number)
@@ -55,12 +54,12 @@ def export_trial(
             example_args=args,
             example_kwargs=kwargs,
             inputs=[(a, k) for a, k, _ in task.batches],
-            score=lambda outputs: task.measure_on(outputs, targets),
+            score=lambda outputs: task.measure_on(outputs, task.batches),
             figure=lambda outputs: figure(task, task.batches, outputs, was),
             metric_name=task.metric_name,
             test=Test(
                 [(a, k) for a, k, _ in task.test_batches],
-                lambda outputs: task.measure_on(outputs, tested),
+                lambda outputs: task.measure_on(outputs, task.test_batches),
                 lambda outputs: figure(task, task.test_batches, outputs, was_tested),
             )
             if task.test_batches
@@ -129,12 +128,13 @@ def verify(
             f"the task {given.name!r} is not the one of {directory}: the model's weights or the validation "
             "data differ; give the original one, or none to check the files alone"
         )
-    targets = [batch[2] for batch in given.batches]
     with one_thread():
         structure = pytree.tree_structure(answers(given.model, given.batches[:1])[0])
 
         def score(outputs: list[list[Any]]) -> float:
-            return given.measure_on([pytree.tree_unflatten(leaves, structure) for leaves in outputs], targets)
+            return given.measure_on(
+                [pytree.tree_unflatten(leaves, structure) for leaves in outputs], given.batches
+            )
 
         return recheck(
             directory,

@@ -49,19 +49,20 @@ def choose_objectives(
         ValueError: others than the searcher was made with; an unknown metric without a goal.
     """
     own = searcher.objectives if isinstance(searcher, Searcher) else None
+    goals = task.goals if task is not None else {}
     if given is None:
         if own:
             return own
         metric = task.metric_name if task is not None else "accuracy"
-        if metric not in METRICS:
+        if metric not in METRICS and metric not in goals:
             raise ValueError(
-                f"{metric!r} is a metric of your own, so say which way is better and what to trade it off "
-                f"against: objectives '{metric}:max' (or ':min') and 'macs'"
+                f"{metric!r} is a metric of your own, so say which way is better: Task(..., goal='max') or "
+                f"goal='min', or objectives '{metric}:max' and 'macs'"
             )
         if plan_of(space.choices) is None:
-            return parse_objectives((metric, *default_costs(space)))
-        return parse_objectives((metric, "latency_ms" if modelled(space) else "traffic_kb"))
-    objectives = parse_objectives(given)
+            return parse_objectives((metric, *default_costs(space)), goals)
+        return parse_objectives((metric, "latency_ms" if modelled(space) else "traffic_kb"), goals)
+    objectives = parse_objectives(given, goals)
     if own is not None and own != objectives:
         raise ValueError(
             f"the searcher was made for {[o.name for o in own]}, the sweep is asked for "
@@ -138,12 +139,12 @@ def on_rungs(space: Space, scorers: Sequence[Scorer], task: Task | None) -> list
     """The evaluators as a space with rungs needs them.
 
     Raises:
-        ValueError: a rung that fine-tunes, without training data.
+        TaskError: a rung that fine-tunes, without training data or without a loss for it.
     """
     if task is None or not rungs_of(space):
         return list(scorers)
-    if tunes(space) and task.train is None:
-        raise ValueError("a rung that fine-tunes needs training data: Task(..., train=...)")
+    if tunes(space):
+        task.check_training()
     from ..evaluators.accuracy import Quality
     from ..evaluators.rungs import OnRung
 

@@ -49,6 +49,8 @@ def _check(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"seed is {settings['seed']!r:.40}, searcher {settings['searcher']!r:.40}")
     for o in _list("objectives", settings["objectives"]):
         Objective(**{k: _text(k, v) for k, v in _dict("an objective", o).items()})
+    for name, goal in _dict("goals", settings.get("goals", {})).items():
+        Objective(_text("a metric", name), _text("a goal", goal))
     for text in _list("limits", settings["limits"]):
         Limit(_text("a limit", text))
     for name in _list("modelled", settings.get("modelled", [])):

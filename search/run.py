@@ -127,6 +127,11 @@ class Run:
         return tuple(Objective(**o) for o in self.settings["objectives"])
 
     @property
+    def goals(self) -> dict[str, str]:
+        """Which way the metrics that netcarve does not know are better, ``"min"`` or ``"max"`` by name."""
+        return {**self.settings.get("goals", {}), **{o.name: o.goal for o in self.objectives}}
+
+    @property
     def limits(self) -> tuple[Limit, ...]:
         return tuple(Limit(text) for text in self.settings["limits"])
 

@@ -69,6 +69,7 @@ def describe(
         "seed": seed,
         "window": window,
         "objectives": [{"name": o.name, "goal": o.goal, "unit": o.unit} for o in objectives],
+        "goals": dict(task.goals) if task is not None else {},
         "limits": [m.text for m in limits],
         "metrics": list(metrics),
         "scoring": SCORING,

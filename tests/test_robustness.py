@@ -8,6 +8,7 @@ import torch
 from netcarve import Task, sweep, trace
 from netcarve.evaluators import Robustness, TaskError, ranking_stability
 from netcarve.evaluators.corruptions import IMAGES, Scale, blurred, contrast, corrupted, shifted
+from netcarve.evaluators.judge import Judge
 from netcarve.evaluators.robustness import corrupted_input, fgsm, replaced
 from netcarve.evaluators.stability import Stability
 from netcarve.spaces import Candidate
@@ -86,7 +87,8 @@ def test_fgsm_of_a_linear_model_is_its_closed_form():
     model = nn.Linear(5, 2, bias=False)
     model.weight.data = w
     y = torch.tensor([0, 1, 0, 1, 1, 0])
-    worse = fgsm(model, ((x,), {}, y), "input", 0.1)
+    judge = Judge.of("accuracy", None, None, None)
+    worse = fgsm(model, ((x,), {}, y), "input", 0.1, judge)
     sign = torch.where(y == 0, -1.0, 1.0)[:, None]
     torch.testing.assert_close(worse, x + 0.1 * sign * (w[0] - w[1]).sign())
     assert model.weight.grad is None

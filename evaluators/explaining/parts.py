@@ -12,8 +12,8 @@ from torch import Tensor, fx
 from ...results.explaining.section import Figure, Section, Skipped, clipped, series
 from ...results.explaining.shapley import MOST_EXACT, Values, shapley
 from ...results.table import HEADINGS
+from ...spaces.capture import tensors_of
 from ..batches import Batch
-from ..metrics import tensor_of
 from ..task import Task
 from .graphs import Graph, find_place, place_of
 from .subject import Subject, samples_of
@@ -163,8 +163,13 @@ def _without(graph: Graph, batch: Batch, gone: Mapping[fx.Node | None, Tensor]) 
 def _is_chain(task: Task, graph: Graph, nodes: Sequence[fx.Node]) -> bool:
     """Whether the output is the same for all samples without any one of some nodes."""
     means = _means(task, graph, nodes)
-    outputs = (tensor_of(_without(graph, task.batches[0], {node: means[node]})) for node in nodes)
-    return all(torch.allclose(output, output[:1].expand_as(output), atol=1e-6) for output in outputs)
+    outputs = (tensors_of(_without(graph, task.batches[0], {node: means[node]})) for node in nodes)
+    return all(
+        torch.allclose(output, output[:1].expand_as(output), atol=1e-6)
+        for given in outputs
+        for output in given
+        if output.dim()
+    )
 
 
 def _means(task: Task, graph: Graph, nodes: Sequence[fx.Node]) -> dict[fx.Node | None, Tensor]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ...results.explaining.section import Skipped
 from ...spaces import Candidate, Space
 from ..batches import batch_size
-from ..metrics import Classification, right, tensor_of
+from ..errors import TaskError
+from ..metrics import right
 from ..task import Task
 from .graphs import Graph, graph_of
 
@@ -100,15 +101,16 @@ class Subject:
         """Which targets of the whole validation data a network gets right, bool.
 
         Raises:
-            Skipped: the targets are no classes.
+            Skipped: outputs are not class scores, or targets no classes.
         """
         found = []
         with torch.inference_mode():
             for args, kwargs, targets in self.whole.batches:
-                outputs = tensor_of(model(*args, **kwargs))
-                if why := Classification.refusal(outputs, targets):
-                    raise Skipped(why)
-                found.append(right(outputs, targets))
+                try:
+                    scores = self.whole.judge.class_scores(model(*args, **kwargs), targets)
+                except TaskError as error:
+                    raise Skipped(str(error)) from None
+                found.append(right(scores, targets))
         return torch.cat(found)
 
     def counter(self, what: str) -> Callable[[int, int], None]:
@@ -142,9 +144,24 @@ class Subject:
         return torch.cat(columns)
 
     def call(self, model: nn.Module, x: Tensor) -> Tensor:
-        """The tensor that a network with one input gives for it."""
+        """The tensor that is judged of what a network with one input gives for it.
+
+        Raises:
+            Skipped: the networks give several tensors, and the task names none.
+        """
         args, kwargs = self.whole.example
-        return tensor_of(model(x) if args else model(**{next(iter(kwargs)): x}))
+        return self.judged(model(x) if args else model(**{next(iter(kwargs)): x}))
+
+    def judged(self, outputs: Any) -> Tensor:
+        """The tensor that is judged of a network's outputs.
+
+        Raises:
+            Skipped: there are several, and the task names none.
+        """
+        try:
+            return self.whole.judge.judged(outputs)
+        except TaskError as error:
+            raise Skipped(str(error)) from None
 
 
 def samples_of(task: Task) -> int:
