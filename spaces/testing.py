@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from .blueprint import Blueprint
 from .capture import capture
 from .choice import Candidate
+from .costing.counter import counted
 from .coupling.walk import IN
 from .model_copy import plain_copy
 
@@ -65,17 +64,15 @@ def zeroed_consumers(net: nn.Module, blueprint: Blueprint, candidate: Candidate)
 def counted_costs(module: nn.Module, x: torch.Tensor) -> dict[str, float]:
     """Costs of a built network by other routes than those of its space.
 
-    ``macs`` by torch's counter, ``params`` and ``size_mb`` from what the module holds, ``activation_mb`` and
-    ``memory_mb`` from a trace of the module itself, in which nothing is cut.
+    ``macs`` by counting what runs, ``params`` and ``size_mb`` from what the module holds, ``activation_mb``
+    and ``memory_mb`` from a trace of the module itself, in which nothing is cut.
     """
-    # Fused attention counts nothing.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(x)
+    macs = counted(module, x)[1]
     again = Blueprint(capture(module, x))
     whole = np.array([[g.size for g in again.coupling.groups]], dtype=np.int64)
     unchanged = again._decoder.costs.evaluate(whole)
     return {
-        "macs": counter.get_total_flops() / 2 / len(x),
+        "macs": macs / len(x),
         "params": float(sum(p.numel() for p in module.parameters())),
         "size_mb": sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers())) / 1e6,
         "activation_mb": float(unchanged["activation_mb"][0]),

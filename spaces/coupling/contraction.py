@@ -215,8 +215,13 @@ def bilinear(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
         walk.agree(n.name, [walk.of(a[name])[last], walk.of(w)[axis]])
         walk.read(n, name, last)
     made = _bias(walk, n, a.get("bias"), walk.of(w)[0])
-    outer = [(walk.of(a[name])[:-1], walk.shape(a[name])[:-1]) for name in ("input1", "input2")]
-    return (*broadcast(walk, n.name, out.shape[:-1], outer), made)
+    parts = [(walk.of(a[name])[:-1], walk.shape(a[name])[:-1]) for name in ("input1", "input2")]
+    outer = broadcast(walk, n.name, out.shape[:-1], parts)
+    left, right = walk.of(w)[1:]
+    lengths = (*out.shape, walk.shape(w)[2])  # the sum over the first inputs, then that over the second
+    walk.count(n, (*lengths, walk.shape(w)[1]), (*outer, made, right, left))
+    walk.count(n, lengths, (*outer, made, right), part=1)
+    return (*outer, made)
 
 
 @rule("addmm", "baddbmm")

@@ -244,6 +244,8 @@ def _frozen(
         original = walk.parameters[name][axis] if name in walk.parameters else None
         labels = [] if original is None else original.tolist()
         reason = next((walk.reasons[label] for label in labels if label in walk.reasons), None)
+        if original is None:
+            reason = "makes one channel alone"
         if name not in walk.parameters:
             reason = "its weights are no real floating-point numbers"
         reasons[name.rpartition(".")[0] or name] = reason or "is coupled with channels that cannot go"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeGuard
 
 import numpy as np
 from torch import fx
@@ -32,8 +31,11 @@ def kinds(graph: fx.Graph, coupling: Coupling) -> list[str]:
     for i, group in enumerate(coupling.groups):
         group_of[group.labels] = i
     found: dict[int, set[str]] = {i: set() for i in range(len(coupling.groups))}
+    computed: set[fx.Node] = set()  # activations; all else is parameters, and what is computed of them alone
     for n in graph.nodes:
-        for kind, v in _told(n, coupling) if n.op == "call_function" else ():
+        if n.op == "placeholder" or not computed.isdisjoint(n.all_input_nodes):
+            computed.add(n)
+        for kind, v in _told(n, coupling, computed) if n.op == "call_function" else ():
             for i in np.unique(group_of[v]).tolist():
                 if i >= 0 and (kind != RESIDUAL or len(coupling.groups[i].makers()) > 1):
                     found[i].add(kind)
@@ -43,11 +45,13 @@ def kinds(graph: fx.Graph, coupling: Coupling) -> list[str]:
     ]
 
 
-def _told(n: fx.Node, coupling: Coupling) -> Iterator[tuple[str, Vector]]:
+def _told(n: fx.Node, coupling: Coupling, computed: set[fx.Node]) -> Iterator[tuple[str, Vector]]:
     """What a node tells about the labels of some axes."""
     name = operator_name(n.target)[0]
     activations = [
-        [v for _, v in coupling.tensors[o.name]] for o in n.args[:2] if _is_activation(o, coupling)
+        [v for _, v in coupling.tensors[o.name]]
+        for o in n.args[:2]
+        if isinstance(o, fx.Node) and o in computed and o.name in coupling.tensors
     ]
     if name.startswith(("lstm", "gru", "rnn_")):
         made = coupling.pieces.get(n.name) or [coupling.tensors.get(n.name, ())]
@@ -61,10 +65,6 @@ def _told(n: fx.Node, coupling: Coupling) -> Iterator[tuple[str, Vector]]:
     elif len(activations) == 2 and name == "add":
         shared = {id(v) for v in activations[0]}
         yield from ((RESIDUAL, v) for v in activations[1] if v is not None and id(v) in shared)
-
-
-def _is_activation(operand: object, coupling: Coupling) -> TypeGuard[fx.Node]:
-    return isinstance(operand, fx.Node) and operand.op != "get_attr" and operand.name in coupling.tensors
 
 
 def _by_members(group: Group, coupling: Coupling) -> str:
