@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from .model_copy import PrivateCopy, private_copy
 from .module_state import ModuleState
+from .recurrent_shapes import recurrent_shapes
 from .refusal import advice, culprit, refusal
 
 aten = torch.ops.aten
@@ -141,7 +142,13 @@ def capture(model: nn.Module, example: Any) -> Captured:
     # some can only be captured so.
     for (a, k, dynamic), warm in product(attempts, (False, True) if copied.keeps else (False,)):
         try:
-            with quiet(), torch.no_grad(), _returning_tensors(source, bool(unreturned)), state_kept(source):
+            with (
+                quiet(),
+                recurrent_shapes(),
+                torch.no_grad(),
+                _returning_tensors(source, bool(unreturned)),
+                state_kept(source),
+            ):
                 if warm:
                     source(*fresh(a), **fresh(k))
                 program = torch.export.export(

@@ -302,3 +302,46 @@ def test_a_branch_on_data_is_left_alone():
     assert [g.name for g in blueprint.groups] == ["first"]
     assert "cond is not followed" in " ".join(blueprint.left_out.values())
     assert space.build(space.candidate([1]))(x).shape == (2, 3)
+
+
+LEFT_ALONE = {
+    "adaptive average": lambda x: F.adaptive_avg_pool2d(x, (3, None)),
+    "average": lambda x: F.avg_pool2d(x, (3, 1), stride=(2, 1), padding=(1, 0)),
+    "maximum": lambda x: F.max_pool2d(x, (2, 1)),
+    "larger": lambda x: F.interpolate(x, scale_factor=(2, 1), mode="bilinear"),
+    "larger by size": lambda x: F.interpolate(x, size=(9, WIDTH)),
+    "padded": lambda x: F.pad(x, (0, 0, 1, 2), mode="reflect"),
+}
+TOUCHED = {
+    "adaptive": lambda x: F.adaptive_avg_pool2d(x, (None, WIDTH + 3)),
+    "average": lambda x: F.avg_pool2d(x, (1, 3), stride=1, padding=(0, 1)),
+    "scaled": lambda x: F.interpolate(x, scale_factor=(1, 1.01)),
+    "places of maxima": lambda x: F.adaptive_max_pool2d(x, (2, WIDTH)),
+}
+
+
+def along_the_channels(act):
+    """The last spatial axis of what ``act`` gets are the channels."""
+    return Net(lambda net, x: act(x.transpose(1, 3)).transpose(1, 3)[:, :WIDTH])
+
+
+@pytest.mark.parametrize("name", LEFT_ALONE)
+def test_an_axis_that_pooling_and_resampling_leave_alone_is_followed(name):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 6)
+    net = along_the_channels(LEFT_ALONE[name]).eval()
+    blueprint = trace(net, x)
+    blueprint.prove()
+    assert "a" in {g.name for g in blueprint.groups}
+    space = blueprint.space()
+    for candidate in space.sample(np.random.default_rng(0), 3):
+        with torch.no_grad():
+            masked = zeroed_consumers(net, blueprint, candidate)
+            difference, allowed = relative_difference([space.build(candidate)(x)], [masked(x)])
+        assert difference <= allowed
+
+
+@pytest.mark.parametrize("name", TOUCHED)
+def test_an_axis_that_they_change_is_left_out(name):
+    blueprint = trace(along_the_channels(TOUCHED[name]), torch.randn(2, 3, 6, 6))
+    assert "is a spatial axis of" in blueprint.left_out["a"]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ...spaces.costing.counter import counted
+from ...spaces.recurrent_shapes import recurrent_shapes
 from ...spaces.splitting.staged import PlacedStage
 from .batches import Inputs, batch_length, batched, on_cpu, resized
 from .error import ExportError, first_line
@@ -105,7 +106,7 @@ class Source:
     def _captured(self, shapes: Any, example: Inputs | None = None) -> torch.export.ExportedProgram:
         module = self._plain_module
         try:
-            with quiet(), torch.no_grad():
+            with quiet(), recurrent_shapes(), torch.no_grad():
                 args, kwargs = example or self.example
                 program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:

@@ -181,6 +181,7 @@ def program_of(stage: Stage) -> torch.export.ExportedProgram:
     """
     import torch
 
+    from ...spaces.recurrent_shapes import recurrent_shapes
     from .quiet import quiet
 
     batch = torch.export.Dim("batch", min=1)
@@ -190,7 +191,7 @@ def program_of(stage: Stage) -> torch.export.ExportedProgram:
     _, (least, _) = entry(stage)
     samples = max(2, least)  # 1 would be taken for a constant
     example = tuple(torch.zeros(port.shape(samples), dtype=port.dtype) for port in stage.inputs)
-    with quiet(), torch.no_grad():
+    with quiet(), recurrent_shapes(), torch.no_grad():
         program = torch.export.export(flat_module(stage), example, dynamic_shapes=shapes, strict=False)
     program.example_inputs = None
     return program

@@ -82,12 +82,12 @@ def _channel_axis(walk: Walk, n: fx.Node, a: dict[str, Any]) -> int:
     walk.freeze(f"is a kernel axis of {n.name}", *walk.of(w)[2:])
     for k, length in enumerate(taps):
         pads = [a["padding"], a.get("output_padding", 0)]
-        if length != 1 or _along(a["stride"], k) != 1 or any(_along(p, k) not in (0, "valid") for p in pads):
+        if length != 1 or along(a["stride"], k) != 1 or any(along(p, k) not in (0, "valid") for p in pads):
             walk.freeze(f"is an axis along which the kernel of {n.name} moves", walk.of(x)[channel + 1 + k])
     return channel
 
 
-def _along(setting: Any, axis: int) -> Any:
+def along(setting: Any, axis: int) -> Any:
     """A stride or padding along one spatial axis; one value may stand for all."""
     return setting[axis % len(setting)] if isinstance(setting, (list, tuple)) else setting
 

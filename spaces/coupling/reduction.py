@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .contraction import along
 from .pointwise import pointwise
 from .walk import AxesOrList, Walk, operator_name, rule
 
@@ -25,15 +26,36 @@ _SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
     "replication_pad1d", "replication_pad2d", "replication_pad3d", "grid_sampler",
 )  # fmt: skip
 def spatial(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
-    """Acts on the trailing spatial axes of each channel alone."""
+    """Acts on the trailing spatial axes of each channel alone; those that it leaves alone are followed."""
     first, *others = walk.tensor_arguments(n)
     name = operator_name(n.target)[0]
     axes = walk.of(first)
     kept = len(axes) - next((k for tag, k in _SPATIAL.items() if tag in name), len(axes) - 2)
-    walk.freeze(f"is a spatial axis of {n.name}", *axes[kept:])
     walk.freeze_node(f"{n.name} takes it as coordinates", *others)
-    made = (*axes[:kept], *(None,) * (len(axes) - kept))
+    pair = isinstance(out, (tuple, list))  # with the places of the maxima
+    lengths, after = list(axes), out[0].shape if pair else out.shape
+    for k, axis in enumerate(range(kept, len(axes))):
+        followed = axes[axis] is not None and not others and not pair  # places of maxima move
+        if followed and _leaves(a, k, len(axes) - kept, walk.shape(first)[axis], after[axis]):
+            if a.get("output_size"):
+                walk.constant(n, "output_size", k, axes[axis])
+        else:
+            walk.freeze(f"is a spatial axis of {n.name}", axes[axis])
+            lengths[axis] = None
+    made = tuple(lengths)
     return [made for _ in out] if isinstance(out, (tuple, list)) else made
+
+
+def _leaves(a: dict[str, Any], k: int, rank: int, before: int, after: int) -> bool:
+    """Whether every position along spatial axis ``k`` of ``rank`` comes out as it went in, by itself."""
+    if "kernel_size" in a:
+        moves = a["kernel_size"], a["stride"] or a["kernel_size"], a["padding"]
+        return tuple(along(m, k) for m in moves) == (1, 1, 0)
+    if "padding" in a:  # in pairs, for the last axis first
+        return not any(a["padding"][2 * (rank - 1 - k) :][:2])
+    if a.get("scale_factors"):
+        return bool(a["scale_factors"][k] == 1)
+    return before == after  # adaptive pooling, or resampling to the same length
 
 
 @rule(

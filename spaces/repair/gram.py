@@ -19,6 +19,7 @@ from ..coupling.walk import bind
 from .changes import Changes
 from .consumers import Consumer, find_consumers
 from .least_squares import RIDGE
+from .recurrent import Stack, outputs
 from .rows import draw, places, take
 from .sources import OUTPUT, Source
 
@@ -116,6 +117,8 @@ class _Gatherer(fx.Interpreter):
     ) -> None:
         super().__init__(module)
         self._at: dict[str, list[tuple[int, str]]] = {}
+        inside = {node for s in sources for node, name in s.calls if name.startswith(OUTPUT)}
+        self._stacks = {n.name: Stack(n) for n in module.graph.nodes if n.name in inside}
         for i, source in enumerate(sources):
             for node, name in source.calls:
                 self._at.setdefault(node, []).append((i, name))
@@ -125,12 +128,16 @@ class _Gatherer(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         reads = self._at.get(n.name, ())
         for i, name in reads:
-            if name != OUTPUT:  # before the call, which may overwrite it
+            if not name.startswith(OUTPUT):  # before the call, which may overwrite it
                 self._add(i, self.env[bind(n)[name]])
-        out = super().run_node(n)
+        if n.name not in self._stacks:
+            return super().run_node(n)
+        stack = self._stacks[n.name]
+        x, states, params = stack.values(self.env)
+        out, seen = outputs(stack, x, states, params)
         for i, name in reads:
-            if name == OUTPUT:
-                self._add(i, out[0])
+            if name.startswith(OUTPUT):
+                self._add(i, seen[name])
         return out
 
     def _add(self, i: int, x: torch.Tensor) -> None:

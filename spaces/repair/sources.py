@@ -11,7 +11,9 @@ from torch import fx
 
 from ..coupling.walk import bind, operator_name
 
-OUTPUT = "output"  # in place of an operand's name: the first output of the call itself
+# In place of an operand's name: what layer 1 of a recurrent call gives ("output.1"), or one direction of it
+# ("output.1.0").
+OUTPUT = "output"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Source:
     Its columns are the positions along the axis; with a window, ``position * taps + tap``.
     """
 
-    calls: tuple[tuple[str, str], ...]  # (node, operand's schema name or OUTPUT); several: a shared weight
+    calls: tuple[tuple[str, str], ...]  # (node, operand's schema name or OUTPUT...); several: a shared weight
     axis: int  # counted from the end, below 0
     groups: int  # of a grouped convolution: each sees its own part of the axis
     patch: Patch | None

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from ..capture import Captured, quiet
 from ..coupling.walk import operator_name
+from ..recurrent_shapes import recurrent_shapes
 
 aten = torch.ops.aten
 
@@ -64,7 +65,7 @@ def functionalise(captured: Captured) -> Functional:
     Raises:
         CutError: the model keeps state between calls, or has effects whose order matters.
     """
-    with _dropouts_kept(captured.program) as dropouts, quiet(), torch.no_grad():
+    with _dropouts_kept(captured.program) as dropouts, quiet(), recurrent_shapes(), torch.no_grad():
         program = captured.program.run_decompositions({})
     signature = program.graph_signature
     if signature.buffers_to_mutate:
