@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -20,25 +21,31 @@ def salvage(
 ) -> None:
     """Save what is intact in a damaged run to a new one."""
     from ..results.salvage import salvage as save
-    from ..search.settings import LEDGER, discard, ledger_path
+    from ..search.settings import LEDGER, ledger_path
 
     ledger = ledger_path(run)
     folder = out or ledger.parent.with_name(f"{ledger.parent.resolve().name}-salvaged")
-    new = not (folder / LEDGER).exists()
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
         done = save(ledger, folder / LEDGER)
     except BaseException:
         if new:
-            discard(folder / LEDGER)
+            with suppress(OSError):
+                folder.rmdir()
         raise
     print(f"Saved {done.outcomes} trials of {done.proposals} candidates to {folder}")
+    if not done.settings:
+        print("Lost: the run's settings; they come back with the first --resume, from its command")
+    if not done.proposals:
+        print("Lost: every candidate, if there were any; the settings alone are intact")
     if done.lost:
         print(f"Lost: {_ranges(done.lost)}")
     if done.unscored:
         print(f"Without an outcome, lost or never scored: {_ranges(done.unscored)}")
     typed = quote(str(folder))
-    print(f"Look: {program()} front {typed}; go on: the command of the run with --resume --out {typed}")
+    look = f"Look: {program()} front {typed}; go on" if done.settings and done.outcomes else "Go on"
+    print(f"{look}: the command of the run with --resume --out {typed}")
 
 
 def _ranges(numbers: tuple[int, ...]) -> str:

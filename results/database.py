@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import sqlite3
+import tempfile
 import zlib
+from contextlib import closing, suppress
 from pathlib import Path
+from shlex import quote
 from typing import IO
 
-SCHEMA_VERSION = 2  # stored as SQLite's user_version; raised when a table changes. 1 had no checksums
+# Stored as SQLite's user_version and, so that neither can change alone, in the note ``schema``; raised when a
+# table changes. 1 had no checksums, 2 none of notes and one copy of the settings.
+SCHEMA_VERSION = 3
+SCHEMA_NOTE = "schema"
 APPLICATION_ID = 0x4E434C44  # "NCLD": tells a ledger from any other SQLite file
+
+NOTHING_IN_IT = (  # never advise to remove it: what is missing may lie elsewhere
+    "its run stopped before it began, or it was copied without its -wal file, which belongs beside it; "
+    "copy that too, or start the run again"
+)
 
 _SCHEMA = """
 CREATE TABLE settings (value TEXT NOT NULL, crc INTEGER);
-CREATE TABLE info (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE info (key TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER);
 CREATE TABLE proposals (number INTEGER PRIMARY KEY, candidate TEXT NOT NULL, crc INTEGER);
 CREATE TABLE outcomes (
     number INTEGER PRIMARY KEY, scores TEXT NOT NULL, error TEXT, seconds REAL NOT NULL, worker TEXT NOT NULL,
@@ -25,9 +37,12 @@ CREATE TABLE measurements (
     id INTEGER PRIMARY KEY, number INTEGER NOT NULL, scores TEXT NOT NULL, detail TEXT NOT NULL, crc INTEGER
 );
 """
+# The row of settings once more, on pages of its own: without it no trial can be read.
+_SPARE = "CREATE TABLE IF NOT EXISTS spare (value TEXT NOT NULL, crc INTEGER);"
 # What a row says, by table; the column ``crc`` holds its checksum.
 COLUMNS = {
     "settings": ("value",),
+    "info": ("key", "value"),
     "proposals": ("number", "candidate"),
     "outcomes": ("number", "scores", "error", "seconds", "worker"),
     "measurements": ("number", "scores", "detail"),
@@ -53,6 +68,11 @@ def connect(path: Path, *, write: bool, create: bool) -> sqlite3.Connection:
         raise LedgerError(f"{path} is a folder; give the ledger file inside it")
     if not path.exists() and not (write and create):
         raise LedgerError(f"there is no ledger at {path}; give the folder of a run that a sweep has written")
+    if path.exists() and not path.is_file():
+        raise LedgerError(f"{path} is not a regular file; give the folder of a run that a sweep has written")
+    log = Path(f"{path}-wal")
+    if (not path.exists() or not path.stat().st_size) and log.is_file() and log.stat().st_size:
+        raise damaged(path, "it is missing or empty, its -wal file is not")  # which SQLite would delete
     try:
         return _open_checked(path, write=write, create=create)
     except sqlite3.Error as error:
@@ -68,10 +88,7 @@ def _open_checked(path: Path, *, write: bool, create: bool) -> sqlite3.Connectio
     try:
         if not _holds_anything(db):
             if not (write and create):
-                raise LedgerError(
-                    f"the ledger {path} is empty: its run stopped before it began, or the file was cut "
-                    "off; remove the folder and start the run again"
-                )
+                raise LedgerError(f"the ledger {path} is empty: {NOTHING_IN_IT}")
             _create_schema(db)
         _check(db, path)
         if write:  # only now: the file of another program must stay as it is
@@ -116,30 +133,66 @@ def _holds_anything(db: sqlite3.Connection) -> bool:
 
 def _create_schema(db: sqlite3.Connection) -> None:
     db.executescript(
-        f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {APPLICATION_ID}; "
+        f"BEGIN IMMEDIATE; {_SCHEMA} {_SPARE} {_version_note()} PRAGMA application_id = {APPLICATION_ID}; "
         f"PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     )
 
 
+def _version_note() -> str:
+    key, value = SCHEMA_NOTE, str(SCHEMA_VERSION)
+    return f"INSERT OR REPLACE INTO info VALUES ('{key}', '{value}', {checksum('info', key, value)});"
+
+
 def _upgrade(db: sqlite3.Connection) -> None:
-    """Give an older ledger the columns of this version; its rows stay without a checksum."""
-    if _pragma(db, "user_version") == 1:
-        added = " ".join(f"ALTER TABLE {table} ADD COLUMN crc INTEGER;" for table in COLUMNS)
-        db.executescript(f"BEGIN IMMEDIATE; {added} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    """Give an older ledger the tables and columns of this version; its rows stay without a checksum."""
+    if _pragma(db, "user_version") < SCHEMA_VERSION:
+        added = " ".join(
+            f"ALTER TABLE {table} ADD COLUMN crc INTEGER;"
+            for table in COLUMNS
+            if table not in with_checksums(db)
+        )
+        db.executescript(
+            f"BEGIN IMMEDIATE; {added} {_SPARE} DELETE FROM spare; INSERT INTO spare SELECT value, crc FROM "
+            f"settings; {_version_note()} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        )
+
+
+def with_checksums(db: sqlite3.Connection) -> set[str]:
+    """Tables whose rows have a checksum: all, but in an older ledger."""
+    return {
+        table
+        for table in COLUMNS
+        if any(column == "crc" for _, column, *_ in db.execute(f"PRAGMA table_info({table})"))
+    }
 
 
 def _check(db: sqlite3.Connection, path: Path) -> None:
     if _pragma(db, "application_id") != APPLICATION_ID:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+        if set(COLUMNS) <= tables:
+            raise damaged(path, "its header has changed")
         raise LedgerError(f"{path} is an SQLite file of another program, not a netcarve ledger; give a run's")
     version = _pragma(db, "user_version")
     if version > SCHEMA_VERSION:
-        raise LedgerError(
-            f"the ledger {path} was written by a newer netcarve (schema {version}, this one reads up to "
-            f"{SCHEMA_VERSION}); upgrade with: pip install --upgrade netcarve"
-        )
+        noted = db.execute("SELECT value FROM info WHERE key = ?", (SCHEMA_NOTE,)).fetchone()
+        older = noted is not None and noted[0] == str(SCHEMA_VERSION)
+        raise damaged(path, "its header has changed") if older and flipped(version) else newer(path, version)
     verdict = db.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
         raise damaged(path, verdict)
+
+
+def flipped(version: int) -> bool:
+    """Is it one turned bit away from a schema that this netcarve writes or has written?"""
+    return any((version ^ known).bit_count() == 1 for known in range(1, SCHEMA_VERSION + 1))
+
+
+def newer(path: Path, version: int) -> LedgerError:
+    """The error for a ledger of a later schema."""
+    return LedgerError(
+        f"the ledger {path} was written by a newer netcarve (schema {version}, this one reads up to "
+        f"{SCHEMA_VERSION}); upgrade with: pip install --upgrade netcarve"
+    )
 
 
 def damaged(path: Path, what: str) -> LedgerError:
@@ -147,8 +200,12 @@ def damaged(path: Path, what: str) -> LedgerError:
     what = " ".join(what.split())
     return LedgerError(
         f"the ledger {path} is damaged ({what}); restore it from a copy, or save what is intact with: "
-        f"netcarve salvage '{path.parent}'"
+        f"{_salvage(path)}"
     )
+
+
+def _salvage(path: Path) -> str:
+    return f"netcarve salvage {quote(str(path.parent))}"
 
 
 def explain(error: sqlite3.Error, path: Path) -> LedgerError:
@@ -156,8 +213,8 @@ def explain(error: sqlite3.Error, path: Path) -> LedgerError:
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF  # the primary code of the extended one
     if code == sqlite3.SQLITE_NOTADB:
         return LedgerError(
-            f"{path} is not a netcarve ledger (not an SQLite file, or its beginning was overwritten); "
-            "give the folder of a run, or restore the file from a copy"
+            f"{path} is not a netcarve ledger (not an SQLite file, or its beginning was overwritten); give "
+            f"the folder of a run, restore the file, or save what is intact with: {_salvage(path)}"
         )
     if code == sqlite3.SQLITE_CORRUPT:
         return damaged(path, str(error))
@@ -178,34 +235,95 @@ def explain(error: sqlite3.Error, path: Path) -> LedgerError:
 def lock(path: Path) -> IO[str]:
     """Become the only writer of ``path``: hold ``<path>.lock`` until the returned file is closed.
 
-    The kernel lets go of the lock when the process dies, however it dies.
+    The kernel lets go of the lock when the process dies, however it dies. Only its holder may remove
+    the file.
 
     Raises:
         LedgerError: another process (or this one, elsewhere) writes already, or the folder is not writable.
     """
     import fcntl  # not on Windows; readers there need no lock
 
-    beside = Path(f"{path}.lock")  # never removed: two writers could each lock "the" file otherwise
+    beside = Path(f"{path}.lock")
+    while True:
+        try:
+            file = os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not is_at(beside, os.fstat(file.fileno())):  # its run was discarded between the two calls
+                file.close()
+                continue
+            leave_word(file, str(os.getpid()))
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise LedgerError(
+                f"another process{f' ({owner})' if owner else ''} is writing the ledger {path}; wait until "
+                "that run ends or stop it, or choose another folder for this one"
+            ) from error
+        except OSError as error:
+            file.close()
+            raise _cannot_write(path, error) from error
+        return file
+
+
+def is_at(path: Path, file: os.stat_result) -> bool:
+    """Does ``path`` lead to that very file (device and inode)?"""
     try:
-        file = beside.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise _cannot_write(path, error) from error
+        there = path.stat()
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (file.st_dev, file.st_ino)
+
+
+WORD = 64  # bytes of a lock file; all are written at once, so that later words fit where the disk is full
+
+
+def leave_word(lock: IO[str], text: str) -> None:
+    """Write into a lock file: who holds it or, where the ledger itself has no room, how the run ended."""
+    os.pwrite(lock.fileno(), text.encode()[:WORD].ljust(WORD), 0)  # unbuffered: close() must not fail again
+
+
+def last_word(path: Path) -> str:
+    """How the last writer of the ledger at ``path`` ended, where it could only say so in its lock file."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(file.fileno(), 0)
-        os.write(file.fileno(), str(os.getpid()).encode())  # unbuffered: closing must not fail a second time
-    except BlockingIOError as error:
-        file.seek(0)
-        owner = file.read().strip()
-        file.close()
-        raise LedgerError(
-            f"another process{f' ({owner})' if owner else ''} is writing the ledger {path}; wait until that "
-            "run ends or stop it, or choose another folder for this one"
-        ) from error
-    except OSError as error:
-        file.close()
-        raise _cannot_write(path, error) from error
-    return file
+        text = Path(f"{path}.lock").read_text(encoding="utf-8", errors="replace")[:WORD].strip()
+    except OSError:
+        return ""
+    return text if text.isalpha() else ""
+
+
+def rescue(db: sqlite3.Connection, path: Path) -> tuple[sqlite3.Connection, IO[str], Path]:
+    """Copy an open ledger that is no longer at its path to a new folder beside its own, ``<folder>-saved``.
+
+    Returns:
+        The copy, open for writing; its lock; where it is.
+
+    Raises:
+        LedgerError: it can be written nowhere.
+    """
+    name = f"{path.parent.name or 'run'}-saved"
+    for home in (lambda: path.absolute().parents[1], Path.cwd, lambda: Path(tempfile.gettempdir())):
+        with suppress(OSError):  # gone as well, or not writable: try the next
+            copy = _new_folder(home(), name) / path.name
+            held = lock(copy)
+            with closing(sqlite3.connect(copy)) as new:
+                db.backup(new)
+            return connect(copy, write=True, create=False), held, copy
+    raise LedgerError(
+        f"the folder of the run, {path.parent}, was removed or replaced, and what it held can be saved "
+        f"nowhere else: neither beside it nor in {tempfile.gettempdir()}"
+    )
+
+
+def _new_folder(home: Path, name: str) -> Path:
+    for i in itertools.count(1):
+        with suppress(FileExistsError):
+            (folder := home / (name if i == 1 else f"{name}-{i}")).mkdir()
+            return folder
+    raise AssertionError
 
 
 def being_written(path: Path) -> bool:

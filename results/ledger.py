@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 from typing import IO, Any, Self
 
 from ..spaces import Candidate, Choice, Space
-from .database import COLUMNS, LedgerError, checksum, connect, damaged, explain, lock
-from .trial import Trial
+from .database import (
+    COLUMNS,
+    SCHEMA_NOTE,
+    LedgerError,
+    checksum,
+    connect,
+    damaged,
+    explain,
+    is_at,
+    leave_word,
+    lock,
+    rescue,
+    with_checksums,
+)
+from .trial import Trial, is_score, outcome_row, scores_text
 
 __all__ = ["Ledger", "LedgerError", "Measurement"]
 
@@ -55,16 +67,39 @@ class Ledger:
             self._lock = lock(self.path)
         try:
             self._db = connect(self.path, write=write, create=create)
-            version = self._read("PRAGMA user_version")[0][0]
-        except BaseException:
+            self._checked = with_checksums(self._db)  # an old ledger is read as it is
+            self._file = self.path.stat()
+        except BaseException as error:
+            if self._lock is not None and not self.path.exists():  # discarded while we waited for the lock
+                Path(f"{self.path}.lock").unlink(missing_ok=True)
             self._release()
+            if isinstance(error, sqlite3.Error):
+                raise explain(error, self.path) from error
             raise
-        self._crc = "crc" if version > 1 else "NULL"  # an old ledger is read as it is
 
     def close(self) -> None:
         """Let go of the file; the ledger cannot be used afterwards. Twice does no harm."""
         self._db.close()
         self._release()
+
+    def discard(self) -> None:
+        """Remove the ledger with all that is kept beside it, and its folder where nothing else is in it.
+
+        Under the lock, so that nobody else can have begun to write it.
+        """
+        self._db.close()
+        if self._lock is not None and is_at(self.path, self._file):
+            for end in ("", "-wal", "-shm", "-journal", ".lock"):
+                Path(f"{self.path}{end}").unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: it was there before
+                self.path.parent.rmdir()
+        self._release()
+
+    def leave_word(self, status: str) -> None:
+        """Say how the run ended where the ledger itself cannot take another note."""
+        if self._lock is not None:
+            with suppress(OSError):
+                leave_word(self._lock, status)
 
     def __enter__(self) -> Self:
         return self
@@ -85,9 +120,10 @@ class Ledger:
             raise damaged(self.path, f"unreadable settings {rows[0][0][:40]!r}")
         return settings
 
-    def save_settings(self, settings: Mapping[str, Any]) -> None:
+    def save_settings(self, settings: Mapping[str, Any], *, replace: bool = False) -> None:
         """Keep the run's settings (plain JSON), once. The same again is ignored.
 
+        With ``replace`` they take the place of what is kept.
         ``settings["choices"] = [[name, [options...]], ...]`` lets :meth:`trials` work without a space.
 
         Raises:
@@ -95,21 +131,30 @@ class Ledger:
         """
         text = json.dumps(dict(settings), allow_nan=False)
         with self._writing() as db:
+            if replace:
+                db.execute("DELETE FROM settings")
+                db.execute("DELETE FROM spare")
             kept = self.settings
             if kept and kept != json.loads(text):
                 raise LedgerError(f"the ledger {self.path} holds a run with other settings; use a new folder")
             if not kept:
-                db.execute("INSERT INTO settings VALUES (?, ?)", (text, checksum("settings", text)))
+                self._add_settings(db, text)
 
     @property
     def info(self) -> dict[str, Any]:
         """The latest value of every note: elapsed seconds, status, ..."""
-        return {key: self._json(value) for key, value in self._read("SELECT key, value FROM info")}
+        return {key: self._json(value) for key, value in self._rows("info") if key != SCHEMA_NOTE}
 
     def note(self, key: str, value: Any) -> None:
         """Set one note (plain JSON); unlike all else in the ledger it may change."""
+        row = (key, json.dumps(value, allow_nan=False))
         with self._writing() as db:
-            db.execute("INSERT OR REPLACE INTO info VALUES (?, ?)", (key, json.dumps(value, allow_nan=False)))
+            db.execute("INSERT OR REPLACE INTO info VALUES (?, ?, ?)", (*row, checksum("info", *row)))
+
+    @property
+    def blank(self) -> bool:
+        """Nothing was ever proposed, and there are no settings: its run stopped before it began."""
+        return not self._rows("settings") and not self._rows("proposals", "LIMIT 1")
 
     # What was asked and what came of it.
 
@@ -126,6 +171,10 @@ class Ledger:
                     self._must_equal("proposals", row, "was proposed as another candidate")
         self._proposed.update(proposals)
 
+    def transaction(self) -> AbstractContextManager[object]:
+        """Everything written in its ``with`` block is kept, or nothing of it."""
+        return self._writing()
+
     def record(self, trials: Sequence[Trial]) -> None:
         """Keep outcomes, in one transaction. The same outcome again is ignored.
 
@@ -133,7 +182,7 @@ class Ledger:
             ValueError: a trial with neither scores nor error, with both, or with a score that is not finite.
             LedgerError: a trial that was not proposed, or has another outcome already.
         """
-        rows = [_outcome(trial) for trial in trials]
+        rows = [outcome_row(trial) for trial in trials]
         with self._writing() as db:
             for trial, row in zip(trials, rows, strict=True):
                 if self._proposed.get(row[0]) != trial.candidate:
@@ -159,7 +208,7 @@ class Ledger:
             if found is None or found[0] is not None:
                 what = "is not recorded" if found is None else "failed"
                 raise LedgerError(f"trial {number} of {self.path} {what}; measure trials that have scores")
-            text = _scores_text(number, scores) if scores or not detail else "{}"
+            text = scores_text(number, scores) if scores or not detail else "{}"
             self._add_measurement(db, number, text, detail or {})
 
     def _add_measurement(
@@ -220,7 +269,10 @@ class Ledger:
         with self._writing() as db:
             for table, found in rows.items():
                 for row in found:
-                    self._add(db, table, row)
+                    if table == "settings":
+                        self._add_settings(db, str(row[0]))
+                    else:
+                        self._add(db, table, row)
 
     # Inside.
 
@@ -232,12 +284,17 @@ class Ledger:
 
     def _rows(self, table: str, rest: str = "", values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Rows of a table, each seen to be as it was written."""
-        rows = self._read(f"SELECT {', '.join(COLUMNS[table])}, {self._crc} FROM {table} {rest}", values)
+        crc = "crc" if table in self._checked else "NULL"
+        rows = self._read(f"SELECT {', '.join(COLUMNS[table])}, {crc} FROM {table} {rest}", values)
         for *row, crc in rows:
             blob = any(isinstance(value, bytes) for value in row)  # never written: a turned bit in its type
             if blob or (crc is not None and crc != checksum(table, *row)):
                 raise damaged(self.path, f"a row of {table} has changed: {row[0]!r:.40}")
         return [row[:-1] for row in rows]
+
+    def _add_settings(self, db: sqlite3.Connection, text: str) -> None:
+        for table in ("settings", "spare"):
+            db.execute(f"INSERT INTO {table} VALUES (?, ?)", (text, checksum("settings", text)))
 
     def _add(self, db: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> bool:
         """Insert a row, unless its number is there already; was it inserted?"""
@@ -248,9 +305,13 @@ class Ledger:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: committed at the end, undone by any exception."""
+        """One transaction, or a part of the one around it: committed at the end, undone by any exception."""
         if self._lock is None:
             raise LedgerError(f"the ledger {self.path} is not open for writing; use Ledger(path, write=True)")
+        if self._db.in_transaction:
+            yield self._db
+            return
+        moved = None if is_at(self.path, self._file) else self._rescue()
         try:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -261,6 +322,25 @@ class Ledger:
                 raise
         except sqlite3.Error as error:
             raise explain(error, self.path) from error
+        if moved is not None:
+            raise moved
+
+    def _rescue(self) -> LedgerError:
+        """Go on in a copy, since the file is no longer at its path; what to raise when that is written."""
+        gone, was = self.path, self._db
+        self._db, self._lock, self.path = rescue(was, gone)
+        self._file = self.path.stat()
+        if gone.exists():  # never closed: SQLite would remove the -wal file of whoever is there now
+            import ctypes
+
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(was))
+        else:
+            was.close()
+        return LedgerError(
+            f"the folder of the run, {gone.parent}, was removed, moved or replaced while the run went on; "
+            f"all that it has scored is saved in {self.path.parent}: go on there with --resume --out "
+            f"{quote(str(self.path.parent))}"
+        )
 
     def _must_equal(self, table: str, row: tuple[Any, ...], otherwise: str) -> None:
         columns = ", ".join(COLUMNS[table])
@@ -280,7 +360,7 @@ class Ledger:
 
     def _scores(self, text: str) -> dict[str, float]:
         scores = self._json(text)
-        if not isinstance(scores, dict) or not all(_is_score(value) for value in scores.values()):
+        if not isinstance(scores, dict) or not all(is_score(value) for value in scores.values()):
             raise damaged(self.path, f"scores that are not finite numbers: {text[:60]!r}")
         return scores
 
@@ -312,30 +392,3 @@ class Ledger:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def _is_score(value: Any) -> bool:
-    largest = sys.float_info.max  # JSON knows integers beyond it, which are no floats
-    return isinstance(value, int | float) and -largest <= value <= largest
-
-
-def _scores_text(number: int, scores: Mapping[str, float]) -> str:
-    if not scores:
-        raise ValueError(f"trial {number} has no scores; a trial that failed needs an error text instead")
-    bad = {name: value for name, value in scores.items() if not math.isfinite(value)}
-    if bad:
-        raise ValueError(f"trial {number} has scores that are not finite: {bad}; record it as failed instead")
-    return json.dumps({name: float(value) for name, value in scores.items()})
-
-
-def _outcome(trial: Trial) -> tuple[int, str, str | None, float, str]:
-    """The row of a trial in the table ``outcomes``."""
-    number, error = int(trial.number), trial.error
-    if not math.isfinite(trial.seconds):
-        raise ValueError(f"trial {number} took {trial.seconds} seconds; give a finite number")
-    if error is None:
-        return number, _scores_text(number, trial.scores), None, float(trial.seconds), trial.worker
-    if trial.scores:
-        raise ValueError(f"trial {number} has both scores and an error; a failed trial has no scores")
-    error = error.encode("utf-8", "backslashreplace").decode()  # tracebacks may hold lone surrogates
-    return number, "{}", error, float(trial.seconds), trial.worker

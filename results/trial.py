@@ -1,7 +1,10 @@
-"""One scored (or failed) candidate."""
+"""One scored (or failed) candidate, and how a ledger keeps it."""
 
 from __future__ import annotations
 
+import json
+import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,3 +36,40 @@ class Trial:
         """Last line of the traceback; empty for a success."""
         lines = (self.error or "").strip().splitlines()
         return lines[-1] if lines else ""
+
+
+def is_score(value: Any) -> bool:
+    """Is it a finite number that a float holds?"""
+    largest = sys.float_info.max  # JSON knows integers beyond it, which are no floats
+    return isinstance(value, int | float) and -largest <= value <= largest
+
+
+def scores_text(number: int, scores: Mapping[str, float]) -> str:
+    """Scores of a trial as JSON.
+
+    Raises:
+        ValueError: there are none, or one is not finite.
+    """
+    if not scores:
+        raise ValueError(f"trial {number} has no scores; a trial that failed needs an error text instead")
+    bad = {name: value for name, value in scores.items() if not math.isfinite(value)}
+    if bad:
+        raise ValueError(f"trial {number} has scores that are not finite: {bad}; record it as failed instead")
+    return json.dumps({name: float(value) for name, value in scores.items()})
+
+
+def outcome_row(trial: Trial) -> tuple[int, str, str | None, float, str]:
+    """The row of a trial in the table ``outcomes``.
+
+    Raises:
+        ValueError: neither scores nor error, or both; a number that is not finite.
+    """
+    number, error = int(trial.number), trial.error
+    if not math.isfinite(trial.seconds):
+        raise ValueError(f"trial {number} took {trial.seconds} seconds; give a finite number")
+    if error is None:
+        return number, scores_text(number, trial.scores), None, float(trial.seconds), trial.worker
+    if trial.scores:
+        raise ValueError(f"trial {number} has both scores and an error; a failed trial has no scores")
+    error = error.encode("utf-8", "backslashreplace").decode()  # tracebacks may hold lone surrogates
+    return number, "{}", error, float(trial.seconds), trial.worker

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..results.database import NOTHING_IN_IT
 from ..results.objective import Limit, Objective
 from ..spaces import Choice
 from .settings import RunError
@@ -20,7 +21,7 @@ def check_settings(settings: Mapping[str, Any], path: object) -> None:
         RunError: the settings are not those of a run: none, or a value of another kind than netcarve writes.
     """
     if not settings:
-        raise RunError(f"the run in {path} stopped before it began; remove the folder and start it again")
+        raise RunError(f"the ledger in {path} is empty: {NOTHING_IN_IT}")
     try:
         _check(settings)
     except (KeyError, TypeError, ValueError) as error:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from ..results.database import being_written
+from ..results.database import being_written, last_word
 from ..results.front import Front
 from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective
@@ -66,10 +67,16 @@ class Run:
         self.path = file.parent
         with Ledger(file) as ledger:
             self.settings: dict[str, Any] = ledger.settings
+            if not self.settings and not ledger.blank:
+                raise RunError(
+                    f"the settings of the run in {self.path} are lost; its trials are there, to be "
+                    "looked at once it is resumed: the command that it was started with, and --resume --out "
+                    f"{quote(str(self.path))}"
+                )
             check_settings(self.settings, self.path)
             self.info: dict[str, Any] = sound_notes(ledger.info)
             if self.info.get("status") == "running" and not being_written(file):
-                self.info["status"] = "killed"
+                self.info["status"] = last_word(file) or "killed"
             self.trials: list[Trial] = ledger.trials(space)
         self._task = task
         self._space = space

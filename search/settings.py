@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..evaluators.machine import environment
+from ..results.database import being_written
 from ..results.ledger import Ledger, LedgerError
 from ..results.objective import Limit, Objective
 from ..results.trial import Trial
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from ..evaluators import Task
     from ..spaces import Blueprint
 
+log = logging.getLogger(__name__)
 LEDGER = "ledger.sqlite"  # in the folder of a run
 HOME = Path("runs")  # folders of runs are made here, in the working directory
 PLATFORM = ("devices", "links")  # options of a space
 SCORING = 2  # rules by which networks are repaired and scored; 1: BatchNorm re-estimated for all of them
+TAKEN = "taken"  # among the settings of a run whose own were lost
 NEEDED_BYTES = 16_000_000  # free on disk, to start: far more than a ledger of ten thousand trials
 
 
@@ -141,6 +144,9 @@ def open_run(
 
     Raises:
         RunError: the folder holds another run; nothing to resume; or other settings than the stored ones.
+            A run that stopped before it began (a ledger with nothing in it) is begun anew, not resumed. One
+            whose settings alone are lost (:mod:`..results.salvage`) is resumed with those given: its
+            trials must be of the space, and replay finds any other difference.
         LedgerError: no room on disk, not writable, damaged, or in use by another process.
     """
     folder = Path(out) if out is not None else _default_folder(settings, resume, home)
@@ -148,9 +154,18 @@ def open_run(
     if resume:
         if not path.exists():
             raise RunError(f"nothing to resume: there is no run in {folder}; leave out resume to start one")
+        if _is_blank(path) and not being_written(path):
+            raise RunError(
+                f"nothing to resume: the run in {folder} stopped before it began; leave out resume to "
+                "start it"
+            )
         ledger = Ledger(path, write=True, create=False)
         try:
-            _check_same(ledger.settings, settings, folder)
+            stored = ledger.settings
+            if not stored or (TAKEN in stored and differences(stored, settings)):
+                _take_settings(ledger, settings)
+            else:
+                _check_same(stored, settings, folder)
         except BaseException:
             ledger.close()
             raise
@@ -158,27 +173,45 @@ def open_run(
     check_free(folder)
     _make_room(folder)
     ledger = Ledger(path, write=True)
-    if given or scored:
-        _save_beginning(ledger, settings, given, scored or {})
-    else:
-        ledger.save_settings(settings)
+    try:
+        if not ledger.blank:  # of somebody who was quicker
+            raise _taken(folder)
+        _begin(ledger, settings, given, scored or {})
+    except BaseException:
+        ledger.close()
+        raise
     return ledger
 
 
-def _save_beginning(
+def _take_settings(ledger: Ledger, settings: Mapping[str, Any]) -> None:
+    """Those of a run whose own are lost. Only replay shows whether they are right: others may follow.
+
+    Raises:
+        LedgerError: its trials are of another space.
+    """
+    with ledger.transaction():
+        ledger.save_settings({**settings, TAKEN: True}, replace=True)
+        ledger.trials()
+    log.warning("the settings of %s were lost; from now on they are those given", ledger.path.parent)
+
+
+def _begin(
     ledger: Ledger,
     settings: Mapping[str, Any],
     given: Sequence[Candidate],
     scored: Mapping[Candidate, Trial],
 ) -> None:
-    """The settings of a run, and its first trials where they are known already."""
+    """The settings of a run and, where they are known already, its first trials: all at once, or nothing."""
+    if not given and not scored:
+        ledger.save_settings(settings)
+        return
     choices = tuple(Choice(name, tuple(options)) for name, options in settings["choices"])
     first = [Candidate((0,) * len(choices), choices), *given]
-    ledger.propose(list(enumerate(first)))
     known = [(n, scored[c]) for n, c in enumerate(first) if c in scored]
-    ledger.record([replace(trial, number=n, candidate=first[n]) for n, trial in known])
-    # Last, since a ledger with settings is a run: whoever resumes it finds its beginning whole.
-    ledger.save_settings({**settings, "given": len(given), "imported": len(scored)})
+    with ledger.transaction():
+        ledger.save_settings({**settings, "given": len(given), "imported": len(scored)})
+        ledger.propose(list(enumerate(first)))
+        ledger.record([replace(trial, number=n, candidate=first[n]) for n, trial in known])
 
 
 def resumed_settings(
@@ -196,10 +229,25 @@ def resumed_settings(
 def check_free(folder: Path) -> None:
     """
     Raises:
-        RunError: the folder holds a run.
+        RunError: the folder holds a run, be it one that cannot be read.
     """
-    if (folder / LEDGER).exists():
-        raise RunError(f"{folder} holds another run; resume it, or choose another folder")
+    if (folder / LEDGER).exists() and not _is_blank(folder / LEDGER):
+        raise _taken(folder)
+
+
+def _taken(folder: Path) -> RunError:
+    return RunError(f"{folder} holds another run; resume it, or choose another folder")
+
+
+def _is_blank(path: Path) -> bool:
+    """Did the run stop before it began? What cannot be read did not."""
+    try:
+        if path.is_file() and path.stat().st_size == 0 and not Path(f"{path}-wal").exists():
+            return True
+        with Ledger(path) as ledger:
+            return ledger.blank
+    except (LedgerError, OSError):
+        return False
 
 
 def note_environment(ledger: Ledger) -> None:
@@ -210,24 +258,23 @@ def note_environment(ledger: Ledger) -> None:
 
 
 def close_run(ledger: Ledger, status: str, seconds: float) -> None:
-    """Note how it ended and close it; a run in which nothing was scored is not left behind."""
+    """Note how it ended and close it; a run in which nothing was scored is not left behind.
+
+    Raises:
+        LedgerError: it finished, and that cannot be noted. Whoever was interrupted is told something else.
+    """
     try:
-        kept = status == "finished" or bool(ledger.trials())
-        if kept:
-            ledger.note("seconds", seconds)
-            ledger.note("status", status)
+        if status != "finished" and not ledger.trials():
+            ledger.discard()
+            return
+        ledger.note("seconds", seconds)
+        ledger.note("status", status)
+    except LedgerError:
+        ledger.leave_word(status)
+        if status == "finished":
+            raise
     finally:
         ledger.close()
-    if not kept:
-        discard(ledger.path)
-
-
-def discard(ledger: Path) -> None:
-    """Remove a ledger with all that is kept beside it, and its folder where nothing else is in it."""
-    for end in ("", ".lock", "-wal", "-shm", "-journal"):
-        Path(f"{ledger}{end}").unlink(missing_ok=True)
-    with suppress(OSError):  # not empty: it was there before
-        ledger.parent.rmdir()
 
 
 def ledger_path(path: str | Path) -> Path:
@@ -264,7 +311,10 @@ def _default_folder(settings: Mapping[str, Any], resume: bool, home: Path) -> Pa
     stem = re.sub(r"[^\w.-]+", "_", f"{settings['task'] or 'space'}-{settings['searcher']}")
     pattern = re.compile(re.escape(stem) + r"-(\d+)")
     found = [pattern.fullmatch(p.name) for p in home.glob(f"{stem}-*")] if home.is_dir() else []
-    last = max((int(m.group(1)) for m in found if m), default=0)
+    last = max(
+        (int(m.group(1)) for m in found if m and (not resume or (home / m.group() / LEDGER).exists())),
+        default=0,
+    )
     if resume and not last:
         raise RunError(f"nothing to resume: there is no {home / stem}-*; name the folder of the run")
     return home / f"{stem}-{last if resume else last + 1}"

@@ -10,7 +10,7 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from netcarve.results.ledger import LedgerError
+from netcarve.results.ledger import Ledger, LedgerError
 from netcarve.search import Interrupted, RunError, load, sweep
 from netcarve.search.settings import LEDGER
 from netcarve.search.testing import ToyScorer as Toy
@@ -220,3 +220,106 @@ def test_resume_notices_a_search_that_proposes_otherwise(tmp_path):
     db.close()
     with pytest.raises(RunError, match="cannot resume: trial 5 was"):
         run(tmp_path / "run", resume=True, trials=20)
+
+
+def blank(folder):
+    """What is left of a run that was killed after it made its ledger, and before it kept its settings."""
+    folder.mkdir()
+    Ledger(folder / LEDGER, write=True).close()
+
+
+def test_a_run_killed_before_it_began_is_begun_anew_and_not_resumed(tmp_path):
+    for name in ("blank", "empty"):
+        folder = tmp_path / name
+        blank(folder)
+        if name == "empty":
+            (folder / LEDGER).write_bytes(b"")
+        with pytest.raises(RunError, match=r"nothing to resume: .* stopped before it began; leave out"):
+            run(folder, resume=True)
+        assert len(run(folder).trials) == 40
+        with pytest.raises(RunError, match="holds another run; resume it"):
+            run(folder)
+    blank(tmp_path / "held")
+    with Ledger(tmp_path / "held" / LEDGER, write=True):
+        for resume in (False, True):
+            with pytest.raises(LedgerError, match="is writing the ledger"):
+                run(tmp_path / "held", resume=resume)
+
+
+def test_a_beginning_with_known_trials_is_kept_whole_or_not_at_all(tmp_path, monkeypatch):
+    first = run(tmp_path / "first", trials=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "record", lambda self, trials: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", trials=10, seed_from=[first])
+    assert Ledger(tmp_path / "run" / LEDGER).blank
+    assert len(run(tmp_path / "run", trials=10, seed_from=[first]).trials) == 30
+
+
+def test_lost_settings_come_back_with_the_command_of_the_run(tmp_path):
+    whole = run(tmp_path / "run", trials=40)
+    with sqlite3.connect(tmp_path / "run" / LEDGER) as db:
+        db.execute("DELETE FROM settings")
+    db.close()
+    with pytest.raises(RunError, match=r"settings of the run .* are lost; .* --resume --out"):
+        load(tmp_path / "run")
+    with pytest.raises(LedgerError, match="another space"):
+        run(tmp_path / "run", space=toy_space(6), resume=True)
+    with pytest.raises(RunError, match=r"cannot resume: trial \d was"):
+        run(tmp_path / "run", seed=7, trials=41, resume=True)
+    toy = Toy()
+    resumed = run(tmp_path / "run", trials=45, toy=toy, resume=True)
+    assert len(toy.calls) == 5
+    assert facts(resumed.trials)[:40] == facts(whole.trials)
+
+
+class At(Toy):
+    """Does something at its 23rd call."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def __call__(self, *args):
+        if len(self.calls) == 23:
+            self.what()
+        return super().__call__(*args)
+
+
+def test_a_folder_removed_in_mid_sweep_loses_nothing(tmp_path):
+    with pytest.raises(LedgerError, match=r"was removed, moved or replaced .* --resume --out \S*run-saved"):
+        run(tmp_path / "run", toy=At(lambda: shutil.rmtree(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+    kept = load(tmp_path / "run-saved")
+    assert (len(kept.trials), kept.info["status"]) == (24, "interrupted")  # with the one under way
+    resumed = run(tmp_path / "run-saved", resume=True)
+    assert facts(resumed.trials) == facts(run(tmp_path / "other").trials)
+
+
+FULL = """
+import resource, signal, sys
+from netcarve.search import sweep
+from netcarve.search.testing import ToyScorer, toy_space
+class Filling(ToyScorer):
+    def __call__(self, *args):
+        if len(self.calls) == 23:  # no file may grow any more, as where the disk is full
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        return super().__call__(*args)
+sweep(None, toy_space(), "nsga2", ("quality:max", "cost:min"), trials=40, workers=0,
+      evaluators=[Filling()], out=sys.argv[1])
+"""
+
+
+def test_a_full_disk_ends_a_run_in_words(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path / "run"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "LedgerError: " in done.stderr.splitlines()[-1]
+    assert "During handling" not in done.stderr
+    kept = load(tmp_path / "run")
+    assert (len(kept.trials), kept.info["status"]) == (23, "interrupted")
+    resumed = run(tmp_path / "run", resume=True)
+    assert resumed.info["status"] == "finished"
+    assert facts(resumed.trials) == facts(run(tmp_path / "other").trials)

@@ -158,7 +158,7 @@ def test_a_run_that_never_began(home):
     with sqlite3.connect(made.path / "ledger.sqlite") as db:
         db.execute("DELETE FROM settings")
     db.close()
-    with pytest.raises(RunError, match="stopped before it began; remove the folder"):
+    with pytest.raises(RunError, match="stopped before it began, or it was copied"):
         load(made.path)
 
 
@@ -196,7 +196,7 @@ def test_details_that_make_no_sense_are_left_out_or_refused(home, detail):
 @pytest.mark.parametrize("value", ["5", "[1]", '"x"', "{}", "-1", "1" + "0" * 400])
 def test_notes_that_make_no_sense_break_no_list(home, capsys, note, value):
     path = run(home / "r").path
-    rewritten(path, "INSERT OR REPLACE INTO info VALUES (?, ?)", note, value)
+    rewritten(path, "INSERT OR REPLACE INTO info (key, value) VALUES (?, ?)", note, value)
     assert netcarve(["list", str(home)]) == 0
     assert "grid" in capsys.readouterr().out
     assert netcarve(["list", str(home), "--json"]) == 0
