@@ -88,6 +88,8 @@ def _of_the_run(name: str, run: Run, progress: Callable[[str], None]) -> Section
         made = sensitivity_section(run.trials, run.objectives) if name == "sensitivity" else _rules(run)
     except Skipped as why:
         made = Section(name, OF_THE_RUN[name], skipped=str(why))
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        made = Section(name, OF_THE_RUN[name], skipped=f"it failed with {type(error).__name__}: {error}")
     return replace(made, seconds=time.perf_counter() - started)
 
 

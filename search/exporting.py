@@ -35,9 +35,9 @@ def export_trial(
     if formats is None:
         formats = [name for name in USUAL if name != "state" or run.settings.get("spec")]
     known_formats(formats)
-    target = Path(directory).expanduser().resolve()
     # Before the task is loaded, which may take a while.
-    check_target(target, overwrite)
+    check_target(Path(directory).expanduser(), overwrite)
+    target = Path(directory).expanduser().resolve()
     require(formats, _description(run, trial, run.settings.get("spec")))
     progress("reading the task of the run")
     from ..evaluators.heldout import answers, figure

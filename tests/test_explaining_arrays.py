@@ -146,9 +146,29 @@ def test_a_space_that_was_scored_whole_is_decomposed_exactly():
     ],
 )
 def test_what_says_nothing_is_skipped_with_the_reason(trials, reason):
-    with pytest.raises(Skipped, match=reason):
+    with pytest.raises(Skipped, match=reason) as told:
         sensitivity(trials, "accuracy")
-    assert importance(trials, [Objective("accuracy")]) is None
+    assert importance(trials, [Objective("accuracy")])["skipped"] == str(told.value)
+
+
+@pytest.mark.parametrize("scale", [2.0**-1000, 2.0**460])
+def test_shares_do_not_depend_on_the_unit_of_the_metric(scale):
+    was = sensitivity(sampled(lambda i: 0.5 + i[0] + 0.2 * i[1], n=100), "accuracy")
+    now = sensitivity(sampled(lambda i: scale * (0.5 + i[0] + 0.2 * i[1]), n=100), "accuracy")
+    assert now.main == pytest.approx(was.main)
+    for one, other in zip(was.effects, now.effects, strict=True):
+        assert other / scale == pytest.approx(one)
+
+
+def test_a_greedy_walk_in_a_large_space_is_analysed_or_left_out_with_the_reason():
+    """60 trials of 100 choices fill next to nothing of the space; it once ended in an exception."""
+    space = Space([Choice(f"c{i}", tuple(range(8))) for i in range(100)])
+    walk = [space.candidate([1] * n + [0] * (100 - n)) for n in range(60)]
+    trials = trials_of(space, lambda i: 1.0 - 0.001 * sum(i), walk)
+    found = importance(trials, [Objective("accuracy")])
+    assert found.get("skipped", "").startswith("the 60 trials lie too close together") or sum(
+        found["shares"]
+    ) == pytest.approx(1, abs=0.5)
 
 
 def test_the_section_of_a_run_is_plain_and_says_how_to_read_it():

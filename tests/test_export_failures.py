@@ -152,6 +152,34 @@ class TestTarget:
         assert Receipt.load(tmp_path / "out").describe["task"] == "again" == second.describe["task"]
         assert leftovers(tmp_path) == ["out"]
 
+    def test_overwrite_deletes_nothing_but_the_earlier_export(self, case, tmp_path):
+        first = self.one(case, tmp_path / "out")
+        (tmp_path / "out" / "__pycache__").mkdir()  # of a script that was run there
+        (tmp_path / "link").symlink_to(tmp_path / "out")
+        with pytest.raises(ExportError, match="is a symbolic link"):
+            self.one(case, tmp_path / "link", overwrite=True)
+        for stray in ("notes.txt", "thesis"):
+            (tmp_path / "out" / stray).mkdir() if stray == "thesis" else (tmp_path / "out" / stray).touch()
+            with pytest.raises(ExportError, match=rf"did not write \(.*{stray}\); move that elsewhere"):
+                self.one(case, tmp_path / "out", overwrite=True)
+        (tmp_path / "out" / "notes.txt").unlink()
+        (tmp_path / "out" / "thesis").rmdir()
+        assert Receipt.load(tmp_path / "out") == first
+        self.one(case, tmp_path / "out", overwrite=True)
+        (tmp_path / "out" / "receipt.json").write_text("{}")
+        with pytest.raises(ExportError, match="nothing there is overwritten"):
+            self.one(case, tmp_path / "out", overwrite=True)
+
+    def test_what_is_put_there_during_an_export_stays(self, case, tmp_path):
+        def put(step):
+            (tmp_path / "out" / "notes.txt").write_text("mine")
+
+        self.one(case, tmp_path / "out")
+        with pytest.raises(ExportError, match="did not write"):
+            self.one(case, tmp_path / "out", overwrite=True, progress=put)
+        assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+        assert leftovers(tmp_path) == ["out"]
+
     def test_failing_overwrite_keeps_the_earlier_export(self, case, tmp_path):
         first = self.one(case, tmp_path / "out")
         with pytest.raises(ExportError, match="does not reproduce"):

@@ -43,7 +43,14 @@ def analyse(name: str, subject: Subject) -> Section:
         section = function(subject)
     except Skipped as why:
         section = Section(name, title, skipped=str(why))
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, torch.OutOfMemoryError) as error:
+    except (
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        torch.OutOfMemoryError,
+    ) as error:
         log.debug("%s failed", name, exc_info=True)
         first = str(error).strip().partition("\n")[0]
         section = Section(name, title, skipped=f"it failed with {type(error).__name__}: {first}")

@@ -67,19 +67,33 @@ def sensitivity(
     latest = {t.candidate.indices: t.scores[metric] for t in scored}
     x = np.array(list(latest), dtype=np.int64)
     y = np.array(list(latest.values()), dtype=np.float64)
-    if np.abs(y).max() > LARGEST:
+    largest = np.abs(y).max()
+    if largest > LARGEST:
         raise Skipped(f"{metric} has values too large to share out")
-    if np.ptp(y) <= 1e-12 * np.abs(y).max():
+    if np.ptp(y) <= 1e-12 * largest:
         raise Skipped(f"{metric} is the same in all {len(y)} trials")
     if len(y) == math.prod(counts) and len(counts) <= MOST_EXACT:
-        return Sensitivity(metric, names, *_exact(x, y, counts), len(y), True, None)
+        main, pairs, effects = _exact(x, y / largest, counts)
+        effects = [effect * largest for effect in effects]
+        return Sensitivity(metric, names, main, pairs, effects, len(y), True, None)
     if len(y) < FEWEST:
         raise Skipped(f"{len(y)} trials with {metric}: at least {FEWEST} are needed to learn from")
     if len(y) > most:
         rows = np.linspace(0, len(y) - 1, most).round().astype(int)
         x, y = x[rows], y[rows]
-    shares, fit = _learnt(x, y, counts, trees, seed)
-    return Sensitivity(metric, names, shares.main, shares.pairs, shares.effects, len(y), False, fit)
+    # At unit scale: squares of the smallest floats are 0. Without the mean: trials that lie close together,
+    # as a greedy search's do, tell little of the whole space, which must not be lost against the mean.
+    centred = y / largest - np.mean(y / largest)
+    scale = float(np.abs(centred).max())
+    try:
+        shares, fit = _learnt(x, centred / scale, counts, trees, seed)
+    except ValueError as error:
+        raise Skipped(
+            f"the {len(y)} trials lie too close together in a space of {len(counts)} choices to tell which "
+            f"of them moves {metric}"
+        ) from error
+    effects = [effect * scale * largest for effect in shares.effects]
+    return Sensitivity(metric, names, shares.main, shares.pairs, effects, len(y), False, fit)
 
 
 def lead_metric(objectives: Sequence[Objective]) -> str:
@@ -141,15 +155,16 @@ def sensitivity_section(trials: Sequence[Trial], objectives: Sequence[Objective]
     )
 
 
-def importance(trials: Sequence[Trial], objectives: Sequence[Objective]) -> dict[str, Any] | None:
+def importance(trials: Sequence[Trial], objectives: Sequence[Objective]) -> dict[str, Any]:
     """Main effects for the report: ``{"metric", "names", "shares", "fit", "trials"}``, the largest first.
 
-    None where the trials do not tell.
+    Where the trials do not tell, ``{"metric", "skipped": why}``.
     """
+    metric = lead_metric(objectives)
     try:
-        found = sensitivity(trials, lead_metric(objectives), trees=24, most=500)
-    except Skipped:
-        return None
+        found = sensitivity(trials, metric, trees=24, most=500)
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        return {"metric": metric, "skipped": str(error)}
     order = np.argsort(-found.main, kind="stable")[:SHOWN]
     return {
         "metric": found.metric,
@@ -181,8 +196,9 @@ def _learnt(
 
     # Features of 5/6 and no pruning, as in the paper; scaled, since a tree splits by absolute impurities.
     scale = float(y.std())
+    y = (y - y.mean()) / scale
     forest = RandomForestRegressor(trees, max_features=5 / 6, random_state=seed, n_jobs=1)
-    forest.fit(x, (y - y.mean()) / scale)
+    forest.fit(x, y)
     analyses = []
     for grown in forest.estimators_:
         t = grown.tree_
@@ -191,14 +207,16 @@ def _learnt(
             t.children_right,
             t.feature,
             t.threshold,
-            t.value[:, 0, 0] * scale + y.mean(),
+            t.value[:, 0, 0] * scale,
             counts,
         )
         analyses.append(Anova(boxes))
     varied = [a for a in analyses if a.variance > 0]
+    if not varied:
+        raise ValueError("no tree varies over the space")
     strong = np.argsort(-np.mean([a.main / a.variance for a in varied], axis=0), kind="stable")[:MOST_PAIRED]
     shares = average(analyses, list(combinations(sorted(strong.tolist()), 2)))
-    return shares, _unseen_fit(forest, x, (y - y.mean()) / scale)
+    return shares, _unseen_fit(forest, x, y)
 
 
 def _unseen_fit(forest: Any, x: np.ndarray, y: np.ndarray) -> float | None:

@@ -86,7 +86,7 @@ def export(
             "arguments": {...}}``, which must return the module with weights of any value; ``baseline``:
             scores of the unchanged model, for the card.
         samples: keep a few of ``inputs`` with their answers, so that whoever has the folder can check it.
-        overwrite: replace an earlier export in ``directory`` (and nothing else).
+        overwrite: replace an earlier export in ``directory``; a folder with anything else in it is refused.
         progress: told in a word or two what is being done.
 
     Raises:
@@ -94,8 +94,8 @@ def export(
             or files that do not load or do not reproduce. ``directory`` is then as it was.
     """
     names = known_formats(formats)
+    check_target(Path(directory).expanduser(), overwrite)
     target = Path(directory).expanduser().resolve()
-    check_target(target, overwrite)
     describe = _as_json(describe or {})
     require(names, describe)
     if len(inputs) == 0:

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .error import ExportError
-from .receipt import RECEIPT
+from .receipt import RECEIPT, Receipt
+
+CACHE = "__pycache__"  # of scripts in an export that were run there
 
 
 @contextmanager
@@ -44,6 +46,7 @@ def partial_folder(target: Path, *, needed_bytes: int) -> Iterator[Path]:
                 f"{free / 1e6:.0f} MB are free; make room or choose another folder"
             )
         yield partial
+        check_target(target, overwrite=True)  # what has been put there meanwhile is not ours
         _move(partial, target)
     except OSError as error:
         raise ExportError(f"cannot write to {target.parent}: {error.strerror or error}") from error
@@ -55,9 +58,12 @@ def check_target(target: Path, overwrite: bool) -> None:
     """Refuse a target that is taken.
 
     Raises:
-        ExportError: it is a file, or a folder with anything in it but, with ``overwrite``, an earlier export.
+        ExportError: it is a file, a symbolic link, or a folder with anything in it but, with ``overwrite``,
+            an earlier export: the files that its receipt lists, and no others.
     """
     try:
+        if target.is_symlink():
+            raise ExportError(f"{target} is a symbolic link, which is not followed; give the folder itself")
         if not target.exists() or (target.is_dir() and not any(target.iterdir())):
             return
         ours = (target / RECEIPT).is_file()
@@ -72,6 +78,16 @@ def check_target(target: Path, overwrite: bool) -> None:
         raise ExportError(
             f"{target} holds an earlier export; choose another folder, or replace it: --overwrite "
             "(overwrite=True)"
+        )
+    try:
+        listed = {*Receipt.load(target).files, RECEIPT}
+    except ValueError as error:
+        raise ExportError(f"{error}; nothing there is overwritten, choose another folder") from error
+    strays = sorted(p.name for p in target.iterdir() if p.name not in listed or not p.is_file())
+    if strays := [name for name in strays if name != CACHE]:
+        raise ExportError(
+            f"{target} holds what the earlier export did not write ({', '.join(strays[:3])}"
+            f"{', ...' if len(strays) > 3 else ''}); move that elsewhere, or choose another folder"
         )
 
 

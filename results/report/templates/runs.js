@@ -33,10 +33,13 @@ function drawImportance() {
   const known = runs.map((of, r) => [of, r]).filter(([of]) => of.importance);
   $("importance-section").hidden = !known.length;
   replace($("importance"), h("div", { class: "abouts" }, known.map(([of, r]) => {
-    const { metric, names, shares, trials, fit } = of.importance, most = Math.max(...shares);
+    const { metric, names, shares, trials, fit, skipped } = of.importance;
+    const whose = runs.length > 1 ? [swatch(r), `${of.name}: `] : null;
+    if (skipped) return h("div", null, h("h3", null, whose, capital(labelOf(metric))), h("p", { class: "note" }, `${capital(skipped)}.`));
+    const most = Math.max(...shares);
     const learnt = fit === null ? `from all ${trials} candidates` : `learnt from ${plural(trials, "trial")}, `
       + `R² ${fit.toFixed(2)} on those held out`;
-    return h("div", null, h("h3", null, runs.length > 1 ? [swatch(r), `${of.name}: `] : null, `${capital(labelOf(metric))}, ${learnt}`),
+    return h("div", null, h("h3", null, whose, `${capital(labelOf(metric))}, ${learnt}`),
       h("div", { class: "widths", role: "table", "aria-label": "importance" }, names.map((name, i) =>
         h("div", { class: "matter", role: "row", "data-choice": name, title: name },
           h("span", { class: "layer", role: "cell" }, tail(name, 26)),
