@@ -157,7 +157,10 @@ class _Pages:
     def __init__(self, data: bytes, wal: bytes, size: int) -> None:
         self.size = size
         self.ordered = [(at // size + 1, data[at : at + size]) for at in range(0, len(data), size)]
-        before, now = [], []  # frames from before the log was last begun anew are older than the file
+        before: list[tuple[int, bytes]] = []
+        now: list[
+            tuple[int, bytes]
+        ] = []  # frames from before the log was last begun anew are older than the file
         for at in range(WAL_HEADER, len(wal) - FRAME_HEADER, FRAME_HEADER + size):
             (number,) = struct.unpack_from(">I", wal, at)
             current = wal[at + 8 : at + 16] == wal[16:24]  # the salts of section 4.1
