@@ -22,9 +22,7 @@ def explain(
     only: Annotated[
         str | None, typer.Option("--only", metavar="NAMES", help="analyses, such as sensitivity,cka")
     ] = None,
-    samples: Annotated[
-        int, typer.Option("--samples", metavar="N", min=1, help="validation samples used")
-    ] = 200,
+    samples: Annotated[int, typer.Option("--samples", metavar="N", min=1, help="for representations")] = 200,
     task: RunTask = None,
     as_json: AsJson = False,
 ) -> None:

@@ -128,7 +128,14 @@ def _print(found: dict[str, Any]) -> None:
         tell("Links and slower devices are simulated on this machine by waiting")
     if found["restarts"]:
         tell(f"Stages started again: {found['restarts']}")
+    count, every = found["samples"], found["all_samples"]
+    on_all = (
+        ""
+        if found["trial_score"] is None or count == every
+        else f" (trial: {found['trial_score']:.4f} on all {every})"
+    )
     tell(
         f"{found['metric']} of what came back {found['score']:.4f}, in one process "
-        f"{found['whole_score']:.4f}; outputs differ by {found['difference']:.1e} of the largest"
+        f"{found['whole_score']:.4f}, on {count} samples{on_all}"
     )
+    tell(f"Outputs differ by {found['difference']:.1e} of the largest")

@@ -52,7 +52,8 @@ def serve(
         Plain JSON: ``stages``, ``boundaries``, ``measured``, ``predicted`` (of the candidate's costs; empty
         where the space has no splits, the links are others than the run's, or a batch is not 1), ``score`` of
         what came back and ``whole_score`` of the network in one process on the same samples, ``difference``
-        between the two (largest, relative to the largest output), and the trial's own score.
+        between the two (largest, relative to the largest output), ``samples`` of them, and the trial's own
+        score, on ``all_samples``.
 
     Raises:
         RunError: no such trial, or one that failed.
@@ -61,6 +62,7 @@ def serve(
     if inputs < 1 or batch < 1:
         raise ValueError(f"need at least 1 input of 1 sample, got {inputs} of {batch}")
     from ..evaluators.batches import recut
+    from ..evaluators.explaining.subject import samples_of
     from ..spaces.threads import one_thread
 
     trial = run.scored(number)
@@ -107,6 +109,8 @@ def serve(
             },
             "predicted": _predicted(run, number) if simulate and batch == 1 and "link" not in options else {},
             "metric": task.metric_name,
+            "samples": samples_of(task),
+            "all_samples": samples_of(run.task),
             "score": task.measure(outputs)[task.metric_name],
             "whole_score": task.measure(whole)[task.metric_name],
             "trial_score": trial.scores.get(task.metric_name),

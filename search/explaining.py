@@ -41,7 +41,7 @@ def explain(
     Args:
         number: of a trial that did not fail.
         only: some of :data:`NAMES`; by default all.
-        samples: validation samples that are looked at; class by class, all are.
+        samples: validation samples whose representations are looked at; scores are of all, if affordable.
         progress: told in a few words what is being done.
 
     Raises:

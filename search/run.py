@@ -351,7 +351,7 @@ class Run:
 
         Args:
             only: names of analyses, of :data:`.explaining.NAMES`; by default all.
-            samples: validation samples that are looked at.
+            samples: validation samples whose representations are looked at.
 
         Returns:
             What the page shows, as plain JSON values.

@@ -94,8 +94,8 @@ def subject(task, space):
 
 @pytest.fixture(scope="module")
 def unchanged(task, space):
-    """The original against itself. What a run builds for trial 0 has its BatchNorm estimated again."""
-    return Subject(task, space, space.baseline, task.model, 80)
+    """The original against itself, which is what a run builds for trial 0."""
+    return subject_of(task, space, space.baseline)
 
 
 def section(name, subject):
@@ -222,7 +222,7 @@ def test_a_dropped_part_is_worth_nothing(subject):
 def test_choices_share_the_whole_change_of_the_score(subject):
     found = section("decisions", subject).data
     scored = [
-        Job(subject.task, subject.space, (search_explaining_quality(),)).evaluate(0, c).scores["accuracy"]
+        Job(subject.whole, subject.space, (search_explaining_quality(),)).evaluate(0, c).scores["accuracy"]
         for c in (subject.space.baseline, subject.candidate)
     ]
     assert [found["original"], found["subnetwork"]] == pytest.approx(scored)
@@ -234,6 +234,21 @@ def search_explaining_quality():
     from netcarve.evaluators import Quality
 
     return Quality()
+
+
+def test_scores_of_an_explanation_are_those_of_the_run(subject, monkeypatch):
+    decisions, classes = section("decisions", subject), section("classes", subject).data
+    for name in ("original", "subnetwork"):
+        right = (classes["samples"] * classes[name]).sum() / classes["samples"].sum()
+        assert decisions.data[name] == pytest.approx(right)
+    assert decisions.basis.startswith("160 of 160 validation samples")
+    assert "on all" not in decisions.summary
+    # Where not all can be afforded, the figure on all stands beside that of the part.
+    monkeypatch.setattr("netcarve.evaluators.explaining.subject.BUDGET", 0.0)
+    few = section("decisions", subject)
+    assert few.basis.startswith("50 of 160 validation samples")
+    change = 100 * (decisions.data["subnetwork"] - decisions.data["original"])
+    assert f"on 50 of 160 samples, {change:+.3g} points on all" in few.summary
 
 
 def test_nothing_changed_is_nothing_to_share(unchanged):

@@ -96,15 +96,18 @@ def decisions_section(subject: Subject) -> Section:
         )
     worst = int(np.argmax(np.abs(found.values)))
     scale, unit = (100, " points") if percent else (1, "")
+    count_of, all_of = samples_of(task), samples_of(subject.whole)
+    on = ""
+    if count_of < all_of:
+        on = f" on {count_of} of {all_of} samples, {scale * subject.change():+.3g}{unit} on all"
     how = "exact" if exact else f"from {permutations} permutations in antithetic pairs"
     return Section(
         "decisions",
         "What each choice costs",
-        f"{label} changes by {scale * (found.all - found.none):+.3g}{unit}, of which {names[worst]} makes "
+        f"{label} changes by {scale * (found.all - found.none):+.3g}{unit}{on}; {names[worst]} makes "
         f"{scale * found.values[worst]:+.3g}",
-        f"{samples_of(task)} validation samples, {count} changed choices, {found.evaluations} networks "
-        "scored as in "
-        f"the run; Shapley values {how}",
+        f"{count_of} of {all_of} validation samples, {count} changed choices, {found.evaluations} networks "
+        f"scored as in the run; Shapley values {how}",
         tuple(figures),
         {
             "metric": metric,

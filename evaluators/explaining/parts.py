@@ -96,8 +96,8 @@ def parts_section(subject: Subject) -> Section:
         f"{_leader(names, was, percent)} in the original, {_leader(names, now, percent)} in the subnetwork"
         if gone < len(names)
         else f"{_leader(names, was, percent)} in the original; the subnetwork's cannot be told apart",
-        f"{samples_of(task)} validation samples, {len(names)} {what}, {gone} of which the subnetwork does "
-        "not have; "
+        f"{samples_of(task)} of {samples_of(subject.whole)} validation samples, {len(names)} {what}, "
+        f"{gone} of which the subnetwork does not have; "
         f"a part that is taken away gives its mean; Shapley values {how}",
         tuple(figures),
         {"parts": names, "original": _data(was), "subnetwork": _data(now)},

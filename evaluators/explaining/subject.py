@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...results.explaining.section import Skipped
 from ...spaces import Candidate, Space
+from ..accuracy import Quality
 from ..batches import batch_size
 from ..errors import TaskError
 from ..metrics import right
@@ -32,13 +33,13 @@ class Subject:
     space: Space
     candidate: Candidate
     network: nn.Module  # the subnetwork, eval mode
-    samples: int  # of the validation data, at most
+    samples: int  # of the validation data, at most, for what looks at representations
     seed: int = 0
     say: Callable[[str], None] = field(default=lambda _: None)
 
     @cached_property
     def task(self) -> Task:
-        """The task on the samples that are looked at: drawn once, the same for all analyses."""
+        """The task on the samples whose representations are looked at: drawn once, the same for all."""
         return self._part(self.samples)
 
     @cached_property
@@ -47,9 +48,17 @@ class Subject:
         return float(self.space.cost_arrays([self.space.baseline]).get("macs", [1.0])[0])
 
     def affordable(self, networks: int) -> Task:
-        """The task on fewer samples where so many networks are to be run on them, and large ones."""
-        least = min(FEWEST, self.samples)
-        return self._part(max(least, min(self.samples, int(BUDGET / max(1.0, self.macs * networks)))))
+        """The task on all of its samples, as the run scored it; on fewer where too much is to be run."""
+        most = int(BUDGET / max(1.0, self.macs * networks))
+        return self.whole if most >= samples_of(self.whole) else self._part(max(FEWEST, most))
+
+    def change(self) -> float:
+        """The subnetwork's metric less the original's on all samples, as the run has them."""
+        before, after = (
+            Quality()(self.whole, model, self.candidate)[self.whole.metric_name]
+            for model in (self.original, self.network)
+        )
+        return after - before
 
     def _part(self, samples: int) -> Task:
         return self.whole.part(min(1.0, samples / samples_of(self.whole)))
