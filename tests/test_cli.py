@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from netcarve.__main__ import run
+from netcarve.search.run import NAMED
 
 TASKS = Path(__file__).parent / "data" / "cli_tasks.py"
 
@@ -131,7 +132,7 @@ def refused(call):
         ("front runs/a --objective beauty:max", ["beauty", "known are", "accuracy"]),
         ("front runs/a --plot front.gif", ["front.gif", ".png"]),
         ("show runs/a 99", ["99"]),
-        ("show runs/a best", ["TRIAL"]),
+        ("show runs/a first", ["first", "best, knee, smallest"]),
         ("export runs/a 99", ["99"]),
         ("export runs/a 3 --format gguf", ["gguf", "pt2, onnx, state"]),
         ("compare runs/a runs/none", ["runs/none"]),
@@ -269,6 +270,18 @@ def test_inspect(call) -> None:
     assert "channels" in table.split()
 
 
+def test_trials_have_names(call) -> None:
+    front = json.loads(call("front", "runs/a", "--json").out)["trials"]
+    numbers = {name: json.loads(call("show", "runs/a", name, "--json").out)["number"] for name in NAMED}
+    others = [t for t in front if t["number"]]
+    assert numbers["best"] == others[0]["number"]
+    assert numbers["smallest"] == min(others, key=lambda t: t["scores"]["params"])["number"]
+    shown = call("show", "runs/a", "smallest").out
+    assert f"trial {numbers['smallest']} of runs/a" in shown
+    assert "layer" in shown
+    assert shown.splitlines()[-3].startswith("Next:")
+
+
 def test_compare(call) -> None:
     call(
         "sweep", "mine.py:task", "--trials", "4", "--workers", "0", "--searcher", "random", "--out", "runs/b"
@@ -292,7 +305,7 @@ def test_export(call, tmp_path: Path) -> None:
     assert all((folder / name).is_file() for name in [*receipt["files"], "receipt.json"])
     again = call("export", "runs/a", "3", "--format", "state", "-o", str(folder))
     assert (again.code, again.out) == (1, "")
-    assert "holds an earlier export; choose another folder, or overwrite it" in again.err
+    assert "holds an earlier export; choose another folder, or replace it: --overwrite" in again.err
     assert "reading the task" not in again.err
     again = call("export", "runs/a", "3", "--format", "state", "-o", str(folder), "--overwrite")
     assert again.code == 0, again.err
@@ -317,7 +330,7 @@ def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(home: Path) -> None:
         time.sleep(0.05)
     stopped.send_signal(signal.SIGINT)
     out, err = stopped.communicate(timeout=60)
-    assert stopped.returncode == 1, err
+    assert stopped.returncode == 130, err
     assert out == ""
     assert "Traceback" not in err
     assert "--resume --out runs/s" in err
