@@ -190,8 +190,7 @@ class Tcp(Transport):
             why = f"does not listen at {host}:{port} ({error}); start it there with stage.py --listen"
             raise self._lost(self.blame(Lost(k, why))) from error
         try:
-            with wire.patience(control, self._patience):
-                frame = wire.read_frame(control.fileno())
+            frame = wire.read_frame(control.fileno(), end=time.monotonic() + self._patience)
             name = frame.json().get("stage") if frame is not None else None
         except (OSError, wire.FrameError) as error:
             wire.close(control)

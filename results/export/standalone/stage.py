@@ -208,7 +208,7 @@ def serve(stage: Stage, listener: socket.socket) -> None:
         control, session = wire.accept(listener, "control")
         try:
             _session(stage, listener, control, session)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # whatever a driver orders ends its own session alone
             with suppress(OSError):
                 wire.write_frame(control.fileno(), wire.text_frame(wire.CONTROL, fault=str(error)))
         wire.close(control)
@@ -223,7 +223,7 @@ def _session(stage: Stage, listener: socket.socket, control: socket.socket, sess
             wire.write_frame(control.fileno(), wire.text_frame(wire.CONTROL, **content))
 
     tell(stage=stage.name)
-    order = wire.read_frame(control.fileno())
+    order = wire.read_frame(control.fileno(), end=time.monotonic() + wire.GREETING_SECONDS)
     said = order.json() if order is not None else {}
     after = None
     if said["next"]:

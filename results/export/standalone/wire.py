@@ -15,19 +15,22 @@ import hmac
 import json
 import math
 import os
+import selectors
 import socket
 import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from typing import Any, NamedTuple, cast
 
 MAGIC = b"NCS1"
 HEADER = struct.Struct("<4sBxHQQQ")
 DATA, ERROR, CONTROL = 1, 2, 3
 MAX_TEXT = 1 << 20  # bytes of a JSON body
+MAX_GREETING = 1 << 12  # bytes of the first one, before it is known who speaks
+MOST_GREETINGS = 64  # connections that have not said who they are
 MAX_BODY = 1 << 31  # bytes of all tensors of a frame
 TOKEN = "NETCARVE_STAGE_TOKEN"
 GREETING_SECONDS = 10.0  # for a connection to say what it is
@@ -101,7 +104,7 @@ class Frame(NamedTuple):
     def json(self) -> dict[str, Any]:
         try:
             made = json.loads(bytes(self.body[0]))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FrameError(f"a frame of kind {self.kind} is no JSON") from error
         if not isinstance(made, dict):
             raise FrameError(f"a frame of kind {self.kind} holds no JSON object")
@@ -126,17 +129,19 @@ def write_frame(fd: int, frame: Frame) -> int:
     return HEADER.size + frame.bytes
 
 
-def read_frame(fd: int, expected: Expected | None = None) -> Frame | None:
+def read_frame(fd: int, expected: Expected | None = None, *, end: float | None = None) -> Frame | None:
     """The next frame; ``None`` at the end. Nothing is allocated before the header is found in order.
 
     Args:
         expected: of data frames; ``None``: only text may come.
+        end: when all of it must have come, of :func:`time.monotonic`; ``None``: any time.
 
     Raises:
         FrameError: no frame, one of another size than the ports', or one that ends early.
+        TimeoutError: it has not come in time.
     """
     head = bytearray(HEADER.size)
-    if not _fill(fd, head, may_end=True):
+    if not _fill(fd, head, may_end=True, end=end):
         return None
     magic, kind, count, number, samples, length = HEADER.unpack(head)
     if magic != MAGIC:
@@ -156,13 +161,19 @@ def read_frame(fd: int, expected: Expected | None = None) -> Frame | None:
         raise FrameError(f"frame {number} is of kind {kind}, which is not expected here")
     body = [bytearray(size) for size in sizes]
     for part in body:
-        _fill(fd, part)
+        _fill(fd, part, end=end)
     return Frame(kind, number, samples, body)
 
 
-def _fill(fd: int, buffer: bytearray, may_end: bool = False) -> bool:
+def _fill(fd: int, buffer: bytearray, may_end: bool = False, end: float | None = None) -> bool:
     view = memoryview(buffer)
     while len(view):
+        # For the whole frame: who sends a byte now and then must not hold up others.
+        if end is not None:
+            with selectors.DefaultSelector() as selector:
+                selector.register(fd, selectors.EVENT_READ)
+                if not selector.select(max(0.0, end - time.monotonic())):
+                    raise TimeoutError("a frame has not come in time")
         got = os.readv(fd, [view])
         if got == 0:
             if may_end and len(view) == len(buffer):
@@ -283,33 +294,96 @@ def accept(
 ) -> tuple[socket.socket, str]:
     """The next connection of that role and session, and its session. All others are closed.
 
+    Connections are greeted side by side: whatever a stranger sends, or sends slowly, ends that one alone.
+
     Raises:
         TimeoutError: nobody came.
     """
-    end = None if seconds is None else time.monotonic() + seconds
-    while True:
-        listener.settimeout(None if end is None else max(0.01, end - time.monotonic()))
-        connection, _ = listener.accept()
-        connection.settimeout(None)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with patience(connection, GREETING_SECONDS), suppress(OSError, FrameError):
-            frame = read_frame(connection.fileno())
-            said = frame.json() if frame is not None else {}
-            known = hmac.compare_digest(str(said.get("token")).encode(), os.environ.get(TOKEN, "").encode())
-            if known and said.get("role") == role and session in (None, said.get("session")):
-                return connection, str(said.get("session"))
-        close(connection)
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    greetings: dict[socket.socket, _Greeting] = {}
+    listener.settimeout(None)
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        try:
+            while (now := time.monotonic()) < end:
+                late = [one for one, greeting in greetings.items() if greeting.end < now]
+                for one in late or list(greetings)[:-MOST_GREETINGS]:
+                    _drop(one, greetings, selector)
+                soonest = min([end, *(greeting.end for greeting in greetings.values())])
+                for key, _ in selector.select(None if soonest == math.inf else max(0.01, soonest - now)):
+                    if key.fileobj is listener:
+                        with suppress(OSError):  # of one that has gone already
+                            one, _ = listener.accept()
+                            one.setblocking(False)
+                            greetings[one] = _Greeting(one)
+                            selector.register(one, selectors.EVENT_READ)
+                        continue
+                    one = cast(socket.socket, key.fileobj)
+                    try:
+                        said = greetings[one].read()
+                    except (OSError, FrameError):
+                        said = {}
+                    if said and said["role"] == role and session in (None, said["session"]):
+                        del greetings[one]
+                        one.setblocking(True)
+                        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                        return one, said["session"]
+                    if said is not None:
+                        _drop(one, greetings, selector)
+        finally:
+            for one in greetings:
+                close(one)
+    raise TimeoutError(f"no {role} connection came within {seconds:g} s")
 
 
-@contextmanager
-def patience(connection: socket.socket, seconds: float) -> Iterator[None]:
-    """Within: reading fails where nothing comes for so long. (Python's own timeouts make reads not block.)"""
-    for limit in (seconds, 0.0):
-        connection.setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(limit), int(limit % 1 * 1e6))
-        )
-        if limit:
-            yield
+def _drop(
+    connection: socket.socket, greetings: dict[socket.socket, _Greeting], selector: selectors.BaseSelector
+) -> None:
+    del greetings[connection]
+    selector.unregister(connection)
+    close(connection)
+
+
+class _Greeting:
+    """The first frame of a connection, as it comes in; nothing behind it is read.
+
+    Attributes:
+        end: when it must be complete, of :func:`time.monotonic`.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.end = time.monotonic() + GREETING_SECONDS
+        self._connection, self._data, self._size = connection, b"", HEADER.size
+
+    def read(self) -> dict[str, str] | None:
+        """Its texts ``role``, ``session`` and ``token``; ``None`` until it is complete.
+
+        Raises:
+            FrameError: it is no greeting, or one with another token.
+            OSError: the connection is lost.
+        """
+        try:
+            got = self._connection.recv(self._size - len(self._data))
+        except BlockingIOError:
+            return None
+        if not got:
+            raise FrameError("the connection ended in the middle of a frame")
+        self._data += got
+        if len(self._data) == self._size == HEADER.size:
+            magic, kind, _, _, _, length = HEADER.unpack(self._data)
+            if magic != MAGIC or kind != CONTROL or not 0 < length <= MAX_GREETING:
+                raise FrameError("a connection begins with something else than a greeting")
+            self._size += length
+        if len(self._data) < self._size:
+            return None
+        said = Frame(CONTROL, 0, 0, [self._data[HEADER.size :]]).json()
+        texts = {name: said[name] for name in ("role", "session", "token") if isinstance(said.get(name), str)}
+        if len(texts) < 3:
+            raise FrameError("a greeting without role, session and token")
+        token = texts["token"].encode(errors="surrogatepass")
+        if not hmac.compare_digest(token, os.environ.get(TOKEN, "").encode(errors="surrogateescape")):
+            raise FrameError("a greeting with another token")
+        return texts
 
 
 def wake(connection: socket.socket) -> None:
