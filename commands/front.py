@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from .arguments import about, front_of
-from .terminal import printer, tell
+from .terminal import tell
 from .types import AsJson, Objectives, RunPath
-from .views import print_busy, print_json, print_modelled, print_next, print_sketch
+from .views import print_busy, print_front, print_json, print_modelled, print_next, print_sketch
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -27,7 +27,6 @@ def front(
 ) -> None:
     """Show the Pareto front of a run."""
     from ..results.document import front_document
-    from ..results.table import render_front
     from ..search import load
 
     if plot is not None and plot.suffix.lower() not in PICTURES:
@@ -43,12 +42,12 @@ def front(
     if plot is not None:
         from ..results.plot import plot_front
 
-        plot_front(best, loaded.trials, plot)
+        plot_front(best, loaded.trials, plot, uniform=loaded.uniform)
         typer.echo(f"wrote {plot}", err=True)
     if as_json:
         print_json(front_document(best, **about(loaded)))
     elif len(best):
-        printer().print(render_front(best, loaded.baseline))
+        print_front(loaded, best)
         print_sketch(best, loaded.trials)
         if loaded.certificate is not None:
             tell(loaded.certificate.line())

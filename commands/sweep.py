@@ -19,9 +19,9 @@ from .platform import (
     PlacementName,
     platform_of,
 )
-from .terminal import CTRL_C, busy, printer, program, proving, tell
+from .terminal import CTRL_C, busy, program, proving, tell
 from .types import AsJson, Objectives, TaskName
-from .views import print_busy, print_json, print_modelled, print_next
+from .views import print_busy, print_front, print_json, print_modelled, print_next
 
 TRIALS = 500  # by default
 
@@ -105,7 +105,6 @@ def sweep(
     """Search the Pareto front of a task."""
     from ..results import Limit, Objective
     from ..results.document import sweep_document
-    from ..results.table import render_front
     from ..search import Interrupted, known_searchers
     from ..search import sweep as run_sweep
     from ..search.devices import stored_platform
@@ -198,7 +197,7 @@ def sweep(
             )
         )
     else:
-        printer().print(render_front(front, run.baseline))
+        print_front(run, front)
         print_busy(front)
         print_modelled(run, [o.name for o in front.objectives])
         trials_text = "1 trial" if len(run.trials) == 1 else f"{len(run.trials)} trials"

@@ -71,6 +71,20 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
+def print_front(run: Run, front: Front) -> None:
+    """The front as a table, uniform cuts below it, and what one has to know to read it."""
+    from ..results.against_uniform import sentence
+    from ..results.confirmation import notes
+    from ..results.table import render_front
+
+    console = printer()
+    table = render_front(front, run.baseline, uniform=run.uniform, noise=True, width=console.width)
+    console.print(table)
+    for text in (*notes(front, run.unconfirmed), sentence(front, run.uniform)):
+        if text:
+            console.print(text, highlight=False, markup=False)
+
+
 def print_sketch(front: Front, trials: Sequence[Trial]) -> None:
     """The front as a small picture, where a person looks at a terminal that can show it."""
     console = printer()
@@ -239,14 +253,17 @@ def print_comparison(
     goals = next(iter(fronts.values())).objectives
     headings = ("run", "task", "searcher", "seed", "trials", "front")
     rows: list[Sequence[str]] = []
+    sure = any(row["confirmed"] is not None for row in figures["runs"])
+    shown = ("hypervolume", "confirmed") if sure else ("hypervolume",)
     for row in figures["runs"]:
         run, best = runs[row["run"]], row["best"]
         about = [str(run.settings[key]) for key in ("task", "searcher", "seed")]
         reached = [metric_text(o.name, best[o.name], o.unit) if best else "-" for o in goals]
         sizes = (str(len(run)), str(row["size"]))
-        rows.append((row["run"], *about, *sizes, *reached, f"{row['hypervolume']:.4f}"))
+        cells = ["-" if row[name] is None else f"{row[name]:.4f}" for name in shown]
+        rows.append((row["run"], *about, *sizes, *reached, *cells))
     spare = ("seed", "task", "searcher", "front", "trials")
-    print_table("", (*headings, *(f"best {o.name}" for o in goals), "hypervolume"), rows, spare=spare)
+    print_table("", (*headings, *(f"best {o.name}" for o in goals), *shown), rows, spare=spare)
     metric, cost, budgets = budget_rows(fronts)
     if budgets:
         title = f"Best {metric} within a budget of {cost}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,11 @@ def batch_size(inputs: Inputs) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
+def count_samples(batches: Iterable[Batch]) -> int:
+    """Samples in all; a batch without a common length of its inputs counts as one."""
+    return sum(batch_size(batch[:2]) or 1 for batch in batches)
+
+
 def resize(inputs: Inputs, batch: int) -> Inputs:
     """The same call with ``batch`` samples: rows are dropped or repeated; no-op without a batch axis."""
     have = batch_size(inputs)
@@ -112,16 +117,29 @@ def part(batches: list[Batch], share: float, seed: int = 0) -> list[Batch]:
     Args:
         share: in (0, 1]; at least one sample, and of batches that cannot be joined at least one.
     """
-    if share == 1.0:
-        return batches
+    return batches if share == 1.0 else held_back(batches, share, seed, least=1)[1]
+
+
+def held_back(
+    batches: list[Batch], share: float, seed: int = 0, *, least: int = 0
+) -> tuple[list[Batch], list[Batch]]:
+    """The batches without a share of their samples, and with these alone; drawn at random.
+
+    Args:
+        share: in (0, 1]; of the batches, where they cannot be joined.
+        least: samples (or batches) that are drawn.
+    """
     columns = _join(batches)
     count = len(batches) if columns is None else _length(columns)
     drawn = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    rows = drawn[: max(1, round(share * count))].sort().values
-    if columns is None:
-        return [batches[i] for i in rows.tolist()]
-    picked = [c[rows] if isinstance(c, Tensor) else c for c in columns]
-    return _cut(picked, batches[0], SCORING_BATCH)
+    most = max(least, round(share * count))
+
+    def picked(rows: Tensor) -> list[Batch]:
+        if columns is None or not len(rows):
+            return [batches[i] for i in rows.tolist()]
+        return _cut([c[rows] if isinstance(c, Tensor) else c for c in columns], batches[0], SCORING_BATCH)
+
+    return picked(drawn[most:].sort().values), picked(drawn[:most].sort().values)
 
 
 def spaced(count: int, wanted: int) -> list[int]:

@@ -22,8 +22,10 @@ from .batches import (
     batch_size,
     call_of,
     check_like,
+    count_samples,
     describe_call,
     free_lengths,
+    held_back,
     part,
     recut,
     spread,
@@ -32,6 +34,9 @@ from .data import read, sample_inputs
 from .errors import TaskError, first_line
 from .judge import Judge, Loss, Metric
 from .outputs import Choice, named_tensors
+
+HELD_BACK = 0.25  # of validation: to confirm the front where there is nothing else that could
+LEAST_TO_SPLIT = 1000  # validation samples; of fewer, a quarter would tell little and cost the search much
 
 
 class Task:
@@ -50,6 +55,10 @@ class Task:
             by default about 512 samples spread over ``train``, else over ``validation``.
         test: the same as ``validation``, of samples that are in neither of the others. No search ever sees
             it; :meth:`Run.export` measures each exported network on it, once.
+        confirm: what the front is scored on once more, at the end of a sweep, since a search picks networks
+            that its validation samples flatter: data of their own, the same as ``validation``, or a share of
+            ``validation``, in (0, 0.5], that the search then never sees; False for neither. By default
+            ``test`` where it is given, else a quarter of ``validation`` where that has 1,000 samples or more.
         devices: what may run stages of the network, each a :class:`Device` or a text, ``"edge=0.2x"``; for
             sweeps whose space has splits.
         links: what joins the devices, each a :class:`Link` or a text, ``"20mbps,5ms"``: one for all, or one
@@ -75,6 +84,8 @@ class Task:
         calibration_batches: ``(args, kwargs)``.
         free: ``(argument, axis)`` of the inputs whose length differs between batches.
         test_batches: like ``batches``; empty without ``test``.
+        confirm_batches: likewise, of ``confirm``; ``confirm_data`` says in words what they are, or why there
+            are none.
         metric_name: ``"accuracy"``, ``"loss"`` or the function's name.
         judge: how outputs are scored: the metric, its goal, the output that it looks at, the loss.
         metrics: the names that :meth:`measure` gives.
@@ -94,6 +105,7 @@ class Task:
         train: Any = None,
         calibration: Any = None,
         test: Any = None,
+        confirm: Any = None,
         metric: Metric = "accuracy",
         goal: str | None = None,
         output: Choice | None = None,
@@ -120,7 +132,8 @@ class Task:
         self.free = free_lengths([batch[:2] for batch in batches])
         self._check_like([batch[:2] for batch in batches], "validation")
         self.batches: list[Batch] = recut(batches)
-        self.test_batches: list[Batch] = [] if test is None else self._test(test)
+        self.test_batches: list[Batch] = [] if test is None else self._unseen(test, "test")
+        self.confirm_batches, self.confirm_data = self._confirming(confirm)
         self.calibration_batches: list[Inputs] = self._calibration(calibration)
         self.metrics: tuple[str, ...] = self._trial_run()
 
@@ -184,8 +197,14 @@ class Task:
     def without_test(self) -> Task:
         """The same task without its test data: all that a search may see."""
         light = copy.copy(self)
-        light.test_batches = []
+        light.test_batches, light.confirm_batches = [], []
         return light
+
+    def to_confirm(self) -> Task:
+        """The same task on :attr:`confirm_batches` in place of its validation data."""
+        other = self.without_test()
+        other.batches = self.confirm_batches
+        return other
 
     def part(self, share: float) -> Task:
         """The same task on a share of its validation data, in (0, 1]; see :func:`batches.part`."""
@@ -250,15 +269,42 @@ class Task:
                     f"the model does not run on this: {first_line(error)}; pad all to the example's length"
                 ) from error
 
-    def _test(self, test: Any) -> list[Batch]:
-        batches = read(test, "test")
-        self._check_like([batch[:2] for batch in batches], "test")
+    def _unseen(self, given: Any, what: str) -> list[Batch]:
+        """``test`` or ``confirm``: data by which nothing is chosen."""
+        batches = read(given, what)
+        self._check_like([batch[:2] for batch in batches], what)
         if _samples(batches) <= _samples(self.batches):
             raise TaskError(
-                "test holds only samples that are in validation, by which the search chooses; give samples "
-                "that are in neither validation nor train, or leave test out"
+                f"{what} holds only samples that are in validation, by which the search chooses; give "
+                f"samples that are in neither validation nor train, or leave {what} out"
             )
         return recut(batches)
+
+    def _confirming(self, confirm: Any) -> tuple[list[Batch], str]:
+        """What the front is scored on at the end, and its name, or why there is nothing; see ``confirm``.
+
+        Takes what is held back out of :attr:`batches`.
+        """
+        if confirm is False:
+            return [], "the task says confirm=False"
+        if confirm is None:
+            if self.test_batches:
+                return self.test_batches, "test data"
+            count = count_samples(self.batches)
+            if count < LEAST_TO_SPLIT:
+                return [], (
+                    f"{count:,} validation samples are too few to hold some back; give Task(confirm=...) or "
+                    "Task(test=...)"
+                )
+            confirm = HELD_BACK
+        if not isinstance(confirm, int | float) or isinstance(confirm, bool):
+            return self._unseen(confirm, "confirm"), "data given to confirm"
+        if not 0.0 < confirm <= 0.5:
+            raise TaskError(f"confirm is a share of validation in (0, 0.5], or data, or False; got {confirm}")
+        self.batches, held = held_back(self.batches, confirm)
+        if not held or not self.batches:
+            raise TaskError("validation is too small to hold a share of it back; give confirm=data, or False")
+        return held, "validation data held back from the search"
 
     def _calibration(self, calibration: Any) -> list[Inputs]:
         if calibration is not None:

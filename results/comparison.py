@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .confirmation import optimism
 from .front import Front
 from .objective import METRICS, Objective
 from .table import metric_text
@@ -40,7 +41,8 @@ def compare_fronts(fronts: Mapping[str, Front]) -> dict[str, Any]:
 
     Returns:
         ``{"objectives": [name], "reference": {metric: value}, "runs": [{"run", "size", "hypervolume",
-        "best": {metric: value}}]}``, the largest hypervolume first; all hypervolumes are under one reference.
+        "confirmed", "best": {metric: value}}]}``, the largest hypervolume first; all hypervolumes are under
+        one reference, the confirmed ones too (None where a front was not confirmed).
     """
     reference = common_reference(list(fronts.values()))
     runs: list[dict[str, Any]] = [
@@ -48,6 +50,7 @@ def compare_fronts(fronts: Mapping[str, Front]) -> dict[str, Any]:
             "run": name,
             "size": len(front),
             "hypervolume": front.hypervolume(reference),
+            "confirmed": volumes[1] if (volumes := optimism(front, reference)) else None,
             "best": {o.name: front.best(o.name).scores[o.name] for o in front.objectives if len(front)},
         }
         for name, front in fronts.items()

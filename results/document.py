@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .confirmation import confirmed, confirming_data
+
 if TYPE_CHECKING:
     from .front import Front
 
@@ -23,8 +25,10 @@ def front_document(
     Returns:
         ``{"task", "searcher", "seed", "objectives": [{"name", "goal", "unit"}], "baseline": {metric: value},
         "trials": [{"number", "candidate": {choice: value}, "scores": {metric: value}}]}``; the baseline is
-        ``{}`` when the unchanged model has no scores.
+        ``{}`` when the unchanged model has no scores. A trial that was confirmed on data that chose nothing
+        has ``"confirmed": {metric: value}`` beside its scores, and ``"confirmed_on"`` says what they were.
     """
+    data = confirming_data(list(front))
     return {
         "task": task,
         "searcher": searcher,
@@ -32,8 +36,15 @@ def front_document(
         "objectives": [{"name": o.name, "goal": o.goal, "unit": o.unit} for o in front.objectives],
         "baseline": _numbers(front.baseline.scores) if front.baseline else {},
         "trials": [
-            {"number": t.number, "candidate": t.candidate.values, "scores": _numbers(t.scores)} for t in front
+            {
+                "number": t.number,
+                "candidate": t.candidate.values,
+                "scores": _numbers(t.scores),
+                **({"confirmed": dict(own)} if (own := confirmed(t)) else {}),
+            }
+            for t in front
         ],
+        **({"confirmed_on": {"data": data[0], "samples": data[1]}} if data else {}),
         **({"modelled": list(modelled)} if modelled else {}),
     }
 

@@ -107,15 +107,20 @@ class Front:
     def table(self) -> pd.DataFrame:
         """One row per trial of the front (index ``trial``), one column per metric, the objectives first.
 
-        A metric that a trial lacks is NaN.
+        Metrics that were confirmed on data that chose nothing (see :mod:`.confirmation`) follow as
+        ``confirmed_accuracy`` and so on. A metric that a trial lacks is NaN.
         """
         import pandas as pd
+
+        from .confirmation import confirmed
 
         names = list(
             dict.fromkeys([o.name for o in self.objectives] + [name for t in self for name in t.scores])
         )
         index = pd.Index([t.number for t in self], name="trial", dtype="int64")
         columns = {n: [t.scores.get(n, np.nan) for t in self] for n in names}
+        for name in dict.fromkeys(name for t in self for name in confirmed(t)):
+            columns[f"confirmed_{name}"] = [confirmed(t).get(name, np.nan) for t in self]
         return pd.DataFrame(columns, index=index, dtype=float)
 
     @property

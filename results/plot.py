@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .confirmation import confirmed, confirming_data
 from .hypervolume import nondominated
 from .objective import FRACTIONS, Objective
 from .table import COUNTS, HEADINGS, USUAL, metric_text, ratio_text, si
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .front import Front
 
 INK, MUTED, FAINT = "#1f2933", "#7b8794", "#e4e7eb"
-GREY, FRONT, KNEE = "#b8c2cc", "#2563eb", "#d97706"
+GREY, FRONT, KNEE, UNIFORM = "#b8c2cc", "#2563eb", "#d97706", "#0f766e"
 
 
 def plot_front(
@@ -30,14 +31,19 @@ def plot_front(
     y: str | None = None,
     *,
     title: str | None = None,
+    uniform: Sequence[Trial] = (),
 ) -> None:
     """Draw the front into an image file; the ending of ``path`` (.png, .svg, .pdf) says which kind.
+
+    Where the front was confirmed, its line and its full marks are at the confirmed figures, and hollow marks
+    show where the search saw them.
 
     Args:
         all_trials: the trials behind the front, drawn dimmed.
         x, y: metrics of the axes; by default an objective to minimise (a known cost first) across and the
             first other objective up.
         title: by default made of the metrics' names.
+        uniform: the trials of uniform cuts, drawn as a line of their own.
 
     Raises:
         ValueError: no second metric to draw against, or no trial has one of the metrics.
@@ -62,7 +68,7 @@ def plot_front(
     figure = Figure(figsize=(8.0, 5.2), dpi=160, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    points = np.array([[t.scores[across.name], t.scores[up.name]] for t in on_front]).reshape(-1, 2)
+    data = confirming_data(on_front) if all(up.name in confirmed(t) for t in on_front) else None
     if rest:
         axes.scatter(
             [t.scores[across.name] for t in rest],
@@ -71,13 +77,14 @@ def plot_front(
             color=GREY,
             alpha=0.7,
             linewidths=0,
-            label=f"other trials ({len(rest)})",
+            label=f"other trials ({len(rest)}{', not confirmed' if data else ''})",
             zorder=2,
         )
     _style(axes, across, up, front)
+    _uniform_line(axes, front, uniform, across, up, data)
     if on_front:
-        _staircase(axes, points, across, up)
-    _marks(axes, front, on_front, across, up)
+        _front_line(axes, on_front, across, up, data)
+    _marks(axes, front, on_front, across, up, data)
     failed = sum(t.failed for t in all_trials)
     trials = f"{len(all_trials)} trial{'s' * (len(all_trials) != 1)}"
     counts = f"{trials}, {len(front)} on the front" + (f", {failed} failed" if failed else "")
@@ -121,12 +128,53 @@ def _axes(front: Front, x: str | None, y: str | None) -> tuple[Objective, Object
     return across, up
 
 
-def _staircase(axes: Axes, points: np.ndarray, across: Objective, up: Objective) -> None:
-    """The border of what the front dominates in this picture, and the front's points."""
-    signed = points * [across.sign, up.sign]
-    corner = points[nondominated(signed)]
-    corner = corner[np.argsort(across.sign * corner[:, 0], kind="stable")]
+def _height(trial: Trial, up: Objective, data: tuple[str, int] | None) -> float:
+    """The metric as confirmed where the front is, else as the search saw it."""
+    return float(confirmed(trial).get(up.name, trial.scores[up.name]) if data else trial.scores[up.name])
+
+
+def _uniform_line(
+    axes: Axes,
+    front: Front,
+    uniform: Sequence[Trial],
+    across: Objective,
+    up: Objective,
+    data: tuple[str, int] | None,
+) -> None:
+    """The unchanged model and the uniform cuts, joined; nothing where one lacks a figure of the same kind."""
+    line = [t for t in [*uniform, *([front.baseline] if front.baseline else [])] if across.name in t.scores]
+    line = [t for t in line if (up.name in confirmed(t) if data else up.name in t.scores)]
+    if len(line) < 2:
+        return
+    line.sort(key=lambda t: t.scores[across.name])
+    x = [t.scores[across.name] for t in line]
+    y = [_height(t, up, data) for t in line]
+    label = f"uniform cuts ({len(line) - (front.baseline in line)})"
+    axes.plot(x, y, "s--", color=UNIFORM, markersize=4.5, linewidth=1.1, label=label, zorder=3.5)
+
+
+def _front_line(
+    axes: Axes,
+    on_front: Sequence[Trial],
+    across: Objective,
+    up: Objective,
+    data: tuple[str, int] | None,
+) -> None:
+    """The front's points, and the border of what they dominate as the search saw it."""
+    seen = np.array([[t.scores[across.name], t.scores[up.name]] for t in on_front])
+    points = np.array([[t.scores[across.name], _height(t, up, data)] for t in on_front])
+    border = np.flatnonzero(nondominated(seen * [across.sign, up.sign]))
+    border = border[np.argsort(across.sign * seen[border, 0], kind="stable")]
+    corner = points[border]
     axes.step(corner[:, 0], corner[:, 1], where="post", color=FRONT, linewidth=1.6, alpha=0.55, zorder=3)
+    label = f"front ({len(points)})"
+    if data:
+        label = f"front ({len(points)}), confirmed on {data[1]:,} samples"
+        style: dict[str, Any] = {"facecolors": "none", "edgecolors": FRONT, "alpha": 0.45}
+        axes.vlines(seen[:, 0], points[:, 1], seen[:, 1], color=FRONT, linewidth=0.7, alpha=0.35, zorder=2.5)
+        axes.scatter(
+            seen[:, 0], seen[:, 1], s=20, linewidths=0.8, label="as the search saw it", zorder=2.6, **style
+        )
     axes.scatter(
         points[:, 0],
         points[:, 1],
@@ -134,18 +182,25 @@ def _staircase(axes: Axes, points: np.ndarray, across: Objective, up: Objective)
         color=FRONT,
         edgecolors="white",
         linewidths=0.8,
-        label=f"front ({len(points)})",
+        label=label,
         zorder=4,
     )
 
 
-def _marks(axes: Axes, front: Front, on_front: Sequence[Trial], across: Objective, up: Objective) -> None:
+def _marks(
+    axes: Axes,
+    front: Front,
+    on_front: Sequence[Trial],
+    across: Objective,
+    up: Objective,
+    data: tuple[str, int] | None,
+) -> None:
     """The knee, with its numbers, and the unchanged model."""
     base = front.baseline
     if len(front) > 2 and front.knee in on_front:
         knee = front.knee
-        at = (knee.scores[across.name], knee.scores[up.name])
-        text = ", ".join(_value(o, knee.scores[o.name]) for o in (up, across))
+        at = (knee.scores[across.name], _height(knee, up, data))
+        text = ", ".join(_value(o, value) for o, value in zip((up, across), at[::-1], strict=True))
         if base and base.scores.get(across.name):
             text += f" ({ratio_text(at[0], base.scores[across.name])})"
         axes.scatter(
@@ -161,7 +216,7 @@ def _marks(axes: Axes, front: Front, on_front: Sequence[Trial], across: Objectiv
     if base and across.name in base.scores and up.name in base.scores:
         axes.scatter(
             base.scores[across.name],
-            base.scores[up.name],
+            _height(base, up, data),
             s=170,
             marker="*",
             color=INK,

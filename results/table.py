@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .objective import FRACTIONS, full_name, known_metric
+from .objective import FRACTIONS, Objective, full_name, known_metric
 from .points import BUSY, latency_drift
 from .trial import Trial
 
@@ -32,6 +32,7 @@ HEADINGS = {
     "robust_accuracy": "robust accuracy",
     "energy_mj": "energy",
 }
+LEFT_OUT_FIRST = ("params",)  # of these, where a terminal is too narrow: it says least beside MACs
 USUAL = ("macs", "params", "latency_ms")  # shown beside the objectives where trials have them
 
 
@@ -109,19 +110,30 @@ def busy_text(trials: Iterable[Trial]) -> str:
 
 
 def front_rows(
-    front: Front, baseline: Trial | None = None, extra: Sequence[str] = USUAL
+    front: Front,
+    baseline: Trial | None = None,
+    extra: Sequence[str] = USUAL,
+    *,
+    uniform: Sequence[Trial] = (),
+    noise: bool = False,
 ) -> list[dict[str, str]]:
     """The front as rows of text, best first objective first, the unchanged model on top.
 
     Args:
         baseline: the unchanged model; the front's own by default. Costs are given as ratios to it too.
         extra: metrics to show beside the objectives; those that no trial has are left out.
+        uniform: the trials of uniform cuts; those beside the front follow below.
+        noise: show what the samples leave open: intervals, and which trials they do not tell apart.
 
     Returns:
         Per row ``"trial"`` (number), one entry per metric (empty where the trial lacks it), and ``"note"``:
-        ``"unchanged"``, ``"knee"``, both with a comma, or ``""``. A cost looks like ``"1.21 M 0.43x"``; a
-        latency that was measured on a busy machine begins with ``~``.
+        ``"unchanged"``, ``"knee"``, ``"uniform"``, ``"= 12, 15"`` (not told apart from these), with a comma
+        between them, or ``""``. A cost looks like ``"1.21 M 0.43x"``; a latency that was measured on a busy
+        machine begins with ``~``. Where trials were confirmed, also ``"confirmed"``: the measured objective
+        on data that chose nothing.
     """
+    from .confirmation import confirmed, indistinct, measured_objective
+
     baseline = baseline or front.baseline
     names = shown_metrics(front, baseline, extra)
     units = {o.name: o.unit for o in front.objectives}
@@ -129,6 +141,13 @@ def front_rows(
     trials = list(front)
     if baseline is not None:
         trials = [baseline, *(t for t in trials if t.number != baseline.number)]
+    shown = {t.number for t in trials}
+    lead = front.objectives[0]
+    beside = [t for t in uniform if t.number not in shown and lead.name in t.scores]
+    trials += sorted(beside, key=lambda t: (lead.sign * t.scores[lead.name], t.number))
+    same, measured = indistinct(front) if noise else {}, measured_objective(front)
+    sure = measured is not None and any(confirmed(t) for t in trials)
+    cut_alike = {t.number for t in uniform}
     rows = []
     for trial in trials:
         notes = []
@@ -136,9 +155,36 @@ def front_rows(
             notes.append("unchanged")
         if trial.number == knee:
             notes.append("knee")
+        if trial.number in cut_alike:
+            notes.append("uniform")
+        if alike := same.get(trial.number):
+            notes.append(_alike(alike))
         cells = {name: _cell(name, trial, baseline, units.get(name, "")) for name in names}
+        if noise and measured is not None and not sure:
+            cells[measured.name] = _with_margin(measured, trial) or cells[measured.name]
+        if measured is not None and sure:
+            known = measured.name in confirmed(trial)
+            cells["confirmed"] = _with_margin(measured, trial) if known else ""
         rows.append({"trial": str(trial.number), **cells, "note": ", ".join(notes)})
     return rows
+
+
+def _alike(numbers: Sequence[int]) -> str:
+    """``"= 15, 12 +3"``: at most two of the trials that are not told apart, the last of the front first."""
+    more = f" +{len(numbers) - 2}" if len(numbers) > 2 else ""
+    return f"= {', '.join(map(str, numbers[:-3:-1]))}{more}"
+
+
+def _with_margin(objective: Objective, trial: Trial) -> str:
+    """``"98.67 ±1.2 %"``; without a margin where there is none."""
+    from .confirmation import value_of
+
+    found = value_of(trial, objective.name)
+    if found is None:
+        return ""
+    if found.margin is None or objective.name not in FRACTIONS:
+        return metric_text(objective.name, found.value, objective.unit)
+    return f"{100 * found.value:.2f} ±{100 * found.margin:.1f} %"
 
 
 def shown_metrics(front: Front, baseline: Trial | None, extra: Sequence[str] = USUAL) -> list[str]:
@@ -163,20 +209,49 @@ def _cell(name: str, trial: Trial, baseline: Trial | None, unit: str) -> str:
 
 
 def render_front(
-    front: Front, baseline: Trial | None = None, extra: Sequence[str] = USUAL, *, title: str | None = None
+    front: Front,
+    baseline: Trial | None = None,
+    extra: Sequence[str] = USUAL,
+    *,
+    title: str | None = None,
+    uniform: Sequence[Trial] = (),
+    noise: bool = False,
+    width: int | None = None,
 ) -> Table:
-    """:func:`front_rows` as a rich table: the unchanged model dimmed, the knee in bold."""
+    """:func:`front_rows` as a rich table: the unchanged model and uniform cuts dimmed, the knee in bold.
+
+    Args:
+        width: columns of the terminal; metrics that are no objectives are left out until the table fits.
+    """
     from rich import box
     from rich.table import Table
 
     baseline = baseline or front.baseline
+    rows = front_rows(front, baseline, extra, uniform=uniform, noise=noise)
+    names = shown_metrics(front, baseline, extra)
+    if rows and "confirmed" in rows[0]:
+        names.insert(1, "confirmed")
+    wanted = [o.name for o in front.objectives]
+    for name in (*LEFT_OUT_FIRST, *names[:0:-1]):
+        if width is not None and name in names and name not in (*wanted, "confirmed"):
+            if _width(rows, names) <= width:
+                break
+            names.remove(name)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("trial", justify="right")
-    names = shown_metrics(front, baseline, extra)
     for name in names:
         table.add_column(literal(HEADINGS.get(name, name)), justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for row in front_rows(front, baseline, extra):
-        style = "bold green" if "knee" in row["note"] else "dim" if "unchanged" in row["note"] else None
+    on_front = {str(t.number) for t in front}
+    for row in rows:
+        dim = "unchanged" in row["note"] or row["trial"] not in on_front
+        style = "bold green" if "knee" in row["note"] else "dim" if dim else None
         table.add_row(*(literal(row[name]) for name in ("trial", *names, "note")), style=style)
     return table
+
+
+def _width(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> int:
+    """Columns of a terminal that the rows take: two between cells, one at each side."""
+    headings = {"trial": "trial", "note": "", **{name: HEADINGS.get(name, name) for name in names}}
+    cells = [max(len(text), *(len(row[name]) for row in rows)) for name, text in headings.items()]
+    return sum(cells) + 2 * len(cells)

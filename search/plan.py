@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MOST_KEPT = 20_000  # samples of which a trial keeps whether each was right: 5 kB a trial in the ledger
+
 
 def check_types(task: Any, space: Any) -> None:
     """
@@ -106,9 +108,12 @@ def choose_evaluators(
             raise ValueError("a sweep without a task needs evaluators=[...] that score its candidates")
         return list(given)
     from ..evaluators.accuracy import Quality
+    from ..evaluators.batches import count_samples
     from ..evaluators.latency import Latency
 
-    scorers: list[Scorer] = [Quality()] if given is None else list(given)
+    # Which samples each candidate got right is kept, so that a front can say what it cannot tell apart.
+    each = count_samples(task.batches) <= MOST_KEPT
+    scorers: list[Scorer] = [Quality(each=each)] if given is None else list(given)
     wanted = {o.name for o in objectives} | {m.metric for m in limits}
     if "latency_ms" in wanted.difference(metrics_of(scorers, task), modelled(space)):
         if plan_of(space.choices) is not None:

@@ -163,6 +163,11 @@ class Run:
         rows = {tuple(row) for row in self.settings.get("uniform", ())}
         return [t for t in self.trials if not t.failed and t.candidate.indices in rows]
 
+    @property
+    def unconfirmed(self) -> str:
+        """Why no figure could be confirmed; empty where some were, or nobody knows."""
+        return str(self.settings.get("unconfirmed") or "")[:200]
+
     @cached_property
     def front(self) -> Front:
         """The non-dominated trials that keep the run's limits."""

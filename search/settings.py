@@ -78,6 +78,7 @@ def describe(
         "scoring": SCORING,
         "repeats": repeats,
         "choices": [[c.name, list(c.options)] for c in space.choices],
+        "unconfirmed": task.confirm_data if task is not None and not task.confirm_batches else "",
         "uniform": [list(c.indices) for c in ladder(space)],
         "kept": kept_units(space),
         "layers": kept_layers(space),

@@ -18,6 +18,7 @@ from .base import Searcher, innermost, parse_limits
 from .budget import Budget
 from .clock import Clock
 from .combined.progressive import AT_LEAST, trials_needed
+from .confirming import confirm_front
 from .devices import memory_limits
 from .known import Known
 from .lane_pool import make_pool
@@ -202,6 +203,8 @@ def sweep(
                 ledger.note("certificate", search.certificate.to_json())
             complete = search.finished and not driver.cut_short
             ledger.note("complete", driver.told if complete else 0)
+        if task is not None:
+            confirm_front(ledger, task, space, scorers, progress.says)
         if task is not None and measure:
             progress.says("measuring latency")
             if isinstance(progress, Mirroring):

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from ...spaces import Choice
+from ..against_uniform import sentence
 from ..comparison import common_objectives, common_reference
+from ..confirmation import confirmed, indistinct, notes, value_of
 from ..explaining.sensitivity import importance
 from ..front import Front
 from ..objective import FRACTIONS, Objective, known_metric
@@ -23,6 +25,7 @@ from .reported import Reported
 from .rivals import rivals
 from .stages import stages
 
+CONFIRMED = "confirmed "  # before the name of a metric: its column on data that chose nothing
 TEXT_BUDGET = 400_000  # characters of tracebacks in one report; beyond it their last lines alone
 LONGEST = 6_000  # characters of one traceback: its end, where the reason is
 
@@ -37,7 +40,8 @@ def report_document(runs: Sequence[Reported], *, program: str = "netcarve") -> d
         ``{"made", "program", "metrics": [...], "runs": [...], "rivals": {...} | None}``. Every number is
         finite or None. In a run, ``numbers``, ``seconds``, ``workers`` (index into ``worker_names``), the
         lists in ``scores`` and ``spread`` and those in ``taken`` (one per choice: indices of options) all
-        have one entry per trial; ``front``, ``baseline`` and ``knee`` are positions in them.
+        have one entry per trial; ``front``, ``baseline``, ``knee`` and ``uniform`` are positions in them.
+        A metric that was confirmed on data that chose nothing has a column too: ``"confirmed accuracy"``.
 
     Raises:
         ValueError: no run, or one without a trial.
@@ -86,6 +90,7 @@ def _run(
     trials, front = run.trials, run.front
     place = {t.number: i for i, t in enumerate(trials)}
     metrics = list(dict.fromkeys(m for t in trials for m in t.scores))
+    sure = {CONFIRMED + m: [finite(confirmed(t).get(m)) for t in trials] for m in _confirmed_metrics(run)}
     workers = list(dict.fromkeys(t.worker for t in trials))
     choices = trials[0].candidate.choices
     return {
@@ -106,14 +111,17 @@ def _run(
         "stages": stages(run.settings, trials),
         "taken": [[t.candidate.indices[c] for t in trials] for c in range(len(choices))],
         "numbers": [t.number for t in trials],
-        "scores": {m: [finite(t.scores.get(m)) for t in trials] for m in metrics},
-        "spread": _spread(trials),
+        "scores": {m: [finite(t.scores.get(m)) for t in trials] for m in metrics} | sure,
+        "spread": _spread(trials) | _intervals(trials, list(sure)),
         "seconds": [round(finite(t.seconds) or 0.0, 4) for t in trials],
         "worker_names": workers,
         "workers": [workers.index(t.worker) for t in trials],
         "front": [place[t.number] for t in front],
         "baseline": place[front.baseline.number] if front.baseline else None,
         "knee": _knee(front, place),
+        "uniform": [place[t.number] for t in run.uniform],
+        "alike": {str(number): alike for number, alike in indistinct(front).items() if alike},
+        "notes": [text for text in (*notes(front, run.unconfirmed), sentence(front, run.uniform)) if text],
         "hypervolume": volume(front.points, front.objectives, front.reference),
         "convergence": convergence(
             trials, objectives, run.limits, reference or front.reference, clock_of(run.info)
@@ -177,14 +185,17 @@ def _metrics(runs: Sequence[Reported]) -> list[dict[str, str]]:
     """Every metric of any run, the objectives first."""
     asked = {o.name: o for run in runs for o in run.objectives}
     seen = [m for run in runs for t in run.trials for m in t.scores]
+    sure = {m for run in runs for m in _confirmed_metrics(run)}
+    names = dict.fromkeys(s for m in (*asked, *seen) for s in (m, *([CONFIRMED + m] if m in sure else [])))
     described = []
-    for name in dict.fromkeys([*asked, *seen]):
+    for shown in names:
+        name = shown.removeprefix(CONFIRMED)
         goal, unit = known_metric(name)
         objective = asked.get(name)
         described.append(
             {
-                "name": name,
-                "label": _label(name),
+                "name": shown,
+                "label": shown if shown != name else _label(name),
                 "goal": objective.goal if objective else goal,
                 "unit": "" if name in COUNTS or name == "loss" else objective.unit if objective else unit,
                 "kind": "percent" if name in FRACTIONS else "count" if name in COUNTS else "number",
@@ -224,6 +235,26 @@ def _spread(trials: Sequence[Trial]) -> dict[str, list[list[float | None]]]:
             lows.append(finite(score * q25 / median))
             highs.append(finite(score * q75 / median))
     return {"latency_ms": [lows, highs]} if any(v is not None for v in lows) else {}
+
+
+def _confirmed_metrics(run: Reported) -> list[str]:
+    """The objectives that were confirmed on data that chose nothing."""
+    return [o.name for o in run.objectives if any(o.name in confirmed(t) for t in run.trials)]
+
+
+def _intervals(trials: Sequence[Trial], shown: Sequence[str]) -> dict[str, list[list[float | None]]]:
+    """Per confirmed metric the ends of the 95 % interval of every trial that has one."""
+    found = {}
+    for name in shown:
+        metric = name.removeprefix(CONFIRMED)
+        values = [value_of(t, metric) if metric in confirmed(t) else None for t in trials]
+        ends = [
+            [finite(v.low if v else None) for v in values],
+            [finite(v.high if v else None) for v in values],
+        ]
+        if any(v is not None for v in ends[0]):
+            found[name] = ends
+    return found
 
 
 def _failures(trials: Sequence[Trial]) -> dict[str, Any]:

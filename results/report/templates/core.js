@@ -48,6 +48,8 @@ function score(row, name) {
   const values = column(runOf[row], name);
   return values === undefined ? null : values[placeOf[row]];
 }
+const uniformRows = (r) => runs[r].uniform.map((place) => runs[r].first + place);
+const isUniform = (row) => run(row).uniform.includes(placeOf[row]);
 const baseRow = (r) => (runs[r].baseline === null ? null : runs[r].first + runs[r].baseline);
 const kneeRow = (r) => (runs[r].knee === null ? null : runs[r].first + runs[r].knee);
 const baseScore = (r, name) => (baseRow(r) === null ? null : score(baseRow(r), name));

@@ -86,6 +86,11 @@ function frontTraces(palette) {
     fronts.push({ type: "scatter", mode: "lines", x: border.map((p) => p[0]), y: border.map((p) => p[1]),
       line: { shape: "hv", width: 1.5, color: runColour(r, palette) }, opacity: state.colour ? 0.3 : 0.45,
       hoverinfo: "skip" });
+    const line = [...uniformRows(r), ...(baseRow(r) === null ? [] : [baseRow(r)])].filter(inPicture);
+    line.sort((a, b) => score(a, state.x) - score(b, state.x));
+    if (line.length > 1 && !state.colour) fronts.push({ type: "scatter", mode: "lines+markers", x: xs(line), y: ys(line),
+      line: { width: 1, dash: "dash", color: palette.muted }, marker: { symbol: "square", size: 5, color: palette.muted },
+      hoverinfo: "skip", customdata: line, selected: { marker: { opacity: 1 } }, unselected: { marker: { opacity: 1 } } });
     fronts.push(pointTrace(best, palette, r));
   });
   const special = (find) => runs.map((_, r) => find(r)).filter((row) => row !== null && inPicture(row));
@@ -228,6 +233,7 @@ function notes(row) {
   const found = [];
   if (row === baseRow(runOf[row])) found.push("unchanged");
   if (row === kneeRow(runOf[row])) found.push("knee");
+  if (isUniform(row)) found.push("uniform");
   if (failed(row)) found.push("failed");
   return found.length ? ` · ${found.join(", ")}` : "";
 }
@@ -237,6 +243,7 @@ function drawLegend(palette) {
   const entries = runs.length === 1
     ? [entry("●", state.colour ? palette.high : palette.accent, "front")]
     : runs.map((of, r) => entry("●■▲◆⬟⬢"[r % 6], state.colour ? palette.muted : runColour(r, palette), of.name));
+  if (runs.some((of) => of.uniform.length) && !state.colour) entries.push(entry("■", palette.muted, "uniform cuts"));
   entries.push(entry("●", palette.grey, "dominated"), entry("★", palette.ink, "unchanged model"));
   const knee = runs.length === 1 ? palette.accent : palette.muted;
   if (runs.some((of) => of.knee !== null)) entries.push(entry("◆", knee, "knee"));
@@ -246,10 +253,13 @@ function drawLegend(palette) {
   const away = rowCount - drawnRows;
   const touch = media("(pointer: coarse)").matches;
   const measured = [state.x, state.y].some((name) => runs.some((of) => of.spread.get(name)));
+  const intervals = [state.x, state.y].some((name) => name.startsWith("confirmed "));
+  replace($("front-certainty"), runs.flatMap((of) => of.notes.map((text) =>
+    note(runs.length > 1 ? `${of.name}: ${text}` : text))));
   replace($("front-note"), [
     touch ? "Tap a point to open its trial."
       : "Click a point to open its trial; drag a box to filter everything on this page.",
-    measured ? " Bars are quartiles of the measurement." : "",
+    measured ? ` Bars are ${intervals ? "95 % intervals" : "quartiles"} of the measurement.` : "",
     away ? ` ${plural(away, "trial")} without both metrics ${away === 1 ? "is" : "are"} not drawn.` : "",
   ].join(""));
 }

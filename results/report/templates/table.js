@@ -23,6 +23,7 @@ function rowNotes(row) {
   if (onFront[row]) found.push("front");
   if (row === kneeRow(runOf[row])) found.push("knee");
   if (row === baseRow(runOf[row])) found.push("unchanged");
+  if (isUniform(row)) found.push("uniform");
   if (failed(row)) found.push("failed");
   return found.join(", ");
 }

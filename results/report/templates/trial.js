@@ -40,16 +40,20 @@ function trialScores(row) {
       td(metricText(name, score(row, name)), spreadText(row, name)),
       base ? [td(metricText(name, was)), td(ratioText(score(row, name), was))] : null);
   };
-  return h("table", { class: "figures scores" },
+  const table = h("table", { class: "figures scores" },
     h("thead", null, h("tr", null, wordsHead("Metric"), th("This"), base ? [th("Unchanged"), th("Ratio")] : null)),
     h("tbody", null, names.map(line)));
+  const alike = run(row).alike[String(number(row))];
+  return alike ? h("div", null, table, note(`Not told apart, on these samples, from ${alike.join(", ")}.`)) : table;
 }
 
 function spreadText(row, name) {
   const spread = run(row).spread.get(name), place = placeOf[row];
   if (!spread || spread[0][place] === null) return null;
-  const [low, high] = spread.map((values) => plain(values[place], 3));
-  return h("small", { title: "quartiles of the measurement" }, `${low} to ${high}`);
+  const percent = metricOf.get(name).kind === "percent";
+  const [low, high] = spread.map((values) => (percent ? fixed(100 * values[place], 1) : plain(values[place], 3)));
+  const what = name.startsWith("confirmed ") ? "95 % interval" : "quartiles of the measurement";
+  return h("small", { title: what }, `${low} to ${high}`);
 }
 
 // Where the network was cut, and what runs each stage.

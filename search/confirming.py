@@ -1,0 +1,58 @@
+"""Confirmation of a front: its members scored once more, on data that no candidate was selected on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from ..evaluators.pool import Job
+from ..results.confirmation import confirmed
+from ..results.front import Front
+from ..results.ledger import Ledger
+from ..results.objective import Limit, Objective
+from ..spaces import Space
+
+if TYPE_CHECKING:
+    from ..evaluators.pool import Scorer
+    from ..evaluators.task import Task
+
+
+def confirm_front(
+    ledger: Ledger, task: Task, space: Space, scorers: Sequence[Scorer], say: Callable[[str], None]
+) -> None:
+    """Score the unchanged model, the front and the uniform cuts on ``task.confirm_batches``, and keep it.
+
+    Each network once: what is confirmed already, in an earlier session, is left alone. Nothing is told to the
+    searcher. Where quality decides nothing in this run, or the task has nothing to confirm with, nothing is
+    done. A network that fails here stays unconfirmed.
+    """
+    settings = ledger.settings
+    objectives = [Objective(**o) for o in settings["objectives"]]
+    decided = {o.name for o in objectives} | {Limit(text).metric for text in settings["limits"]}
+    if not task.confirm_batches or not decided & set(task.metrics) or not _scores_quality(scorers):
+        return
+    from ..evaluators.accuracy import Quality
+    from ..evaluators.batches import count_samples
+
+    trials = ledger.trials(space)
+    rows = {tuple(row) for row in settings.get("uniform", ())}
+    front = Front(trials, objectives, limits=settings["limits"])
+    numbers = {t.number for t in (front.baseline, *front) if t is not None}
+    wanted = [t for t in trials if t.number in numbers or t.candidate.indices in rows]
+    wanted = [t for t in wanted if not t.failed and not confirmed(t)]
+    samples = count_samples(task.confirm_batches)
+    job = Job(task.to_confirm(), space, [Quality(each=True)])
+    for done, trial in enumerate(wanted):
+        say(f"confirming the front on {task.confirm_data}: {done + 1} of {len(wanted)}")
+        outcome = job.evaluate(trial.number, trial.candidate)
+        if outcome.scores is not None:
+            right = outcome.detail.get("right")
+            record = {"data": task.confirm_data, "samples": samples, "scores": outcome.scores}
+            ledger.measure(trial.number, {}, {"confirmed": record | ({"right": right} if right else {})})
+
+
+def _scores_quality(scorers: Sequence[Scorer]) -> bool:
+    """Are the run's scores the task's metric? A user's own evaluators may give others of the same name."""
+    from ..evaluators.accuracy import Quality
+
+    return any(isinstance(getattr(s, "inner", s), Quality) for s in scorers)
