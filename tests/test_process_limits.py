@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from netcarve.results.export import ExportError
+from netcarve.results.export import ExportError, FileRecord
 from netcarve.results.export.process import Calls, ask
 from netcarve.results.export.standalone import limits
 
@@ -77,3 +77,12 @@ def test_a_file_that_does_not_answer_is_given_up(tmp_path):
     with pytest.raises(ExportError, match="has not answered in a fresh process for 3 s"):
         ask("odd", fake, tmp_path, Calls("", [], []), tmp_path, seconds=3)
     assert time.monotonic() - start < 30
+
+
+@linux
+def test_pipes_and_devices_are_no_files_of_an_export(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for name in ("pipe", "device", "missing"):
+        with pytest.raises(OSError):
+            FileRecord.of(tmp_path / name)

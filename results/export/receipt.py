@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ..significance import Figure
+from .standalone.pt2_check import open_regular
 
 RECEIPT = "receipt.json"
 SCHEMA = 2
@@ -24,8 +26,12 @@ class FileRecord:
 
     @classmethod
     def of(cls, path: Path) -> FileRecord:
-        with path.open("rb") as file:
-            return cls(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+        """
+        Raises:
+            OSError: it cannot be read, or is a pipe or a device, where reading may never end.
+        """
+        with open_regular(path) as file:
+            return cls(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import io
 import json
 import math
 import os
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 if __package__:
     from . import pt2_texts as texts
@@ -120,7 +121,7 @@ def _opened(path: Path) -> Iterator[_Archive]:
         raise Pt2Error(f"{path} is not a program of torch.export ({type(error).__name__})") from error
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """A file that has an end, opened for reading.
 
     Raises:
