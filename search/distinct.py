@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,15 @@ from ..spaces import Candidate
 from .base import Searcher, Wrapper
 
 PATIENCE = 64  # duplicates in a row before something new is put in their place
+LARGEST = 1e100  # score that an algorithm is told: it may multiply three of them, or divide by a small one
 DRAWS = 64  # random candidates tried in a row before the space is gone through systematically
+
+
+def _within(trial: Trial) -> Trial:
+    """The trial with scores whose differences and squares a float holds."""
+    if all(-LARGEST <= value <= LARGEST for value in trial.scores.values()):
+        return trial
+    return replace(trial, scores={n: min(max(v, -LARGEST), LARGEST) for n, v in trial.scores.items()})
 
 
 class Distinct(Wrapper):
@@ -67,6 +76,7 @@ class Distinct(Wrapper):
         return out
 
     def tell(self, trials: Sequence[Trial]) -> None:
+        trials = [_within(trial) for trial in trials]
         for trial in trials:
             if trial.candidate not in self._seen:
                 self._order.append(trial.candidate)

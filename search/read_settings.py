@@ -24,7 +24,7 @@ def check_settings(settings: Mapping[str, Any], path: object) -> None:
         raise RunError(f"the ledger in {path} is empty: {NOTHING_IN_IT}")
     try:
         _check(settings)
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         what = f"they lack {error}" if isinstance(error, KeyError) else str(error)
         raise RunError(f"{path} holds no run that this netcarve can read: of its settings, {what}") from None
 
@@ -73,8 +73,9 @@ def _check(settings: Mapping[str, Any]) -> None:
     for row in _list("uniform", settings.get("uniform", [])):
         if len(_list("a uniform cut", row)) != len(names) or not all(type(i) is int for i in row):
             raise ValueError("uniform and choices disagree")
+    known = set(names)
     for name, kept in _dict("kept", settings.get("kept", {})).items():
-        if name not in names or not all(type(n) is int for n in _list("kept", kept)):
+        if name not in known or not all(type(n) is int for n in _list("kept", kept)):
             raise ValueError(f"kept of {name!r:.40} is not understood")
     lengths = {name: len(options) for name, options in settings["choices"]}
     if any(len(kept) != lengths[name] for name, kept in settings.get("kept", {}).items()):

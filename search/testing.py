@@ -231,6 +231,19 @@ class SearcherConformance:
         searcher = guard(self.make(toy_space()))
         assert len(drive(searcher, 40, fail=lambda _: True)) == 40 or searcher.finished
 
+    def test_survives_scores_of_any_size(self) -> None:
+        sizes: tuple[Callable[[float], float], ...] = (
+            lambda v: 1e-300 * v,
+            lambda v: 1.7e308 if v > 0.5 else -1.7e308,
+            lambda v: 1.7e308 if v > 0.8 else v,
+            lambda v: -1.7e308 if v < 0.3 else 1e-300 * v,
+            lambda v: 0.5,
+        )
+        for size in sizes:
+            scores = lambda c, size=size: {name: size(v) for name, v in toy_scores(c).items()}  # noqa: E731
+            searcher = guard(self.make(toy_space()))
+            assert len(drive(searcher, 16, scores=scores)) == 16 or searcher.finished
+
     def test_survives_trials_without_an_objective(self) -> None:
         drive(self.make(toy_space()), 40, scores=lambda c: {"quality": 1.0})
 
