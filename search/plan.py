@@ -39,6 +39,18 @@ def check_types(task: Any, space: Any) -> None:
         )
 
 
+def check_inputs(task: Task | None, space: Space) -> None:
+    """
+    Raises:
+        ValueError: validation data of lengths that the networks of the space do not take.
+    """
+    captured = getattr(space.model, "captured", None)
+    if task is not None and captured is not None:
+        from ..spaces.capture import check_lengths
+
+        check_lengths(captured, [batch[:2] for batch in task.batches], "validation")
+
+
 def choose_objectives(
     given: Iterable[Objective | str] | None, searcher: str | Searcher, task: Task | None, space: Space
 ) -> tuple[Objective, ...]:

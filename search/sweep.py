@@ -26,6 +26,7 @@ from .measured_front import measure_front
 from .mirrors import Mirror, Mirroring, mirror
 from .plan import (
     check_baseline,
+    check_inputs,
     check_metrics,
     check_numbers,
     check_types,
@@ -131,6 +132,7 @@ def sweep(
         Interrupted: Ctrl-C.
     """
     check_types(task, space)
+    check_inputs(task, space)
     if searcher == "progressive" and task is not None and not rungs_of(space):
         space = with_rungs(space, parse_rungs(DEFAULT))
     goals = choose_objectives(objectives, searcher, task, space)

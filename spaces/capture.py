@@ -198,6 +198,22 @@ def _copied(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         ) from error
 
 
+def check_lengths(captured: Captured, batches: Sequence[Any], what: str) -> None:
+    """Refuse inputs, ``(args, kwargs)`` each, of another length than the graph was captured with.
+
+    Raises:
+        ValueError: an axis besides the first is longer or shorter; the cure is to pad.
+    """
+    traced = describe_example(captured.args, captured.kwargs)
+    lengths = [leaf.shape[1:] for leaf in tensors_of((captured.args, captured.kwargs))]
+    for number, (args, kwargs) in enumerate(batches):
+        if [leaf.shape[1:] for leaf in tensors_of((args, kwargs))] != lengths:
+            raise ValueError(
+                f"{what} batch {number} has {describe_example(args, kwargs)}, and the model was traced with "
+                f"{traced}: a traced network takes that length alone; pad all data and the example to it"
+            )
+
+
 def unlift(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """The program as a graph module on its own parameters, guards kept, in a form that can be rewritten."""
     module = program.module()

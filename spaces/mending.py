@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-from .capture import Captured
+from .capture import Captured, check_lengths
 from .choice import Candidate
 from .coupling import Coupling
 from .decoding import Decoder
@@ -52,6 +52,7 @@ class Mending:
         ridge: float,
     ) -> Calibration:
         """Measure, and repair in this way from now on; see :meth:`Blueprint.calibrate`."""
+        check_lengths(captured, batches, "calibration")
         self.calibration = replace(gather(captured, coupling, batches), ridge=ridge)
         self.repair = self._calibrated = repair
         self.sequential = sequential(captured, coupling, batches) if repair is True else None

@@ -321,3 +321,75 @@ def test_a_bootstrap_over_samples_of_structured_targets():
     outputs = answers(task.model, task.test_batches)
     got = figure(task, task.test_batches, outputs, outputs)
     assert (got.value, got.samples, got.low, got.high) == (1.0, 40, 1.0, 1.0)
+
+
+# -- data and losses that are asked about before the search
+
+
+def test_a_list_of_two_unlabelled_batches_is_asked_about():
+    x = normal(20, 6)
+    net = nn.Linear(6, 3)
+    for two in ([x[:10], x[10:]], [x, x.clone()]):
+        for data in ({"validation": two}, {"validation": (x, net(x).argmax(1)), "calibration": two}):
+            with pytest.raises(TaskError, match=r"a list of two tensors, float32.*write a tuple"):
+                Task(net, x[:1], **data, metric=rmse)
+
+
+def test_two_inputs_without_targets_calibrate():
+    two = nn.Bilinear(3, 4, 2)
+    a, b = normal(20, 3), normal(20, 4)
+    task = Task(two, (a[:1], b[:1]), ((a, b), two(a, b).argmax(1)), calibration=[(a, b)])
+    (args, _), *_ = task.calibration_batches
+    assert torch.equal(args[1], b)
+
+
+def test_embeddings_with_class_labels_have_no_loss_unless_declared():
+    x = normal(20, 6)
+    data = (x, torch.arange(20) % 3)
+    spread = lambda outputs, targets: float(outputs.std())  # noqa: E731
+    assert Task(nn.Linear(6, 3), x[:1], data, metric=spread).metrics == ("metric",)
+    declared = Task(nn.Linear(6, 3), x[:1], data, metric=spread, loss="cross_entropy")
+    assert set(declared.metrics) == {"metric", "loss"}
+
+
+def test_a_loss_for_fine_tuning_is_checked_before_the_search():
+    x = normal(70, 6)
+    pair = (x, x[:, :1])
+    options = {"metric": lambda o, t: float((o - t).abs().mean()), "goal": "min", "train": pair}
+    with pytest.raises(TaskError, match=r"no loss to train with .*Task\(loss='cross_entropy'\)"):
+        Task(nn.Linear(6, 1), x[:1], pair, **options).check_training()
+    with pytest.raises(TaskError, match="must return a scalar tensor"):
+        Task(nn.Linear(6, 1), x[:1], pair, loss=lambda o, t: 3.0, **options).check_training()
+    with pytest.raises(TaskError, match="is a class, make an instance"):
+        Task(nn.Linear(6, 1), x[:1], pair, loss=nn.MSELoss, **options)
+    Task(nn.Linear(6, 1), x[:1], pair, loss=nn.MSELoss(), **options).check_training()
+
+
+def test_goals_are_said_once():
+    assert heads_task().goals == {"two_heads": "max"}
+    with pytest.raises(TaskError, match="goal must be 'min' or 'max'"):
+        heads_task(goal="up")
+    with pytest.raises(TaskError, match="contradicts the metric 'accuracy'"):
+        answered(lambda f, s: s, goal="min")
+
+
+def test_several_lengths_are_scored_and_refused_in_words_where_a_trace_takes_one():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.body, self.head = nn.Conv1d(4, 8, 3, padding=1), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.body(x)).mean(2))
+
+    net = Mean()
+    data = [(x := normal(20, 4, steps, seed=steps), net(x).argmax(1)) for steps in (8, 12)]
+    task = Task(net, data[0][0][:2], data)
+    assert score(task)["accuracy"] == 1.0
+    with pytest.raises(ValueError, match=r"calibration batch 1 has \(20, 4, 12\).*pad all data"):
+        trace(task.model, task.example).space("prune", calibration=task.calibration_batches)
+    with pytest.raises(ValueError, match="validation batch 1 has"):
+        sweep(task, trace(task.model, task.example).space("prune"), "random", trials=2, workers=0)
+    with pytest.raises(TaskError, match="only the first axis"):
+        Task(net, normal(2, 4, 9), data[:1])
