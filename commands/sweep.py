@@ -103,6 +103,7 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Search the Pareto front of a task."""
+    from ..evaluators.shipping import check_sendable
     from ..results import Limit, Objective
     from ..results.document import sweep_document
     from ..search import Interrupted, known_searchers
@@ -137,6 +138,8 @@ def sweep(
 
     with busy() as say:
         made, blueprint = traced(task, say)
+        if workers:
+            check_sendable(made)  # before the proof
         goals = [Objective.parse(text, made.goals) for text in objective or ()]
         if any(level.epochs for level in levels or ()):
             made.check_training()

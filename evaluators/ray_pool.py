@@ -13,7 +13,7 @@ from ..spaces import Candidate
 from .errors import PoolError, first_line
 from .pool import Job, Outcome, Pool, worker_name
 from .ray_session import RaySession
-from .shipping import Parcel, pack, unpack
+from .shipping import Parcel, check_sendable, pack, unpack
 
 Numbered = tuple[int, Candidate]
 
@@ -86,9 +86,10 @@ class RayPool(Pool):
         try:
             parcel = pack(job)
         except Exception as error:
+            check_sendable(job.task)
             raise PoolError(
                 f"the task cannot be sent to workers: {first_line(error)}; models, metrics and evaluators "
-                "must not hold open files, locks or generators"
+                "must not hold open files or generators, or score in this process: workers=0"
             ) from error
         self._session: RaySession | None = RaySession(workers, address=address, data_bytes=parcel.size)
         self._queue: deque[Numbered] = deque()

@@ -14,13 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import numpy as np
 
 from ..spaces.rung import tunes
+from .errors import PoolError, first_line
 from .pool import Job
+
+if TYPE_CHECKING:
+    from .task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,7 @@ def pack(job: Job) -> Parcel:
     try:
         pickler.dump(job)
     finally:
-        for module in pickler.registered:
-            cloudpickle.unregister_pickle_by_value(module)
+        pickler.close()
     path = tuple(os.path.abspath(p) for p in sys.path)
     return Parcel(buffer.getvalue(), data, path)
 
@@ -73,14 +76,53 @@ def unpack(parcel: Parcel) -> Job:
     return job
 
 
+def check_sendable(task: Task | None) -> None:
+    """Refuse a task whose model holds what cannot travel to workers, before any work is done.
+
+    Raises:
+        PoolError: names the attribute.
+    """
+    if task is None or not _refusal(task.model):
+        return
+    for path, module in task.model.named_modules():
+        for name, value in module.__dict__.items():
+            if name != "_modules" and (reason := _refusal(value)):
+                where = f"{path}.{name}" if path else name
+                raise PoolError(
+                    f"the model cannot be sent to workers: its attribute {where} ({type(value).__name__}): "
+                    f"{reason}; score in this process with workers=0, or make it where forward needs it"
+                )
+
+
+def _refusal(value: Any) -> str:
+    """Why ``value`` cannot be pickled, its tensors apart, or ""."""
+    pickler = _Probe(io.BytesIO())
+    try:
+        pickler.dump(value)
+    except Exception as error:
+        return first_line(error)
+    finally:
+        pickler.close()
+    return ""
+
+
 class _Pickler(cloudpickle.Pickler):
     """Registers, while it dumps, the modules whose contents must go by value."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file, protocol=5)
         self.registered: list[ModuleType] = []
+        from ..spaces.model_copy import LOCKS
+
+        self._locks = LOCKS
+
+    def close(self) -> None:
+        for module in self.registered:
+            cloudpickle.unregister_pickle_by_value(module)
 
     def reducer_override(self, obj: Any) -> Any:
+        if type(obj) in self._locks:
+            return self._locks[type(obj)], ()  # a lock of its own does for each process
         name = obj.__name__ if isinstance(obj, ModuleType) else None
         if name is not None and type(obj) is not ModuleType and sys.modules.get(name) is obj:
             # cloudpickle takes along any submodule of torch that an attribute is called like: torch.ops too.
@@ -99,6 +141,15 @@ class _Pickler(cloudpickle.Pickler):
             # torch refuses to pickle a parametrised module, whose class it makes at run time.
             return copyreg.__newobj__, (type(obj),), obj.__dict__  # type: ignore[attr-defined]
         return super().reducer_override(obj)
+
+
+class _Probe(_Pickler):
+    """Leaves out tensors, which always travel."""
+
+    def persistent_id(self, obj: Any) -> int | None:
+        import torch
+
+        return 0 if isinstance(obj, torch.Tensor) else None
 
 
 _INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})

@@ -30,7 +30,11 @@ from .module_state import ModuleState
 from .proving.comparison import relative_difference
 from .skeleton import skeleton
 
-_LOCKS = {type(threading.Lock()): threading.Lock, type(threading.RLock()): threading.RLock}
+# Stateless from one process or copy to the next: a new one stands in. Type -> what makes one.
+LOCKS: dict[type, Callable[[], Any]] = {
+    type(threading.Lock()): threading.Lock,
+    type(threading.RLock()): threading.RLock,
+}
 _TORCH = ("_parameters", "_buffers", "_modules")  # attributes of a module that hold what is copied anyway
 
 
@@ -93,9 +97,13 @@ def fold(model: nn.Module) -> dict[str, str]:
         What computed each, by path of the parameter. Values are bitwise those that an eval-mode call takes.
     """
     folded: dict[str, str] = {}
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()  # spectral norm takes a step of its iteration otherwise
     with torch.no_grad():
         for path, child in list(model.named_modules()):
             folded |= {f"{path}.{name}" if path else name: kind for name, kind in _undone(child)}
+    for module, mode in modes:
+        module.training = mode
     return folded
 
 
@@ -212,8 +220,8 @@ class _Copier:
             constant = thing.detach().clone()
             self._computed.add(id(constant))
             return constant
-        if type(thing) in _LOCKS:
-            return _LOCKS[type(thing)]()
+        if type(thing) in LOCKS:
+            return LOCKS[type(thing)]()
         return thing  # shared: an open file, a generator, a connection
 
 

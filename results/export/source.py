@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ...spaces.costing.counter import counted
+from ...spaces.model_copy import plain_copy
 from ...spaces.recurrent_shapes import recurrent_shapes
 from ...spaces.splitting.staged import PlacedStage
 from .batches import Inputs, batch_length, batched, on_cpu, resized
@@ -49,7 +49,7 @@ class Source:
         self.describe = describe
         self.stages = tuple(stages)
         with quiet():  # copies of captured graphs warn
-            self.model = _evaluating(copy.deepcopy(model)).cpu()
+            self.model = _evaluating(plain_copy(model)).cpu()
         self.inputs: list[Inputs] = [on_cpu(one) for one in inputs]
         self.calibration: list[Inputs] = [on_cpu(one) for one in calibration] or self.inputs
         example = on_cpu((args, kwargs))
