@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,7 +53,7 @@ class Space:
         if not self.choices:
             raise ValueError("a space needs at least one choice, got none")
         names = [c.name for c in self.choices]
-        twice = sorted({n for n in names if names.count(n) > 1})
+        twice = sorted(n for n, count in Counter(names).items() if count > 1)
         if twice:
             raise ValueError(f"choices must have distinct names; given more than once: {twice}")
         self.counts = np.array([len(c) for c in self.choices], dtype=np.int64)  # [choices], options each

@@ -1,6 +1,7 @@
 """Choices, candidates and spaces without a model."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -47,6 +48,13 @@ def test_sampling_is_uniform_and_seeded():
     counts = [drawn.count(space.candidate((i, j))) for i in range(2) for j in range(3)]
     assert min(counts) > 850
     assert max(counts) < 1150
+
+
+def test_a_space_of_very_many_choices_is_made_at_once():
+    start = time.process_time()
+    space = Space([Choice(f"c{i}", (0, 1)) for i in range(90_000)])
+    assert len(space) == 90_000
+    assert time.process_time() - start < 10  # seconds; in quadratic time minutes
 
 
 def test_size_is_exact_for_huge_spaces():
