@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
@@ -24,12 +25,16 @@ LATER_KINDS = ("operators", "bits")
 REPAIRS: dict[str, Repair] = {"full": True, "once": "once", "none": False, "merge": "merge"}
 
 
-def traced(text: str, say: Callable[[str], None]) -> tuple[Task, Blueprint]:
+def traced(
+    text: str, say: Callable[[str], None], check: Callable[[Task], object] = lambda task: None
+) -> tuple[Task, Blueprint]:
+    """The task and its model, traced; ``check`` may refuse the task before that."""
     say(f"reading the task {text}")  # and importing torch, a second or two
     from ..evaluators.resolve import resolve_task
     from ..spaces import trace
 
     task = _one_thread_after(resolve_task(text))
+    check(task)
     say("tracing the model")
     return task, trace(task.model, task.example)
 
@@ -115,3 +120,21 @@ def cores() -> int:
     """Workers by default: the cores this process may use, at most 4, since each worker holds the model."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, 4)
+
+
+def check_place(folder: Path | None) -> None:
+    """Whether a new run could be kept there, before anything is made; ``None``: a new folder of ``runs/``.
+
+    Raises:
+        RunError: it holds a run, or cannot be made.
+    """
+    from ..search.settings import HOME, RunError, check_free
+
+    if folder is not None:
+        check_free(folder)
+    place = (folder or HOME).absolute()
+    there = next(p for p in (place, *place.parents) if p.exists())
+    if not there.is_dir():
+        raise RunError(f"cannot make the run's folder {place}: {there} is a file; choose another")
+    if not os.access(there, os.W_OK):
+        raise RunError(f"cannot make the run's folder {place}: {there} may not be written to; choose another")

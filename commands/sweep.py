@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .arguments import KINDS, about, cores, kinds_of, ratios_of, repair_of, rungs_of, traced
+from .arguments import KINDS, about, check_place, cores, kinds_of, ratios_of, repair_of, rungs_of, traced
 from .platform import (
     DevicesFile,
     DeviceTexts,
@@ -22,6 +22,9 @@ from .platform import (
 from .terminal import CTRL_C, busy, program, proving, tell
 from .types import AsJson, Objectives, TaskName
 from .views import print_busy, print_front, print_json, print_modelled, print_next
+
+if TYPE_CHECKING:
+    from ..evaluators import Task
 
 TRIALS = 500  # by default
 
@@ -104,15 +107,16 @@ def sweep(
 ) -> None:
     """Search the Pareto front of a task."""
     from ..evaluators.shipping import check_sendable
-    from ..results import Limit, Objective
+    from ..results import Objective
     from ..results.document import sweep_document
     from ..search import Interrupted, known_searchers
     from ..search import sweep as run_sweep
+    from ..search.base import parse_limits
     from ..search.devices import stored_platform
     from ..search.mirrors import mirror as mirror_named
-    from ..search.plan import check_numbers
+    from ..search.plan import check_numbers, check_task
     from ..search.progress import RichProgress
-    from ..search.settings import check_free, resumed_settings
+    from ..search.settings import resumed_settings
     from ..search.warm_start import read_source
     from ..spaces.rung import with_rungs
 
@@ -121,8 +125,8 @@ def sweep(
     levels = rungs_of(rungs, searcher)
     shares, mend = ratios_of(ratios), repair_of(repair)
     platform = platform_of(kinds, device, link, devices, placement, parts, force, forbid, searcher)
-    wanted = {Objective.name_in(text) for text in objective or ()}
-    wanted |= {Limit(text).metric for text in limit or ()}
+    limits = parse_limits(limit or ())
+    wanted = {Objective.name_in(text) for text in objective or ()} | {m.metric for m in limits}
     if searcher not in known_searchers():
         raise ValueError(f"unknown searcher {searcher!r}; known are {', '.join(known_searchers())}")
     if trials is not None and minutes is not None:
@@ -133,20 +137,34 @@ def sweep(
     mirrors = [mirror_named(text) for text in mirror or ()]
     workers = cores() if workers is None else workers
     check_numbers(trials=trials, minutes=minutes, trial_timeout=trial_timeout, workers=workers)
-    if out is not None and not resume:
-        check_free(out)
+    settled: dict[str, Any] = {"seed": seed, "repeats": repeats}  # of a run that is resumed
+    if "splits" not in kinds:  # memories of devices are limits too
+        settled["limits"] = [m.text for m in limits]
+    if not resume:
+        check_place(out)
+    elif out is not None:
+        resumed_settings(out, None, searcher, settled)
+
+    goals: list[Objective] = []
+    stored: dict[str, Any] = {}
+
+    def check(made: Task) -> None:
+        goals.extend(Objective.parse(text, made.goals) for text in objective or ())
+        tuned = any(level.epochs for level in levels or ())
+        check_task(made, kinds, goals or None, limits, importance=importance, tuned=tuned)
+        if resume:
+            if goals:
+                settled["objectives"] = [{"name": o.name, "goal": o.goal, "unit": o.unit} for o in goals]
+            stored.update(resumed_settings(out, made, searcher, settled))
 
     with busy() as say:
-        made, blueprint = traced(task, say)
+        made, blueprint = traced(task, say, check)
         if workers:
             check_sendable(made)  # before the proof
-        goals = [Objective.parse(text, made.goals) for text in objective or ()]
-        if any(level.epochs for level in levels or ()):
-            made.check_training()
         options: dict[str, Any] = {}
         if "splits" in kinds:
-            stored = stored_platform(resumed_settings(out, made, searcher) if resume else {})[0]
-            options = platform.options(made, blueprint, searcher, wanted=wanted, stored=stored, say=say)
+            before = stored_platform(stored)[0]
+            options = platform.options(made, blueprint, searcher, wanted=wanted, stored=before, say=say)
         candidates = blueprint.space(
             *kinds,
             ratios=shares,
@@ -166,7 +184,7 @@ def sweep(
                 candidates,
                 searcher,
                 goals or None,
-                limit or (),
+                limits,
                 trials=TRIALS if trials is None and minutes is None else trials,
                 minutes=minutes,
                 workers=workers,
@@ -215,8 +233,8 @@ def sweep(
             tell(f"Trial {first.number} failed: {first.reason}")
         tell(f"The run is in {run.path}")
     if not len(front):
-        limits = " and ".join(m.text for m in run.limits)
-        why = f"no trial keeps {limits}; loosen it, or" if limits else "every trial failed;"
+        kept = " and ".join(m.text for m in run.limits)
+        why = f"no trial keeps {kept}; loosen it, or" if kept else "every trial failed;"
         tell(f"error: the front is empty: {why} see `{program()} front {quote(str(run.path))}`", err=True)
         raise typer.Exit(1)
     if not as_json:

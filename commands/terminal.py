@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 SECONDS = 2.0  # between two words on a long proof
 CTRL_C = 130  # exit code of what the user stopped, as shells have it
+PRINTS = 20  # lines of the user's code that are shown
 WIDE = 160  # columns where nobody says how wide: a file, a pipe
 
 
@@ -63,7 +65,7 @@ def busy(*, spinner: bool = True) -> Iterator[Callable[[str], None]]:
     """Work is going on: what is said, and what netcarve logs meanwhile, is shown on stderr.
 
     On a terminal it is one line that changes; elsewhere a line for each phase, then one every 30 s. What the
-    user's own code prints goes to stderr too, so that stdout holds results alone.
+    user's own code prints goes to stderr too, each line once, so that stdout holds results alone.
 
     Args:
         spinner: draw that line; not while something else draws one.
@@ -94,7 +96,7 @@ def busy(*, spinner: bool = True) -> Iterator[Callable[[str], None]]:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         try:
-            with redirect_stdout(sys.stderr):
+            with redirect_stdout(_Prints()):
                 yield say
         finally:
             logger.setLevel(level)
@@ -114,6 +116,27 @@ def proving(say: Callable[[str], None]) -> Callable[[int, int], None]:
             say(f"proving by execution what may be changed: {done} of {total}")
 
     return progress
+
+
+class _Prints(io.TextIOBase):
+    """What the user's code prints, on stderr: a forward that prints does so thousands of times, so that each
+    line is shown once, and no more than :data:`PRINTS` of them."""
+
+    def __init__(self) -> None:
+        self._line, self._seen = "", set[str]()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            if line in self._seen or len(self._seen) > PRINTS:
+                continue
+            self._seen.add(line)
+            enough = len(self._seen) > PRINTS
+            print("(what the task's code prints further is not shown)" if enough else line, file=sys.stderr)
+        return len(text)
 
 
 class _Handler(logging.Handler):

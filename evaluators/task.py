@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ..results.objective import METRICS
 from ..spaces.devices import Device, Link, devices_of, links_of
+from ..spaces.refusal import unloaded
 from .batches import (
     Batch,
     Inputs,
@@ -381,6 +382,8 @@ def _checked_model(model: Any) -> nn.Module:
         else:
             cure = "give a trained torch.nn.Module"
         raise TaskError(f"the model is {type(model).__name__}; {cure}")
+    if reason := unloaded(model):
+        raise TaskError(reason)
     return model.eval().cpu()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..evaluators.errors import their_part
 from ..results.ledger import Ledger
-from ..results.objective import METRICS, Limit, Objective
+from ..results.objective import ALIASES, FRACTIONS, METRICS, Limit, Objective
+from ..results.table import metric_text
 from ..results.trial import Trial
 from ..spaces import Space
 from ..spaces.rung import rungs_of, tunes
@@ -24,6 +26,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_KEPT = 20_000  # samples of which a trial keeps whether each was right: 5 kB a trial in the ledger
+# Metrics of networks that are split.
+OF_SPLITS = (
+    "traffic_kb",
+    "stages",
+    "throughput_per_s",
+    "energy_mj",
+    "latency_change",
+    "throughput_change",
+)
 
 
 def check_types(task: Any, space: Any) -> None:
@@ -67,12 +78,7 @@ def choose_objectives(
     if given is None:
         if own:
             return own
-        metric = task.metric_name if task is not None else "accuracy"
-        if metric not in METRICS and metric not in goals:
-            raise ValueError(
-                f"{metric!r} is a metric of your own, so say which way is better: Task(..., goal='max') or "
-                f"goal='min', or objectives '{metric}:max' and 'macs'"
-            )
+        metric = quality_objective(task)
         if plan_of(space.choices) is None:
             return parse_objectives((metric, *default_costs(space)), goals)
         return parse_objectives((metric, "latency_ms" if modelled(space) else "traffic_kb"), goals)
@@ -83,6 +89,21 @@ def choose_objectives(
             f"{[o.name for o in objectives]}; give the objectives once"
         )
     return objectives
+
+
+def quality_objective(task: Task | None) -> str:
+    """The task's metric, as an objective.
+
+    Raises:
+        ValueError: a metric of the user's of which nobody says which way is better.
+    """
+    metric = task.metric_name if task is not None else "accuracy"
+    if metric not in METRICS and metric not in (task.goals if task is not None else {}):
+        raise ValueError(
+            f"{metric!r} is a metric of your own, so say which way is better: Task(..., goal='max') or "
+            f"goal='min', or objectives '{metric}:max' and 'macs'"
+        )
+    return metric
 
 
 def default_costs(space: Space) -> tuple[str, ...]:
@@ -203,6 +224,70 @@ def check_metrics(
             raise ValueError(
                 f"nothing measures the {what} {name!r}; this sweep knows {', '.join(dict.fromkeys(known))}. "
                 "Add an evaluator that gives it"
+            )
+
+
+def check_task(
+    task: Task,
+    kinds: Collection[str],
+    objectives: Iterable[Objective | str] | None,
+    limits: Iterable[Limit],
+    *,
+    importance: str | None = None,
+    tuned: bool = False,
+) -> None:
+    """What can be refused once the task is read: before its model is traced and proven, which takes a while.
+
+    The rest needs the space, and is refused by :func:`check_metrics` and others when the sweep begins.
+
+    Args:
+        kinds: of choices, as :meth:`Blueprint.space` takes them.
+        objectives: None: those of :func:`choose_objectives`.
+        tuned: do candidates get fine-tuned?
+
+    Raises:
+        ValueError: an unknown importance; a metric that nobody gives, or that needs another kind; fine-tuning
+            without training data; an own metric of which nobody says which way is better.
+        TaskError: robustness is wanted, and means nothing for the task's inputs.
+    """
+    if importance is not None:
+        from ..spaces.importance import check_name
+
+        check_name(importance)
+    if tuned:
+        task.check_training()
+    given = [quality_objective(task)] if objectives is None else objectives
+    wanted = [("objective", o.name) for o in parse_objectives(given, task.goals)]
+    wanted += [("limit on", m.metric) for m in limits]
+    for what, name in wanted:
+        metric = name.partition(":")[0]
+        if metric in OF_SPLITS and "splits" not in kinds:
+            raise ValueError(
+                f"the {what} {name!r} is of networks that are split; add splits to the kinds of choices: "
+                f"--space {','.join([*kinds, 'splits'])}"
+            )
+        if metric not in METRICS and name not in task.metrics:
+            near = difflib.get_close_matches(name, [*task.metrics, *METRICS, *ALIASES], 1)
+            raise ValueError(
+                f"nothing measures the {what} {name!r}{f'; did you mean {near[0]!r}?' if near else ''} Known "
+                f"are {', '.join(dict.fromkeys([*task.metrics, *METRICS]))}"
+            )
+        if metric == "robust_accuracy":
+            from ..evaluators.robustness import Robustness
+
+            Robustness().applied(task)
+
+
+def note_limits(trial: Trial, limits: Sequence[Limit]) -> None:
+    """Say so where not even the unchanged model keeps a limit on quality, which compressing rarely raises."""
+    for limit in limits:
+        own = limit.metric not in METRICS
+        value = trial.scores.get(limit.metric)
+        quality = own or limit.metric in (*FRACTIONS, "loss")
+        if value is not None and quality and limit.violation(trial.scores, trial.scores) > 0:
+            log.warning(
+                f"the unchanged model itself does not keep {limit.text}: its {limit.metric} is "
+                f"{metric_text(limit.metric, value)}; expect few candidates that do, or none"
             )
 
 

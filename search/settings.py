@@ -105,22 +105,26 @@ def kept_layers(space: Space) -> list[dict[str, Any]]:
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What keeps a run from being resumed with other settings, one phrase each; empty when nothing does."""
+    """What keeps a run from being resumed with other settings, one phrase each; empty when nothing does.
+
+    ``now`` may hold some of the settings only.
+    """
     found = []
-    if stored.get("fingerprint") != now["fingerprint"]:
+    if "fingerprint" in now and stored.get("fingerprint") != now["fingerprint"]:
         found.append("the model's weights or the validation data have changed")
-    if stored.get("choices") != now["choices"]:
+    if "choices" in now and stored.get("choices") != now["choices"]:
         found.append(_choices_differ(stored.get("choices") or [], now["choices"]))
-    elif stored.get("space") != now["space"]:  # other importance or repair: equal candidates, other models
+    elif "space" in now and stored.get("space") != now["space"]:
+        # Other importance or repair: equal candidates, other models.
         found += _spaces_differ(stored.get("space") or {}, now["space"] or {})
-    if stored.get("scoring", 1) != now["scoring"]:
+    if "scoring" in now and stored.get("scoring", 1) != now["scoring"]:
         found.append(
             f"netcarve {stored.get('version', 'unknown')} scored candidates in another way (the unchanged "
             "model with re-estimated BatchNorm); begin anew from its front: --seed-from"
         )
     for key in ("task", "searcher", "seed", "window", "objectives", "limits", "metrics", "repeats"):
         was = stored.get(key, 1 if key == "repeats" else None)
-        if was != now[key]:
+        if key in now and was != now[key]:
             found.append(f"{key} was {_short(was)}, is now {_short(now[key])}")
     return found
 
@@ -153,13 +157,7 @@ def open_run(
     folder = Path(out) if out is not None else _default_folder(settings, resume, home)
     path = folder / LEDGER
     if resume:
-        if not path.exists():
-            raise RunError(f"nothing to resume: there is no run in {folder}; leave out resume to start one")
-        if _is_blank(path) and not being_written(path):
-            raise RunError(
-                f"nothing to resume: the run in {folder} stopped before it began; leave out resume to "
-                "start it"
-            )
+        _check_resumable(folder)
         ledger = Ledger(path, write=True, create=False)
         try:
             stored = ledger.settings
@@ -216,15 +214,31 @@ def _begin(
 
 
 def resumed_settings(
-    out: str | Path | None, task: Task, searcher: str, *, home: Path = HOME
+    out: str | Path | None,
+    task: Task | None,
+    searcher: str,
+    known: Mapping[str, Any] | None = None,
+    *,
+    home: Path = HOME,
 ) -> dict[str, Any]:
-    """The settings of the run that resuming would go on with; empty where there is none."""
-    about = {"task": task.name, "searcher": searcher}
-    folder = Path(out) if out is not None else _default_folder(about, True, home)
-    if not (folder / LEDGER).exists():
-        return {}
+    """The settings of the run that resuming would go on with.
+
+    Args:
+        task: by now; None where it has not been read yet, and ``out`` is given.
+        known: settings of the resumed run that are known already.
+
+    Raises:
+        RunError: there is none, or it was made with other settings.
+    """
+    about = {"task": task.name, "fingerprint": task.fingerprint()} if task is not None else {}
+    now = {**about, "searcher": searcher, **(known or {})}
+    folder = Path(out) if out is not None else _default_folder(now, True, home)
+    _check_resumable(folder)
     with Ledger(folder / LEDGER) as ledger:
-        return dict(ledger.settings)
+        stored = dict(ledger.settings)
+    if stored and TAKEN not in stored:
+        _check_same(stored, now, folder)
+    return stored
 
 
 def check_free(folder: Path) -> None:
@@ -298,6 +312,16 @@ def _version() -> str:
         return metadata.version("netcarve")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _check_resumable(folder: Path) -> None:
+    path = folder / LEDGER
+    if not path.exists():
+        raise RunError(f"nothing to resume: there is no run in {folder}; leave out resume to start one")
+    if _is_blank(path) and not being_written(path):
+        raise RunError(
+            f"nothing to resume: the run in {folder} stopped before it began; leave out resume to start it"
+        )
 
 
 def _check_same(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:

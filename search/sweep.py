@@ -33,6 +33,7 @@ from .plan import (
     choose_evaluators,
     choose_objectives,
     metrics_of,
+    note_limits,
     note_misfit,
     on_rungs,
     with_measured_costs,
@@ -394,4 +395,5 @@ class Driver:
             trials.append(Trial(o.number, candidate, scores, o.error, o.seconds, o.worker, o.detail))
             if o.number == 0:
                 check_baseline(trials[-1], self.searcher.objectives, self.searcher.limits)
+                note_limits(trials[-1], self.searcher.limits)
         return trials

@@ -18,6 +18,15 @@ _LIBRARIES = (
 )
 
 
+def unloaded(model: nn.Module) -> str:
+    """Which tensor holds no numbers, and what to do, or ""."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor) or tensor.is_meta:
+            why = "lazy" if is_lazy(tensor) else "on the meta device"
+            return f"{name} of {type(model).__name__} is {why}: it holds no numbers; load the weights first"
+    return ""
+
+
 def refusal(model: Any) -> str:
     """Why no export follows this model, or ""."""
     if not isinstance(model, nn.Module):
@@ -31,10 +40,9 @@ def refusal(model: Any) -> str:
                 f"{name or 'the model'} is quantised ({type(module).__name__}), and packed integer weights "
                 "have no channels to cut; prune the float model, then quantise what comes out"
             )
+    if reason := unloaded(model):
+        return reason
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor) or tensor.is_meta:
-            why = "lazy" if is_lazy(tensor) else "on the meta device"
-            return f"{name} of {kind} is {why}: it holds no numbers; load the weights first"
         if tensor.layout != torch.strided or tensor.is_quantized:
             return f"{name} of {kind} is sparse or quantised; make it dense first"
     return ""

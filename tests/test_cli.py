@@ -126,6 +126,21 @@ def refused(call):
         ("sweep mine.py:task --resume --out runs/a --searcher random", ["searcher was 'auto'"]),
         ("sweep mine.py:other --resume --out runs/a", ["the model's weights"]),
         ("sweep mine.py:task --trial-timeout 5 --workers 0", ["timeout", "workers"]),
+        # Before the task is read.
+        ("sweep mine.py:unread --limit accuracy>=95", ["accuracy>=95%", "0.95"]),
+        ("sweep mine.py:unread --limit latency<=5MB", ["latency_ms may be in", "ms"]),
+        ("sweep mine.py:unread --out mine.py", ["mine.py is a file", "choose another"]),
+        ("sweep mine.py:unread --out runs/a", ["runs/a", "another run"]),
+        ("sweep mine.py:unread --resume --out runs/none", ["nothing to resume"]),
+        ("sweep mine.py:unread --resume --out runs/a --seed 5", ["seed was 0, is now 5"]),
+        ("sweep mine.py:unread --resume --out runs/a --limit macs<=0.5x", ["limits was [], is now ['macs<"]),
+        # Before the model is traced.
+        ("sweep mine.py:untraceable --limit acuracy>=0.9", ["'acuracy'", "did you mean 'accuracy'?"]),
+        ("sweep mine.py:untraceable --objective traffic", ["networks that are split", "prune,splits"]),
+        ("sweep mine.py:untraceable --importance l3", ["unknown importance 'l3'", "l2"]),
+        ("sweep mine.py:untraceable --searcher progressive --rungs quick,tuned", ["train="]),
+        ("sweep mine.py:untraceable --resume --out runs/a", ["task was 'tiny', is now 'untraceable'"]),
+        ("sweep mine.py:on_meta", ["on the meta device", "load the weights"]),
         ("inspect mnist", ["mnist", "digits"]),
         ("front runs/none", ["runs/none", "runs/a"]),
         ("front runs/a --objective beauty", ["beauty"]),
@@ -378,3 +393,19 @@ def test_a_closed_pipe_is_no_traceback(home: Path) -> None:
         ["bash", "-c", command], cwd=home, capture_output=True, text=True, env=os.environ, check=False
     )
     assert done.stderr == ""
+
+
+def test_what_a_forward_prints_does_not_mix_with_results(call) -> None:
+    arguments = ("--trials", "3", "--workers", "0", "--seed", "1", "--json", "--no-measure")
+    done = call("sweep", "mine.py:talkative", "--out", "runs/talkative", *arguments)
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["evaluated"] == 3
+    printed = [line for line in done.err.splitlines() if line.startswith("forward of")]
+    assert "forward of (48, 3, 8, 8)" in printed
+    assert len(printed) <= 2 * len(set(printed))  # once while the model is proven, once while it is searched
+
+
+def test_a_limit_that_the_unchanged_model_breaks_is_told_of(call) -> None:
+    arguments = ("--trials", "2", "--workers", "0", "--limit", "accuracy>=100%", "--no-measure")
+    done = call("sweep", "mine.py:task", "--out", "runs/strict", *arguments)
+    assert "the unchanged model itself does not keep accuracy>=100%: its accuracy is" in done.err

@@ -44,6 +44,16 @@ _MEASURED = {
 CALIBRATED = frozenset((*_MEASURED, "reconstruction"))  # names whose order depends on the calibration
 
 
+def check_name(name: str) -> None:
+    """
+    Raises:
+        ValueError: there is no criterion of this name.
+    """
+    known = (*_BUILT_IN, *_MEASURED, "reconstruction")
+    if name not in known:
+        raise ValueError(f"unknown importance {name!r}; known are {', '.join(known)}, or give a function")
+
+
 def criterion(
     name: str | Criterion | Measure,
     calibration: Calibration | None = None,
@@ -64,11 +74,8 @@ def criterion(
 
         return Reconstruction(calibration)
     if isinstance(name, str):
-        place = {**_BUILT_IN, **_MEASURED}.get(name)
-        if place is None:
-            known = ", ".join((*_BUILT_IN, *_MEASURED, "reconstruction"))
-            raise ValueError(f"unknown importance {name!r}; known are {known}, or give a function")
-        module, _, attribute = place.partition(":")
+        check_name(name)
+        module, _, attribute = {**_BUILT_IN, **_MEASURED}[name].partition(":")
         found = getattr(import_module(module, __name__), attribute)
         name = found() if name in _MEASURED else found
     if isinstance(name, Measure):

@@ -72,3 +72,41 @@ def number():
 
 def crash():
     raise RuntimeError("cannot find my weights")
+
+
+def unread():
+    raise RuntimeError("the task was read")
+
+
+class Untraceable(nn.Module):
+    """No export follows it: whoever refuses something else did so before the model was traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x):
+        return self.net(x) if x.sum() > 0 else self.net(-x)
+
+
+def untraceable():
+    return Task(Untraceable().eval(), X[:1], (X, Y), name="untraceable")
+
+
+class Talkative(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x):
+        print("forward of", tuple(x.shape))
+        return self.net(x)
+
+
+def talkative():
+    torch.manual_seed(0)
+    return Task(Talkative().eval(), X[:1], (X, Y), name="talkative")
+
+
+def on_meta():
+    return Task(net().to("meta"), X[:1], (X, Y), name="on_meta")
