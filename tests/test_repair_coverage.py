@@ -78,6 +78,22 @@ def test_recurrent_layers_that_read_equal_units_are_repaired_exactly(kind, bias,
             assert (plain.build(plain.candidate(cut))(fresh) - net(fresh)).abs().max() > 1e-3
 
 
+def test_a_stack_at_full_width_stays_bit_for_bit():
+    net, x = Recurrent("LSTM", layers=2, bidirectional=True), torch.randn(40, 6, 3, dtype=torch.float64)
+    space = trace(net, x).space(ratios=[0, 0.5], calibration=[((x,), {})])
+    built = space.build(space.baseline)
+    for name, value in net.state_dict().items():
+        assert torch.equal(built.state_dict()[name], value), name
+    with torch.no_grad():
+        assert torch.equal(built(x), net(x))
+
+
+def test_calibration_of_another_length_is_refused_in_words():
+    net, x = Recurrent("GRU"), torch.randn(4, 6, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"batch 1 has inputs \(4, 5, 3\).*captured with \(4, 6, 3\)"):
+        trace(net, x).calibrate([((x,), {}), ((x[:, :5],), {})])
+
+
 def test_a_capture_takes_no_step_of_a_sequence():
     x = torch.randn(2, 500, 3, dtype=torch.float64)
     began = time.process_time()
