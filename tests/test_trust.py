@@ -156,7 +156,8 @@ def test_settings_that_make_no_sense_are_refused_in_words(home, change):
 def test_a_run_that_never_began(home):
     made = run(home / "r")
     with sqlite3.connect(made.path / "ledger.sqlite") as db:
-        db.execute("DELETE FROM settings")
+        for table in ("settings", "proposals", "outcomes"):
+            db.execute(f"DELETE FROM {table}")
     db.close()
     with pytest.raises(RunError, match="stopped before it began, or it was copied"):
         load(made.path)
