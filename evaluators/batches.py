@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -248,3 +249,31 @@ def _cut(columns: list[Any], like: Batch, size: int) -> list[Batch]:
 
 def _length(columns: list[Any]) -> int:
     return next(len(c) for c in columns if isinstance(c, Tensor))
+
+
+def sample_digests(batches: Iterable[Batch]) -> set[bytes]:
+    """Digests of the first tensor input of every sample."""
+    found = set()
+    for args, kwargs, _ in batches:
+        tensors = [v for v in arguments((args, kwargs)).values() if isinstance(v, Tensor) and v.dim()]
+        for row in tensors[0] if tensors else ():
+            digest = hashlib.sha256()
+            hash_into(digest, "", row)
+            found.add(digest.digest())
+    return found
+
+
+def hash_into(digest: Any, key: str, value: Any) -> None:
+    """Add a named value to a digest: tensors, nested ones too, by their bytes."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+        return
+    leaves = pytree.tree_leaves(value)
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        digest.update(f"{key}|{value!r}|".encode())
+        return
+    digest.update(f"{key}|{pytree.tree_structure(value)}|".encode())  # the repr of tensors leaves out numbers
+    for leaf in leaves:
+        hash_into(digest, key, leaf)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..results.objective import METRICS
 from ..spaces.devices import Device, Link, devices_of, links_of
@@ -26,9 +25,11 @@ from .batches import (
     count_samples,
     describe_call,
     free_lengths,
+    hash_into,
     held_back,
     part,
     recut,
+    sample_digests,
     spread,
 )
 from .data import read, sample_inputs
@@ -180,13 +181,13 @@ class Task:
             output = self.judge.output
             digest.update(f"|{getattr(output, '__name__', output)}".encode())
         for key, value in self.model.state_dict().items():
-            _hash(digest, key, value)
+            hash_into(digest, key, value)
         for args, kwargs, targets in self.batches:
             for key, value in {**arguments((args, kwargs)), "targets": targets}.items():
-                _hash(digest, key, value)
+                hash_into(digest, key, value)
         for call in self.calibration_batches:  # decides what repaired networks are
             for key, value in arguments(call).items():
-                _hash(digest, f"calibration {key}", value)
+                hash_into(digest, f"calibration {key}", value)
         return digest.hexdigest()
 
     def without_train(self) -> Task:
@@ -274,7 +275,7 @@ class Task:
         """``test`` or ``confirm``: data by which nothing is chosen."""
         batches = read(given, what)
         self._check_like([batch[:2] for batch in batches], what)
-        if _samples(batches) <= _samples(self.batches):
+        if sample_digests(batches) <= sample_digests(self.batches):
             raise TaskError(
                 f"{what} holds only samples that are in validation, by which the search chooses; give "
                 f"samples that are in neither validation nor train, or leave {what} out"
@@ -399,30 +400,3 @@ def _check_finite(outputs: Any, where: str) -> None:
                 f"{which} on {where} holds {bad} NaN or infinite values of {tensor.numel()}; "
                 "check that the trained weights were loaded and that the inputs are scaled as in training"
             )
-
-
-def _samples(batches: Iterable[Batch]) -> set[bytes]:
-    """Digests of the first tensor input of every sample."""
-    found = set()
-    for args, kwargs, _ in batches:
-        tensors = [v for v in arguments((args, kwargs)).values() if isinstance(v, Tensor) and v.dim()]
-        for row in tensors[0] if tensors else ():
-            digest = hashlib.sha256()
-            _hash(digest, "", row)
-            found.add(digest.digest())
-    return found
-
-
-def _hash(digest: Any, key: str, value: Any) -> None:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{key}|{value.dtype}|{tuple(value.shape)}|".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-        return
-    leaves = pytree.tree_leaves(value)
-    if not any(isinstance(leaf, Tensor) for leaf in leaves):
-        digest.update(f"{key}|{value!r}|".encode())
-        return
-    digest.update(f"{key}|{pytree.tree_structure(value)}|".encode())  # the repr of tensors leaves out numbers
-    for leaf in leaves:
-        _hash(digest, key, leaf)
