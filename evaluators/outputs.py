@@ -107,6 +107,24 @@ def name_it(outputs: Any) -> str:
     return f"say which one is judged, Task(output={said}), or give a function, output=lambda outputs: ..."
 
 
+def check_finite(outputs: Any, where: str) -> None:
+    """
+    Raises:
+        TaskError: NaN in a model's outputs, or infinities where it returns one tensor.
+    """
+    tensors = named_tensors(outputs)
+    for name, tensor in tensors.items():
+        # Beside others a tensor may be a mask, of which infinities are a part.
+        wrong = ~tensor.isfinite() if len(tensors) == 1 else tensor.isnan()
+        bad = int(wrong.sum()) if tensor.is_floating_point() else 0
+        if bad:
+            which = f"{name!r} of the model's output" if name else "the model's output"
+            raise TaskError(
+                f"{which} on {where} holds {bad} NaN or infinite values of {tensor.numel()}; "
+                "check that the trained weights were loaded and that the inputs are scaled as in training"
+            )
+
+
 def detached(outputs: Any) -> Any:
     """The same structure, its tensors without gradients."""
     return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)

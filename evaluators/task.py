@@ -35,7 +35,7 @@ from .batches import (
 from .data import read, sample_inputs
 from .errors import TaskError, first_line
 from .judge import Judge, Loss, Metric
-from .outputs import Choice, named_tensors
+from .outputs import Choice, check_finite
 
 HELD_BACK = 0.25  # of validation: to confirm the front where there is nothing else that could
 LEAST_TO_SPLIT = 1000  # validation samples; of fewer, a quarter would tell little and cost the search much
@@ -246,7 +246,7 @@ class Task:
                 "the model overwrites its input, which would change the data for the next candidate; "
                 "write `x = x - mean` instead of `x -= mean`, and no inplace=True on the input"
             )
-        _check_finite(outputs, "its example")
+        check_finite(outputs, "its example")
 
     def _check_like(self, calls: Sequence[Inputs], what: str) -> None:
         """Refuse inputs unlike the example, or of a length that the model does not run on.
@@ -334,7 +334,7 @@ class Task:
                 f"the model runs on its example ({describe_call(self.example)}) but not on a validation "
                 f"batch ({describe_call((args, kwargs))}): {first_line(error)}"
             ) from error
-        _check_finite(outputs, "the first validation batch")
+        check_finite(outputs, "the first validation batch")
         try:
             self.judge = self.judge.fitted(outputs, targets)
             scores = self.judge.measure([(outputs, targets, batch_size((args, kwargs)))])
@@ -386,17 +386,3 @@ def _checked_model(model: Any) -> nn.Module:
     if reason := unloaded(model):
         raise TaskError(reason)
     return model.eval().cpu()
-
-
-def _check_finite(outputs: Any, where: str) -> None:
-    tensors = named_tensors(outputs)
-    for name, tensor in tensors.items():
-        # Beside others a tensor may be a mask, of which infinities are a part.
-        wrong = ~tensor.isfinite() if len(tensors) == 1 else tensor.isnan()
-        bad = int(wrong.sum()) if tensor.is_floating_point() else 0
-        if bad:
-            which = f"{name!r} of the model's output" if name else "the model's output"
-            raise TaskError(
-                f"{which} on {where} holds {bad} NaN or infinite values of {tensor.numel()}; "
-                "check that the trained weights were loaded and that the inputs are scaled as in training"
-            )
