@@ -18,7 +18,8 @@ def load(
     """A :class:`Run` from its folder or ledger, a module (``torch.nn.Module``) from the folder of an export.
 
     A module is made of ``pt2``, which needs torch alone, or of ``state``, which needs the task that made the
-    user's class; no file is unpickled. See :func:`netcarve.results.export.load_export`.
+    user's class. It is in eval mode and can be trained; no file is unpickled.
+    See :func:`netcarve.results.export.load_export`.
 
     Args:
         task: of a run: the one it was made with, where it cannot be found again by name, or another user made

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Self
 
 import torch
 from torch import fx
+
+from .coupling.walk import get_attribute
 
 aten = torch.ops.aten
 
@@ -20,6 +23,8 @@ _DROPOUTS = {
     aten.feature_alpha_dropout.default,
     aten.feature_alpha_dropout_.default,
 }
+# Recurrent layers: their dropout between layers and, on CUDA, what backward needs.
+_RECURRENT = {aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input}
 
 
 class CapturedModule(fx.GraphModule):
@@ -50,6 +55,27 @@ def assemble(graph: fx.Graph, attributes: dict[str, Any]) -> CapturedModule:
     return module.train(False)
 
 
+def trainable(module: fx.GraphModule) -> CapturedModule:
+    """The module of a program, which can only evaluate, as one that trains; it comes in eval mode.
+
+    It is on the same tensors, and its guards on shapes stay.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(module.graph, {}))
+    graph.set_codegen(copy.copy(module.graph._codegen))
+    held = {str(n.target) for n in graph.nodes if n.op in ("get_attr", "call_module")}
+    made = assemble(graph, {name: get_attribute(module, name) for name in held})
+    copy_specs(module, made)
+    return made
+
+
+def copy_specs(module: fx.GraphModule, made: fx.GraphModule) -> None:
+    """How ``module`` takes its inputs apart and puts its outputs together."""
+    for name in ("_in_spec", "_out_spec"):
+        if hasattr(module, name):
+            setattr(made, name, getattr(module, name))
+
+
 def switchable(graph: fx.Graph) -> None:
     """Replace the constant train flags (and the momentum) by reads of the module's attributes.
 
@@ -76,6 +102,8 @@ def switchable(graph: fx.Graph) -> None:
             node.args = tuple(args)
         elif node.target in _DROPOUTS and node.args[2] is False:  # True: drops in eval mode too
             node.args = (node.args[0], node.args[1], flag("dropout_training"))
+        elif node.target in _RECURRENT and node.args[6] is False:
+            node.args = (*node.args[:6], flag("dropout_training"), *node.args[7:])
 
 
 def _momentum(override: float | None, own: float) -> float:

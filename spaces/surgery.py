@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .blocks import Block
-from .captured_module import CapturedModule, assemble
+from .captured_module import CapturedModule, assemble, copy_specs
 from .costing.liveness import Liveness
 from .coupling import Constant, Coupling
 from .coupling.walk import get_attribute, schema
@@ -127,9 +127,7 @@ class Surgeon:
                 k: v for k, v in attributes.items() if k in read or k not in self.coupling.canonical
             }
         made = assemble(graph, attributes)
-        for name in ("_in_spec", "_out_spec"):
-            if hasattr(self.module, name):
-                setattr(made, name, getattr(self.module, name))
+        copy_specs(self.module, made)
         return made
 
     def _drop(self, graph: fx.Graph, made: dict[fx.Node, fx.Node], dropped: np.ndarray) -> None:

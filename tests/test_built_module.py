@@ -187,3 +187,22 @@ def test_onnx(case, tmp_path):
     with torch.no_grad():
         assert relative_difference([torch.from_numpy(got)], [case.small(x)])[0] < 1e-5
     assert np.isfinite(got).all()
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = nn.LSTM(4, 8, 2, dropout=0.5, batch_first=True)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def test_dropout_between_recurrent_layers_follows_train():
+    torch.manual_seed(0)
+    net, x = Recurrent(), torch.randn(3, 6, 4)
+    space = trace(net, x).space(ratios=[0, 0.5])
+    graph = space.model.surgeon.graph(space.model.alive(space.baseline))
+    torch.testing.assert_close(step(graph, x)[:2], step(net, x)[:2])
+    torch.testing.assert_close(graph(x), net.eval()(x))

@@ -245,6 +245,23 @@ class TestLoad:
         same = netcarve.load(exported)(torch.ones(2, 1, 6, 6))
         torch.testing.assert_close(torch.tensor(answer), same)
 
+    def test_what_is_loaded_trains_as_the_network_does(self, home, exported):
+        """The loss, its gradients and the statistics of one step: bitwise those of the user's class."""
+        task = f"{home}/mine.py:task"
+        networks = netcarve.load(exported), netcarve.load(exported, task=task)
+        x, steps = torch.randn(5, 1, 6, 6), []
+        for net in networks:
+            assert not net.training
+            before = net(x)
+            loss = net.train()(x).square().mean()
+            loss.backward()
+            torch.optim.SGD(net.parameters(), 0.1).step()
+            moved = net.state_dict()
+            assert not net.eval().training
+            assert not net(x).equal(before)
+            steps.append((loss.detach(), {k: v for k, v in moved.items() if "tracked" not in k}))
+        torch.testing.assert_close(steps[0], steps[1], rtol=0, atol=0)
+
     def test_code_that_a_folder_names_is_not_run(self, copy, tmp_path):
         (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef task(): pass\n")
         path = only(copy, "state") / "description.json"

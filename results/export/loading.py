@@ -16,8 +16,10 @@ LOADABLE = ("pt2", "state")  # by preference
 def load_export(directory: str | Path, *, task: Any = None, format: str | None = None) -> nn.Module:
     """The module of an exported folder, ready to be called.
 
-    ``pt2`` needs torch alone: a graph module that answers and cannot be trained further. ``state`` needs
-    what made the user's class, and is an ordinary module. Nothing is unpickled; see ``pt2_check``.
+    ``pt2`` needs torch alone and gives the captured graph as a module on parameters with the user's names;
+    ``state`` needs the task and gives the user's class. Both are in eval mode and can be trained further.
+    In the graph all batch-norms and dropouts follow ``train()``; dropout inside attention, which a program
+    does not hold, is left out. Nothing is unpickled; see ``pt2_check``.
 
     Args:
         directory: of an export.
@@ -50,10 +52,14 @@ def load_export(directory: str | Path, *, task: Any = None, format: str | None =
 
 
 def _program(path: Path) -> nn.Module:
+    from torch import fx
+
+    from ...spaces.captured_module import trainable
     from .standalone.pt2_check import Pt2Error, load_pt2
 
     try:
-        module: nn.Module = load_pt2(path).module()
+        module = load_pt2(path).module()
     except Pt2Error as error:
         raise ValueError(f"{error}; if you trust it, open it with torch.export.load") from error
-    return module
+    assert isinstance(module, fx.GraphModule)
+    return trainable(module)
