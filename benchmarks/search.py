@@ -5,6 +5,7 @@
     python benchmarks/search.py --searchers nsga2 random --problems truth --peers none
     python benchmarks/search.py --searchers optuna-gp --problems truth    # hours: only when named
     python benchmarks/search.py --times           # CPU time of a proposal
+    python benchmarks/search.py --bought --quick  # against uniform cuts, on test data (search_bought.py)
     python benchmarks/search.py --problems truth --evaluations 400   # how many the slow ones need to 99.5 %
 
 Problems (``search_problems.py``): ``truth``, an enumerated space of the digits task; ``large``, a ResNet-20
@@ -164,6 +165,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--make-table", action="store_true", help="make what the problems rest on, and end")
     parser.add_argument("--workers", type=int, default=2, help="processes that make the table (2)")
     parser.add_argument("--times", action="store_true", help="only time proposals")
+    parser.add_argument("--bought", action="store_true", help="only what a search buys over uniform cuts")
+    parser.add_argument("--nets", nargs="+", default=["resnet20", "vit", "half-alexnet"], help="of --bought")
+    parser.add_argument("--quick", action="store_true", help="of --bought: 60 trials, one seed")
     options = parser.parse_args()
     if options.evaluations < MARKS[-1]:
         parser.error(f"--evaluations must be at least {MARKS[-1]}, got {options.evaluations}")
@@ -177,6 +181,12 @@ def main() -> int:
             print(path)
         return 0
     console = Console(width=120)
+    if options.bought:
+        from search_bought import show_bought
+
+        seeds, trials = (1, 60) if options.quick else (options.seeds or 3, options.evaluations)
+        show_bought(console, options.nets, seeds, trials)
+        return 0
     names = chosen_searchers(options.searchers)
     if options.times:
         met_all = show_times(console, names, load("large"))

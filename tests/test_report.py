@@ -330,4 +330,10 @@ def test_an_empty_front(tmp_path):
     assert found["front"] == []
     assert found["hypervolume"] == 0.0
     two = report_document([run, make_run(tmp_path / "other", scored(9))])
-    assert two["rivals"]["table"][-1] == {"run": "run", "size": 0, "hypervolume": 0.0, "best": {}}
+    assert two["rivals"]["table"][-1] == {
+        "run": "run",
+        "size": 0,
+        "hypervolume": 0.0,
+        "confirmed": None,
+        "best": {},
+    }
