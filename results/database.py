@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import sqlite3
+import stat
 import tempfile
 import zlib
 from contextlib import closing, suppress
@@ -69,7 +70,13 @@ def connect(path: Path, *, write: bool, create: bool) -> sqlite3.Connection:
     if not path.exists() and not (write and create):
         raise LedgerError(f"there is no ledger at {path}; give the folder of a run that a sweep has written")
     if path.exists() and not path.is_file():
-        raise LedgerError(f"{path} is not a regular file; give the folder of a run that a sweep has written")
+        raise _no_file(path)
+    for end in ("-wal", "-shm", "-journal"):  # SQLite itself would wait for a pipe to end
+        beside = Path(f"{path.resolve()}{end}")
+        if os.path.lexists(beside) and (beside.is_symlink() or not beside.is_file()):
+            raise LedgerError(
+                f"{beside} is not a regular file; give the folder of a run that a sweep has written"
+            )
     log = Path(f"{path}-wal")
     if (not path.exists() or not path.stat().st_size) and log.is_file() and log.stat().st_size:
         raise damaged(path, "it is missing or empty, its -wal file is not")  # which SQLite would delete
@@ -77,6 +84,10 @@ def connect(path: Path, *, write: bool, create: bool) -> sqlite3.Connection:
         return _open_checked(path, write=write, create=create)
     except sqlite3.Error as error:
         raise explain(error, path) from error
+
+
+def _no_file(path: Path) -> LedgerError:
+    return LedgerError(f"{path} is not a regular file; give the folder of a run that a sweep has written")
 
 
 def _open_checked(path: Path, *, write: bool, create: bool) -> sqlite3.Connection:
@@ -246,7 +257,7 @@ def lock(path: Path) -> IO[str]:
     beside = Path(f"{path}.lock")
     while True:
         try:
-            file = os.fdopen(os.open(beside, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
+            file = _open_lock(beside, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             raise _cannot_write(path, error) from error
         try:
@@ -257,7 +268,7 @@ def lock(path: Path) -> IO[str]:
             leave_word(file, str(os.getpid()))
         except BlockingIOError as error:
             file.seek(0)
-            owner = file.read().strip()
+            owner = file.read(WORD).strip()
             file.close()
             raise LedgerError(
                 f"another process{f' ({owner})' if owner else ''} is writing the ledger {path}; wait until "
@@ -267,6 +278,25 @@ def lock(path: Path) -> IO[str]:
             file.close()
             raise _cannot_write(path, error) from error
         return file
+
+
+def _open_lock(beside: Path, flags: int) -> IO[str]:
+    """A lock file. Not through a link, by which another file would be written; not a pipe, which has no end.
+
+    Raises:
+        OSError: it is one of these, missing, or not accessible.
+    """
+    try:
+        fd = os.open(beside, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.EINVAL, f"{beside.name} is a link", str(beside)) from error
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, f"{beside.name} is not a regular file", str(beside))
+    mode = "r+" if flags & os.O_RDWR else "r"
+    return os.fdopen(fd, mode, encoding="utf-8", errors="replace")
 
 
 def is_at(path: Path, file: os.stat_result) -> bool:
@@ -289,7 +319,8 @@ def leave_word(lock: IO[str], text: str) -> None:
 def last_word(path: Path) -> str:
     """How the last writer of the ledger at ``path`` ended, where it could only say so in its lock file."""
     try:
-        text = Path(f"{path}.lock").read_text(encoding="utf-8", errors="replace")[:WORD].strip()
+        with _open_lock(Path(f"{path}.lock"), os.O_RDONLY) as file:
+            text = file.read(WORD).strip()
     except OSError:
         return ""
     return text if text.isalpha() else ""
@@ -331,7 +362,7 @@ def being_written(path: Path) -> bool:
     import fcntl
 
     try:
-        with Path(f"{path}.lock").open(encoding="utf-8") as file:
+        with _open_lock(Path(f"{path}.lock"), os.O_RDONLY) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..results.export.standalone.limits import read_text
 from ..results.trial import Trial
 from ..spaces import Candidate, Choice, Space
 from .run import Run
@@ -112,8 +113,8 @@ def _nearest(choice: Choice, values: Mapping[str, Any]) -> int:
 def _read(path: Path) -> list[Mapping[str, Any]]:
     """Candidates in a JSON file."""
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        held = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read candidates from {path}: {error}") from None
     if isinstance(held, dict):
         held = [t.get("candidate") for t in held["trials"]] if "trials" in held else [held]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .receipt import FileRecord, Receipt
+from .receipt import Receipt
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,9 +40,10 @@ def load_export(directory: str | Path, *, task: Any = None, format: str | None =
         raise ValueError(f"{directory} holds {', '.join(receipt.formats)}, not {what}{hint}")
     for file in receipt.formats[name].files:
         path = receipt.directory / file
-        if not path.is_file():
+        status = receipt.files[file].status(path)
+        if status == "missing":
             raise ValueError(f"{path} is missing; export again")
-        if FileRecord.of(path) != receipt.files[file]:
+        if status != "same":
             raise ValueError(f"{path} is not the file that was exported; see netcarve verify {directory}")
     if name == "state":
         from .state import load_state

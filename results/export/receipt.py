@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..significance import Figure
-from .standalone.pt2_check import open_regular
+from .standalone.limits import open_regular, read_text
 
 RECEIPT = "receipt.json"
 SCHEMA = 2
@@ -32,6 +32,16 @@ class FileRecord:
         """
         with open_regular(path) as file:
             return cls(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+    def status(self, path: Path) -> str:
+        """``"same"``; ``"missing"``; else ``"changed"``, as is what cannot be read, a pipe or a device."""
+        try:
+            # The size first: a file of another one may be too large to be read through.
+            return "same" if path.stat().st_size == self.bytes and self.of(path) == self else "changed"
+        except FileNotFoundError:
+            return "missing"
+        except OSError:
+            return "changed"
 
 
 @dataclass(frozen=True)
@@ -93,13 +103,13 @@ class Receipt:
             ValueError: the folder has no receipt, or one of another version, or one that is damaged.
         """
         directory = Path(directory)
-        if not (directory / RECEIPT).is_file():
+        if not (directory / RECEIPT).exists():
             raise ValueError(
                 f"{directory} is not an export (there is no {RECEIPT} in it); give a folder that netcarve "
                 "export has made"
             )
         try:
-            text = (directory / RECEIPT).read_text(encoding="utf-8")
+            text = read_text(directory / RECEIPT)
             data = json.loads(text, parse_constant=_no_number)
             if (schema := data.pop("schema")) != SCHEMA:
                 newer = isinstance(schema, int) and schema > SCHEMA
@@ -122,15 +132,13 @@ class Receipt:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             what = error if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
+            if isinstance(error, OSError):
+                what = error.strerror or what
             raise ValueError(f"{directory / RECEIPT} cannot be read by this netcarve: {what}") from error
 
     def changed(self) -> list[str]:
         """Names of the files that are missing or no longer those that were checked."""
-        return [
-            name
-            for name, record in self.files.items()
-            if not (self.directory / name).is_file() or FileRecord.of(self.directory / name) != record
-        ]
+        return [name for name, record in self.files.items() if record.status(self.directory / name) != "same"]
 
 
 def _plain(name: str) -> str:

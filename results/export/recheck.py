@@ -13,7 +13,7 @@ from typing import Any
 from .error import ExportError
 from .formats import FORMATS, Format, format_file
 from .process import SECONDS, Calls, ask, relative_difference
-from .receipt import RECEIPT, FileRecord, FormatRecord, Receipt
+from .receipt import RECEIPT, FormatRecord, Receipt
 from .samples import SAMPLES, Samples
 from .versions import versions
 
@@ -82,7 +82,7 @@ def recheck(
     """
     receipt = Receipt.load(Path(directory).expanduser())
     folder = receipt.directory.resolve()
-    files = {name: _status(folder / name, record) for name, record in receipt.files.items()}
+    files = {name: record.status(folder / name) for name, record in receipt.files.items()}
     seen = {path.name for path in folder.iterdir()} - {RECEIPT}
     files |= dict.fromkeys(sorted(seen - files.keys()), "unknown")
     here = versions()
@@ -106,13 +106,6 @@ def recheck(
 def _installed(needs: str) -> bool:
     """Is one of the packages there that a format can be loaded with?"""
     return any(find_spec(name) is not None for name in re.findall(r"\w+", needs) if name != "or")
-
-
-def _status(path: Path, record: FileRecord) -> str:
-    try:
-        return "same" if FileRecord.of(path) == record else "changed"
-    except OSError:
-        return "missing"
 
 
 def _checked(

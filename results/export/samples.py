@@ -13,6 +13,7 @@ from typing import Any
 
 from .error import ExportError
 from .process import Arrays, Calls
+from .standalone.limits import open_regular
 
 SAMPLES = "samples.safetensors"
 MOST = 4  # samples in a call that is kept, where the model takes such short batches
@@ -50,6 +51,7 @@ class Samples:
         from safetensors import SafetensorError, safe_open
 
         try:
+            open_regular(folder / SAMPLES).close()
             with safe_open(str(folder / SAMPLES), framework="numpy") as file:
                 about: dict[str, Any] = json.loads(file.metadata()["netcarve"])
                 names = set(file.keys())
@@ -64,7 +66,7 @@ class Samples:
                     [file.get_tensor(f"{n}.out.{p}") for p in range(int(about["outputs"][n]))] for n in count
                 ]
             return cls(Calls(str(about["structure"]), list(about["constants"]), calls), answers)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ExportError(
                 f"{folder / SAMPLES} holds no samples of an export ({type(error).__name__}: {error})"
             ) from error

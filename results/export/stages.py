@@ -71,10 +71,13 @@ def load(folder: Path, structure: str, threads: int) -> Callable[[list[Any]], li
     sys.dont_write_bytecode = True  # nothing may be left in the folder
     # Ours, not those of the folder: a check runs no code that an export brings along.
     sys.path.insert(0, str(Path(__file__).with_name("standalone")))
+    import limits  # type: ignore[import-not-found]
     import stage as script  # type: ignore[import-not-found]
     import wire  # type: ignore[import-not-found]
 
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = json.loads(limits.read_text(folder / MANIFEST))
+    if strays := [n for one in manifest["stages"] for n in (one["pt2"], one["onnx"]) if Path(n).name != n]:
+        raise ValueError(f"{strays[0]!r} is not the name of a file in the folder")
     chains = {
         kind: [script.Stage(folder / one[kind], threads) for one in manifest["stages"]]
         for kind in ("pt2", "onnx")

@@ -87,12 +87,17 @@ def load_state(folder: str | Path, *, task: Any = None, trust: Iterable[str] = (
         ValueError: no such folder or files, a description that is not one, code that is not trusted, weights
             that do not fit the module.
     """
+    # By its full name: this file is loaded by its path as well.
+    from netcarve.results.export.standalone.limits import open_regular
+    from safetensors import SafetensorError
+
     folder = Path(folder)
     try:
+        open_regular(folder / WEIGHTS).close()
         description = _description(folder)
         function = str(description["rebuild"]["function"])
         spec = str(description["rebuild"].get("arguments", {}).get("spec", ""))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{folder} holds no exported state ({type(error).__name__}: {error}); "
             "give the folder that netcarve export --format state made"
@@ -113,13 +118,15 @@ def load_state(folder: str | Path, *, task: Any = None, trust: Iterable[str] = (
             )
     try:
         return _rebuilt(folder, description, task)
-    except RuntimeError as error:  # of torch, for other names and shapes
+    except (RuntimeError, SafetensorError) as error:  # of torch, for other names and shapes
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder / WEIGHTS} does not fit the model: {reason}") from error
 
 
 def _description(folder: Path) -> dict[str, Any]:
-    description: dict[str, Any] = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    from netcarve.results.export.standalone.limits import read_text
+
+    description: dict[str, Any] = json.loads(read_text(folder / DESCRIPTION))
     return description
 
 

@@ -1,10 +1,19 @@
-"""Limits of a process that opens files from elsewhere. Standard library only, imported before all else."""
+"""Limits of a process that opens files from elsewhere, and of what it opens.
+
+Standard library only, imported before all else.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import stat
 import threading
 from contextlib import suppress
+from pathlib import Path
+
+MAX_TEXT = 64 << 20  # bytes of a file of settings; the largest that netcarve writes has a few
 
 
 def tie() -> None:
@@ -42,3 +51,33 @@ def limit(cpu_seconds: int, memory_bytes: int) -> None:
                     for old in resource.getrlimit(which)
                 )
                 resource.setrlimit(which, (soft, hard))
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """A file that has an end, opened for reading.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe, a device or a socket, where reading may never end.
+    """
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.fdopen(fd, "rb")
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def read_text(path: str | Path, most: int = MAX_TEXT) -> str:
+    """The text of a regular file, of which no more than ``most`` bytes are held in memory.
+
+    Raises:
+        OSError: as of :func:`open_regular`, or it is larger.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"larger than {most} bytes", str(path))
+    return data.decode("utf-8")

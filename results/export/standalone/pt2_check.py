@@ -6,21 +6,18 @@ shape expressions (``sympy.sympify``) and guards (``exec``), pastes names into g
 operators by walking attributes from ``torch``. What netcarve writes needs none of this. So a file is read
 with the types of torch's own schema, each text by the rule of its field (:data:`_RULES`; a text without a
 rule is refused), and torch opens only the clean copy that is written from what was read. Needs torch, and
-nothing of netcarve but :mod:`.pt2_texts`.
+nothing of netcarve but its neighbours :mod:`.pt2_texts` and :mod:`.limits`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
-import io
 import json
 import math
 import os
 import re
 import shutil
-import stat
 import tempfile
 import types
 import typing
@@ -33,9 +30,11 @@ from typing import Any
 
 if __package__:
     from . import pt2_texts as texts
+    from .limits import open_regular
     from .pt2_texts import Pt2Error
 else:  # beside a stage that was exported
     import pt2_texts as texts  # type: ignore[import-not-found, no-redef]
+    from limits import open_regular  # type: ignore[import-not-found, no-redef]
     from pt2_texts import Pt2Error  # type: ignore[no-redef]
 
 _GRAPH = "models/model.json"
@@ -119,22 +118,6 @@ def _opened(path: Path) -> Iterator[_Archive]:
         raise
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, UnicodeError) as error:
         raise Pt2Error(f"{path} is not a program of torch.export ({type(error).__name__})") from error
-
-
-def open_regular(path: str | Path) -> io.BufferedReader:
-    """A file that has an end, opened for reading.
-
-    Raises:
-        OSError: it cannot be read, or is a pipe, a device or a socket, where reading may never end.
-    """
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return os.fdopen(fd, "rb")
-    except BaseException:
-        os.close(fd)
-        raise
 
 
 class _Archive:

@@ -46,7 +46,7 @@ class Stage:
 
     def __init__(self, file: str | Path, threads: int = 1) -> None:
         path = Path(file)
-        manifest = json.loads((path.parent / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads(limits.read_text(path.parent / "manifest.json"))
         found = [s for s in manifest["stages"] if path.name in (s.get("pt2"), s.get("onnx"))]
         if not found:
             raise ValueError(f"{path.parent / 'manifest.json'} knows no stage in {path.name}")
@@ -131,6 +131,7 @@ def load_onnx(path: Path, ports: Sequence[wire.Port], threads: int) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = threads
     options.log_severity_level = 3  # errors
+    limits.open_regular(path).close()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
 
