@@ -8,7 +8,6 @@ from .views import print_json, print_next
 
 def show(run: RunPath, trial: TrialName, as_json: AsJson = False) -> None:
     """Show what was cut where in one trial, against the unchanged model."""
-    from ..results.confirmation import confirmed
     from ..results.table import printable
     from ..search import load
 
@@ -26,7 +25,7 @@ def show(run: RunPath, trial: TrialName, as_json: AsJson = False) -> None:
             "unchanged": {choice.name: choice.options[0] for choice, _ in found.candidate.items()},
             "kept": loaded.kept(number),
             "scores": dict(found.scores),
-            **({"confirmed": dict(own)} if (own := confirmed(found)) else {}),
+            **({"confirmed": dict(own)} if (own := found.confirmed) else {}),
             **({"modelled": names} if (names := loaded.settings.get("modelled")) else {}),
             **({"measured": times} if (times := found.detail.get("measured")) else {}),
             **({"sensitivity": changes} if (changes := found.detail.get("sensitivity")) else {}),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .confirmation import confirmed, measured_objective, samples_right, value_of
+from .confirmation import measured_objective, samples_right, value_of
 from .front import Front
 from .objective import FRACTIONS, METRICS, Objective
 from .table import HEADINGS, metric_text, ratio_text
@@ -68,8 +68,8 @@ def gain(front: Front, uniform: Sequence[Trial]) -> Gain | None:
         differences = weights @ right  # [samples]
         mean, half = differences.mean(), Z95 * differences.std(ddof=1) / np.sqrt(differences.size)
         return Gain(metric, cost, float(mean), float(mean - half), float(mean + half), differences.size)
-    sure = all(metric.name in confirmed(t) for t in kept.values())  # never a mixture of both kinds
-    values = [(confirmed(t) if sure else t.scores)[metric.name] for t in kept.values()]
+    sure = all(metric.name in t.confirmed for t in kept.values())  # never a mixture of both kinds
+    values = [(t.confirmed if sure else t.scores)[metric.name] for t in kept.values()]
     return Gain(metric, cost, float(weights @ np.array(values)), None, None, None)
 
 

@@ -7,7 +7,6 @@ of a sweep, on other data (see ``search.confirming``); each trial keeps that in 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,33 +38,24 @@ class Value:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
-def confirmed(trial: Trial) -> Mapping[str, float]:
-    """Scores on data that no candidate was selected on; empty where there are none."""
-    record = _record(trial)
-    scores = record.get("scores")
-    if not isinstance(scores, Mapping):
-        return {}
-    return {m: float(v) for m, v in scores.items() if isinstance(v, int | float) and math.isfinite(v)}
-
-
 def confirming_data(trials: Sequence[Trial]) -> tuple[str, int] | None:
     """What confirmed these trials, and how many samples it holds; None where nothing did."""
     for trial in trials:
-        record = _record(trial)
-        if confirmed(trial) and type(record.get("samples")) is int:
+        record = trial.confirmation
+        if trial.confirmed and type(record.get("samples")) is int:
             return str(record.get("data", ""))[:80], record["samples"]
     return None
 
 
 def value_of(trial: Trial, metric: str) -> Value | None:
     """The metric as confirmed, else as the search saw it; None where the trial lacks it."""
-    own = confirmed(trial)
+    own = trial.confirmed
     value = own.get(metric, trial.scores.get(metric))
     if value is None:
         return None
-    bits = _right(_record(trial) if metric in own else trial.detail) if metric == "accuracy" else None
+    bits = _right(trial.confirmation if metric in own else trial.detail) if metric == "accuracy" else None
     if bits is None:
-        samples = _record(trial).get("samples") if metric in own else None
+        samples = trial.confirmation.get("samples") if metric in own else None
         return Value(value, None, None, samples if type(samples) is int else None, metric in own)
     low, high = wilson(int(bits.sum()), bits.size)
     return Value(value, low, high, bits.size, metric in own)
@@ -74,7 +64,7 @@ def value_of(trial: Trial, metric: str) -> Value | None:
 def samples_right(trials: Sequence[Trial]) -> np.ndarray | None:
     """Which samples each trial got right, float64 [trials, samples] of 0 and 1: those that confirm where all
     trials are confirmed, else the search's own; None where they are not kept, or not the same for all."""
-    found = [_right(_record(t)) for t in trials]
+    found = [_right(t.confirmation) for t in trials]
     if any(bits is None for bits in found):
         found = [_right(t.detail) for t in trials]
     rows = [bits for bits in found if bits is not None]
@@ -86,7 +76,7 @@ def samples_right(trials: Sequence[Trial]) -> np.ndarray | None:
 def measured_objective(front: Front) -> Objective | None:
     """The objective that data decide: the one that was confirmed, else accuracy; None where there is none."""
     for objective in front.objectives:
-        if any(objective.name in confirmed(t) for t in front):
+        if any(objective.name in t.confirmed for t in front):
             return objective
     return next((o for o in front.objectives if o.name == "accuracy"), None)
 
@@ -149,9 +139,9 @@ def chosen_volume(
 def optimism(front: Front, reference: Mapping[str, float] | None = None) -> tuple[float, float] | None:
     """Hypervolume of the front as the search sees it, and confirmed; None where a trial is not confirmed."""
     measured = measured_objective(front)
-    if measured is None or not all(measured.name in confirmed(t) for t in front):
+    if measured is None or not all(measured.name in t.confirmed for t in front):
         return None
-    value = chosen_volume(front, lambda t: confirmed(t)[measured.name], reference)
+    value = chosen_volume(front, lambda t: t.confirmed[measured.name], reference)
     return None if value is None else (front.hypervolume(reference), value)
 
 
@@ -183,11 +173,6 @@ def notes(front: Front, unconfirmed: str = "") -> list[str]:
     elif data or unconfirmed:
         found.append(f"{name} has no interval here: samples are not right or wrong one by one.")
     return found
-
-
-def _record(trial: Trial) -> Mapping[str, Any]:
-    record = trial.detail.get("confirmed")
-    return record if isinstance(record, Mapping) else {}
 
 
 def _right(record: Mapping[str, Any]) -> np.ndarray | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .confirmation import confirmed, confirming_data
+from .confirmation import confirming_data
 
 if TYPE_CHECKING:
     from .front import Front
@@ -40,7 +40,7 @@ def front_document(
                 "number": t.number,
                 "candidate": t.candidate.values,
                 "scores": _numbers(t.scores),
-                **({"confirmed": dict(own)} if (own := confirmed(t)) else {}),
+                **({"confirmed": dict(own)} if (own := t.confirmed) else {}),
             }
             for t in front
         ],

@@ -112,15 +112,13 @@ class Front:
         """
         import pandas as pd
 
-        from .confirmation import confirmed
-
         names = list(
             dict.fromkeys([o.name for o in self.objectives] + [name for t in self for name in t.scores])
         )
         index = pd.Index([t.number for t in self], name="trial", dtype="int64")
         columns = {n: [t.scores.get(n, np.nan) for t in self] for n in names}
-        for name in dict.fromkeys(name for t in self for name in confirmed(t)):
-            columns[f"confirmed_{name}"] = [confirmed(t).get(name, np.nan) for t in self]
+        for name in dict.fromkeys(name for t in self for name in t.confirmed):
+            columns[f"confirmed_{name}"] = [t.confirmed.get(name, np.nan) for t in self]
         return pd.DataFrame(columns, index=index, dtype=float)
 
     @property

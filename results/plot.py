@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .confirmation import confirmed, confirming_data
+from .confirmation import confirming_data
 from .hypervolume import nondominated
 from .objective import FRACTIONS, Objective
 from .table import COUNTS, HEADINGS, USUAL, metric_text, ratio_text, si
@@ -68,7 +68,7 @@ def plot_front(
     figure = Figure(figsize=(8.0, 5.2), dpi=160, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    data = confirming_data(on_front) if all(up.name in confirmed(t) for t in on_front) else None
+    data = confirming_data(on_front) if all(up.name in t.confirmed for t in on_front) else None
     if rest:
         axes.scatter(
             [t.scores[across.name] for t in rest],
@@ -130,7 +130,7 @@ def _axes(front: Front, x: str | None, y: str | None) -> tuple[Objective, Object
 
 def _height(trial: Trial, up: Objective, data: tuple[str, int] | None) -> float:
     """The metric as confirmed where the front is, else as the search saw it."""
-    return float(confirmed(trial).get(up.name, trial.scores[up.name]) if data else trial.scores[up.name])
+    return float(trial.confirmed.get(up.name, trial.scores[up.name]) if data else trial.scores[up.name])
 
 
 def _uniform_line(
@@ -143,7 +143,7 @@ def _uniform_line(
 ) -> None:
     """The unchanged model and the uniform cuts, joined; nothing where one lacks a figure of the same kind."""
     line = [t for t in [*uniform, *([front.baseline] if front.baseline else [])] if across.name in t.scores]
-    line = [t for t in line if (up.name in confirmed(t) if data else up.name in t.scores)]
+    line = [t for t in line if (up.name in t.confirmed if data else up.name in t.scores)]
     if len(line) < 2:
         return
     line.sort(key=lambda t: t.scores[across.name])

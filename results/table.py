@@ -132,7 +132,7 @@ def front_rows(
         machine begins with ``~``. Where trials were confirmed, also ``"confirmed"``: the measured objective
         on data that chose nothing.
     """
-    from .confirmation import confirmed, indistinct, measured_objective
+    from .confirmation import indistinct, measured_objective
 
     baseline = baseline or front.baseline
     names = shown_metrics(front, baseline, extra)
@@ -146,7 +146,7 @@ def front_rows(
     beside = [t for t in uniform if t.number not in shown and lead.name in t.scores]
     trials += sorted(beside, key=lambda t: (lead.sign * t.scores[lead.name], t.number))
     same, measured = indistinct(front) if noise else {}, measured_objective(front)
-    sure = measured is not None and any(confirmed(t) for t in trials)
+    sure = measured is not None and any(t.confirmed for t in trials)
     cut_alike = {t.number for t in uniform}
     rows = []
     for trial in trials:
@@ -163,7 +163,7 @@ def front_rows(
         if noise and measured is not None and not sure:
             cells[measured.name] = _with_margin(measured, trial) or cells[measured.name]
         if measured is not None and sure:
-            known = measured.name in confirmed(trial)
+            known = measured.name in trial.confirmed
             cells["confirmed"] = _with_margin(measured, trial) if known else ""
         rows.append({"trial": str(trial.number), **cells, "note": ", ".join(notes)})
     return rows

@@ -32,6 +32,20 @@ class Trial:
         return self.error is not None
 
     @property
+    def confirmation(self) -> Mapping[str, Any]:
+        """How it was scored on data that chose nothing (see :mod:`.confirmation`); empty where it was not."""
+        record = self.detail.get("confirmed")
+        return record if isinstance(record, Mapping) else {}
+
+    @property
+    def confirmed(self) -> Mapping[str, float]:
+        """Scores on data that no candidate was selected on; empty where there are none."""
+        scores = self.confirmation.get("scores")
+        if not isinstance(scores, Mapping):
+            return {}
+        return {m: float(v) for m, v in scores.items() if is_score(v)}
+
+    @property
     def reason(self) -> str:
         """Last line of the traceback; empty for a success."""
         lines = (self.error or "").strip().splitlines()

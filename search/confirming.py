@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..evaluators.pool import Job
-from ..results.confirmation import confirmed
 from ..results.front import Front
 from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective
@@ -39,7 +38,7 @@ def confirm_front(
     front = Front(trials, objectives, limits=settings["limits"])
     numbers = {t.number for t in (front.baseline, *front) if t is not None}
     wanted = [t for t in trials if t.number in numbers or t.candidate.indices in rows]
-    wanted = [t for t in wanted if not t.failed and not confirmed(t)]
+    wanted = [t for t in wanted if not t.failed and not t.confirmed]
     samples = count_samples(task.confirm_batches)
     job = Job(task.to_confirm(), space, [Quality(each=True)])
     for done, trial in enumerate(wanted):

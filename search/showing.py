@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..results.confirmation import confirmed, confirming_data
+from ..results.confirmation import confirming_data
 from ..results.table import metric_text, ratio_text
 from ..results.trial import Trial
 from .devices import latency_rows, measured_rows, sensitivity_rows
@@ -68,14 +68,14 @@ def _figures(run: Run, trial: Trial) -> list[tuple[str, ...]]:
         cells = ("", "") if was is None else (metric_text(name, was, unit), ratio_text(value, was))
         label = f"{name} (modelled)" if name in modelled else name
         rows.append((label, metric_text(name, value, unit), *cells))
-        if name in confirmed(trial):
+        if name in trial.confirmed:
             rows.append(_confirmed_row(run, trial, name, unit))
     return rows
 
 
 def _confirmed_row(run: Run, trial: Trial, name: str, unit: str) -> tuple[str, ...]:
     """A metric as it was confirmed, beside that of the unchanged model."""
-    now, was = (confirmed(t).get(name) if t is not None else None for t in (trial, run.baseline))
+    now, was = (t.confirmed.get(name) if t is not None else None for t in (trial, run.baseline))
     assert now is not None
     data = confirming_data([trial])
     label = f"{name} (confirmed on {data[1]:,})" if data else f"{name} (confirmed)"

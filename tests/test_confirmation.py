@@ -16,7 +16,6 @@ from netcarve.evaluators.task import HELD_BACK, LEAST_TO_SPLIT
 from netcarve.results.against_uniform import gain, sentence
 from netcarve.results.confirmation import (
     chosen_volume,
-    confirmed,
     indistinct,
     notes,
     optimism,
@@ -135,7 +134,7 @@ def test_samples_of_two_kinds_are_never_mixed():
 )
 def test_senseless_records_confirm_nothing(record):
     t = Trial(0, SPACE.baseline, {"accuracy": 0.5, "macs": 1.0}, detail={"confirmed": record, "right": [3]})
-    assert not confirmed(t)
+    assert not t.confirmed
     front = Front([t], OBJECTIVES)
     assert indistinct(front) == {}
     assert optimism(front) is None
@@ -259,15 +258,15 @@ def test_a_sweep_confirms_its_front_once_with_the_networks_that_it_scored(tmp_pa
 
     run = swept(9)
     wanted = {0, *(t.number for t in run.front), *(t.number for t in run.uniform)}
-    assert {t.number for t in run.trials if confirmed(t)} == wanted
+    assert {t.number for t in run.trials if t.confirmed} == wanted
     for t in run.front:
         model = run.model(t.number)
         right = [(model(*a).argmax(1) == y) for a, _, y in task.confirm_batches]
-        assert confirmed(t)["accuracy"] == pytest.approx(float(torch.cat(right).float().mean()))
+        assert t.confirmed["accuracy"] == pytest.approx(float(torch.cat(right).float().mean()))
     rows = [m for t in run.trials for m in _measured(run, t.number)]
     longer = swept(14, resume=True)
     assert [t.scores["accuracy"] for t in longer.trials][:9] == [t.scores["accuracy"] for t in run.trials]
-    assert {t.number for t in longer.front} <= {t.number for t in longer.trials if confirmed(t)}
+    assert {t.number for t in longer.front} <= {t.number for t in longer.trials if t.confirmed}
     assert rows == [m for t in run.trials for m in _measured(longer, t.number) if m in rows]  # nothing twice
     assert "confirmed on 90" in run.show(run.front.knee.number)
 

@@ -13,7 +13,7 @@ import numpy as np
 from ...spaces import Choice
 from ..against_uniform import sentence
 from ..comparison import common_objectives, common_reference
-from ..confirmation import confirmed, indistinct, notes, value_of
+from ..confirmation import indistinct, notes, value_of
 from ..explaining.sensitivity import importance
 from ..front import Front
 from ..objective import FRACTIONS, Objective, known_metric
@@ -90,7 +90,7 @@ def _run(
     trials, front = run.trials, run.front
     place = {t.number: i for i, t in enumerate(trials)}
     metrics = list(dict.fromkeys(m for t in trials for m in t.scores))
-    sure = {CONFIRMED + m: [finite(confirmed(t).get(m)) for t in trials] for m in _confirmed_metrics(run)}
+    sure = {CONFIRMED + m: [finite(t.confirmed.get(m)) for t in trials] for m in _confirmed_metrics(run)}
     workers = list(dict.fromkeys(t.worker for t in trials))
     choices = trials[0].candidate.choices
     return {
@@ -239,7 +239,7 @@ def _spread(trials: Sequence[Trial]) -> dict[str, list[list[float | None]]]:
 
 def _confirmed_metrics(run: Reported) -> list[str]:
     """The objectives that were confirmed on data that chose nothing."""
-    return [o.name for o in run.objectives if any(o.name in confirmed(t) for t in run.trials)]
+    return [o.name for o in run.objectives if any(o.name in t.confirmed for t in run.trials)]
 
 
 def _intervals(trials: Sequence[Trial], shown: Sequence[str]) -> dict[str, list[list[float | None]]]:
@@ -247,7 +247,7 @@ def _intervals(trials: Sequence[Trial], shown: Sequence[str]) -> dict[str, list[
     found = {}
     for name in shown:
         metric = name.removeprefix(CONFIRMED)
-        values = [value_of(t, metric) if metric in confirmed(t) else None for t in trials]
+        values = [value_of(t, metric) if metric in t.confirmed else None for t in trials]
         ends = [
             [finite(v.low if v else None) for v in values],
             [finite(v.high if v else None) for v in values],
