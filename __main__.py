@@ -38,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
         if not _foreseen(error):
             raise
         theirs = isinstance(error, ValueError)  # what was asked for, not what came in the way
-        if theirs and (detail := getattr(error, "detail", "")):  # the traceback of the user's own code
+        if detail := getattr(error, "detail", ""):  # the traceback of the user's own code
             print(detail.rstrip(), file=sys.stderr)
         return _complain(_text(error), code=2 if theirs else 1)
     if done == CTRL_C:

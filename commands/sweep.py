@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
@@ -106,9 +107,10 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Search the Pareto front of a task."""
-    from ..evaluators.shipping import check_sendable
+    from ..evaluators.shipping import Rehearsal
     from ..results import Objective
     from ..results.document import sweep_document
+    from ..results.trust import BUILT_IN
     from ..search import Interrupted, known_searchers
     from ..search import sweep as run_sweep
     from ..search.base import parse_limits
@@ -156,11 +158,19 @@ def sweep(
             if goals:
                 settled["objectives"] = [{"name": o.name, "goal": o.goal, "unit": o.unit} for o in goals]
             stored.update(resumed_settings(out, made, searcher, settled))
+        if workers and made.spec not in BUILT_IN:
+            rehearsals.append(closing.enter_context(Rehearsal(made)))
 
-    with busy() as say:
+    rehearsals: list[Rehearsal] = []
+    with busy() as say, ExitStack() as closing:
         made, blueprint = traced(task, say, check)
-        if workers:
-            check_sendable(made)  # before the proof
+        prove = proving(say)
+
+        def proven(done: int, total: int) -> None:
+            for rehearsal in rehearsals:
+                rehearsal.check()
+            prove(done, total)
+
         options: dict[str, Any] = {}
         if "splits" in kinds:
             before = stored_platform(stored)[0]
@@ -172,7 +182,7 @@ def sweep(
             repair=mend,
             importance=importance,
             calibration=made.calibration_batches,
-            progress=proving(say),
+            progress=proven,
             **options,
         )
         if levels:

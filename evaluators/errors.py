@@ -22,7 +22,17 @@ class TaskError(ValueError):
 
 
 class PoolError(RuntimeError):
-    """Workers that cannot start, cannot be placed, or keep dying before any work."""
+    """Workers that cannot start, cannot be placed, or keep dying before any work.
+
+    ``detail`` is the traceback in the worker (ours removed) where the user's code raised, else empty.
+    """
+
+    def __init__(self, message: str, *, detail: str = "") -> None:
+        super().__init__(message)
+        self._message, self.detail = message, detail
+
+    def __str__(self) -> str:
+        return self._message  # torch.fx adds lines to the arguments of what is raised while it runs a model
 
 
 def their_part(text: str) -> str:

@@ -242,6 +242,8 @@ class RayPool(Pool):
 
     def _failed_start(self, error: Exception) -> None:
         if isinstance(error, self._ray.exceptions.RayTaskError):
+            if isinstance(error.cause, PoolError):  # what unpack says
+                raise PoolError(str(error.cause), detail=error.cause.detail) from None
             raise PoolError(f"workers cannot load the task: {first_line(error.cause or error)}") from error
         self._failed_starts += 1
         if self._failed_starts > len(self._seats):

@@ -27,9 +27,43 @@ def resolve_task(text: str) -> Task:
         TaskError: unknown name, missing file or function, code that raises (its traceback, ours
             removed, is in ``detail``), or something else than a Task.
     """
+    where, name, is_file = _located(text)
+    module = _from_file(Path(where).expanduser(), text) if is_file else _from_package(where, text)
+    task = _call(module, name, text)
+    known = text in known_tasks()
+    task.spec = text if known or not is_file else f"{Path(where).expanduser().resolve()}:{name}"
+    return task
+
+
+def module_of(spec: str) -> ModuleType | None:
+    """The imported module that :attr:`Task.spec` names."""
+    where, _, is_file = _located(spec)
+    return sys.modules.get(_name_of(Path(where)) if is_file else where)
+
+
+def import_module_of(spec: str) -> None:
+    """In a worker, before a task is rebuilt: import what it came from, for what that registers and patches.
+
+    A file that is not on this machine is passed over: what it defines comes with the task.
+
+    Raises:
+        TaskError: its code raises.
+    """
+    where, _, is_file = _located(spec)
+    if not is_file:
+        _from_package(where, spec)
+    elif Path(where).is_file():
+        _from_file(Path(where), spec)
+
+
+def _located(text: str) -> tuple[str, str, bool]:
+    """File or module, function, and whether it is a file.
+
+    Raises:
+        TaskError: the text names neither.
+    """
     known = known_tasks()
-    target = known.get(text, text)
-    where, colon, name = target.rpartition(":")
+    where, colon, name = known.get(text, text).rpartition(":")
     if text.rstrip(":").endswith(".py"):
         raise TaskError(f"task {text!r}: which function? Write {text.rstrip(':')}:function")
     if not colon or not where or not name:
@@ -37,19 +71,19 @@ def resolve_task(text: str) -> Task:
             f"unknown task {text!r}: known are {', '.join(sorted(known))}; "
             "for one of your own write file.py:function or package.module:function"
         )
-    is_file = where.endswith(".py") or "/" in where
-    module = _from_file(Path(where).expanduser(), text) if is_file else _from_package(where, text)
-    task = _call(module, name, text)
-    task.spec = text if text in known else f"{Path(where).expanduser().resolve()}:{name}" if is_file else text
-    return task
+    return where, name, where.endswith(".py") or "/" in where
+
+
+def _name_of(path: Path) -> str:
+    # Stable, so that pickles and repeated calls agree; with the folder in it, since many are task.py.
+    return f"netcarve_task_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def _from_file(path: Path, text: str) -> ModuleType:
     path = path.resolve()
     if not path.is_file():
         raise TaskError(f"task {text!r}: there is no file {path}")
-    # Stable, so that pickles and repeated calls agree; with the folder in it, since many are task.py.
-    name = f"netcarve_task_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = _name_of(path)
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise TaskError(f"task {text!r}: {path.name} is not a Python file")

@@ -1,13 +1,19 @@
 """What travels to workers although it cannot be pickled as it is, and what is refused in words."""
 
+import pickle
+import subprocess
+import sys
 import threading
+import time
 
 import netcarve
 import pytest
 import torch
 from netcarve.evaluators.errors import PoolError
 from netcarve.evaluators.pool import Job
-from netcarve.evaluators.shipping import check_sendable, pack, unpack
+from netcarve.evaluators.resolve import module_of, resolve_task
+from netcarve.evaluators.shipping import Rehearsal, check_sendable, pack, unpack
+from netcarve.spaces import Choice, Space
 from torch import nn
 
 
@@ -65,3 +71,78 @@ def test_a_lock_arrives_as_another_and_a_generator_is_refused_by_name() -> None:
     net[1].numbers = (i for i in range(3))
     with pytest.raises(PoolError, match=r"its attribute 1\.numbers \(generator\): .*workers=0"):
         check_sendable(task)
+
+
+NEEDY = """
+import sys, torch
+from netcarve import Task
+
+sys.path.insert(0, NEIGHBOURS)
+import neighbour_of_mine
+
+@torch.library.custom_op("needy::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+LIBRARY = torch.library.Library("needy_too", "DEF")
+LIBRARY.define("thrice(Tensor x) -> Tensor")
+LIBRARY.impl("thrice", lambda x: 3 * x, "CompositeExplicitAutograd")
+torch.nn.Linear.patched = True
+FACTOR, ANSWER = 1.0, "yes"
+
+class Asks:
+    def __reduce__(self):
+        return asked, (ANSWER,)
+
+def asked(answer):
+    assert torch.nn.Linear.patched and "neighbour_of_mine" in sys.modules
+    if answer == "no":
+        raise OSError("no such disk here")
+    return Asks()
+
+class Net(torch.nn.Linear):
+    def forward(self, x):
+        return FACTOR * twice(super().forward(torch.ops.needy_too.thrice(x)))
+
+def build():
+    global FACTOR
+    FACTOR = 0.5  # state of this process, which travels too
+    torch.manual_seed(0)
+    net, x = Net(4, 3), torch.ones(9, 4)
+    net.asks = Asks()
+    return Task(net, x[:2], (x, torch.arange(9) % 3))
+"""
+WORKER = """
+import pickle, sys
+from netcarve.evaluators.shipping import unpack
+model = unpack(pickle.load(open(sys.argv[1], "rb"))).task.model
+import torch
+print(model(torch.ones(1, 4)).tolist())
+"""
+
+
+def test_a_worker_imports_the_file_of_a_task_before_it_rebuilds_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delattr(nn.Linear, "patched", raising=False)
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "neighbour_of_mine.py").write_text("")
+    (tmp_path / "needy.py").write_text(NEEDY.replace("NEIGHBOURS", repr(str(tmp_path / "beside"))))
+    task = resolve_task(f"{tmp_path / 'needy.py'}:build")
+    expected = task.model(torch.ones(1, 4)).tolist()
+    parcel = pack(Job(task, Space([Choice("a", (0, 1))]), ()))
+    (tmp_path / "parcel").write_bytes(pickle.dumps(parcel))
+    command = [sys.executable, "-c", WORKER, str(tmp_path / "parcel")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{expected}\n", done.stderr
+
+    monkeypatch.setattr(module_of(task.spec), "ANSWER", "no")  # what fails in a worker alone
+    with Rehearsal(task) as rehearsal:
+        end = time.monotonic() + 60
+        while rehearsal._process.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        with pytest.raises(
+            PoolError, match=r"^workers cannot load the task: OSError: no such disk"
+        ) as caught:
+            rehearsal.check()
+    assert "in asked" in caught.value.detail
+    assert "shipping.py" not in caught.value.detail
