@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +34,38 @@ def pytest_configure(config: pytest.Config) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(cache)
     os.environ["NETCARVE_PROOF_CACHE"] = "0"  # a test that passes has proven something
+
+
+@dataclass(frozen=True)
+class Done:
+    """One command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def netcarve() -> Callable[..., Done]:
+    """The command in a process of its own."""
+
+    def netcarve(*arguments: str, cwd: Path | None = None) -> Done:
+        command = [sys.executable, "-m", "netcarve", *arguments]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    return netcarve
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The command in this process, for the many small cases."""
+    from netcarve.__main__ import run
+
+    def call(*arguments: str) -> Done:
+        capsys.readouterr()
+        code = run(arguments)
+        out, err = capsys.readouterr()
+        return Done(code, out, err)
+
+    return call

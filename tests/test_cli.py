@@ -9,28 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from netcarve.__main__ import run
 from netcarve.search.run import NAMED
 
 TASKS = Path(__file__).parent / "data" / "cli_tasks.py"
 
 
-@dataclass(frozen=True)
-class Done:
-    """One command that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, netcarve) -> Path:
     """A folder with task files and one small run, ``runs/a``."""
     folder = tmp_path_factory.mktemp("cli")
     shutil.copy(TASKS, folder / "mine.py")
@@ -48,31 +37,11 @@ def _inside(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
 
 
-def netcarve(*arguments: str, cwd: Path | None = None) -> Done:
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "netcarve", *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]):
-    """The same in this process, for the many small cases."""
-
-    def call(*arguments: str) -> Done:
-        capsys.readouterr()
-        code = run(arguments)
-        out, err = capsys.readouterr()
-        return Done(code, out, err)
-
-    return call
-
-
 @pytest.fixture
 def refused(call):
     """Runs a command that must fail in one or two lines that hold all of ``texts``."""
 
-    def refused(arguments: str, code: int, *texts: str) -> Done:
+    def refused(arguments: str, code: int, *texts: str):
         done = call(*arguments.split())
         said = done.err[done.err.index("error: ") :]
         assert done.code == code, done.err
@@ -179,7 +148,7 @@ def test_what_stands_in_the_way_is_a_failure(refused, monkeypatch: pytest.Monkey
     refused("front runs/damaged", 1, "runs/damaged", "ledger")
     refused("sweep mine.py:task --resume --out runs/damaged", 1, "runs/damaged")
     Path("file").write_text("")
-    refused("sweep mine.py:task --out file/run", 1, "file/run")
+    refused("sweep mine.py:task --out file/run", 2, "file/run")
     refused("front runs/a --csv no/such/folder.csv", 1, "no/such/folder.csv", "No such file")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(total=1, used=1, free=1000))
     refused("sweep mine.py:task --out runs/full", 1, "no room on disk", "free")
@@ -192,7 +161,7 @@ def test_a_defect_of_ours_keeps_its_traceback(call, monkeypatch: pytest.MonkeyPa
         call("front", "runs/a")
 
 
-def test_mistakes_in_a_process_of_their_own() -> None:
+def test_mistakes_in_a_process_of_their_own(netcarve) -> None:
     done = netcarve("sweep", "mnist")
     assert (done.code, done.out) == (2, "")
     assert done.err.splitlines()[-1].startswith("error: unknown task 'mnist'")
@@ -330,7 +299,7 @@ def test_export(call, tmp_path: Path) -> None:
 # -- interruption and the main job ---------------------------------------------------------------------------
 
 
-def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(home: Path) -> None:
+def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(home: Path, netcarve) -> None:
     arguments = ["sweep", "mine.py:slow", "--trials", "30", "--workers", "0", "--objective", "pause:max"]
     arguments += ["--objective", "macs"]
     stopped = subprocess.Popen(
@@ -373,7 +342,7 @@ def _recorded(folder: Path) -> int:
 
 
 @pytest.mark.ray
-def test_the_main_job_with_real_workers(tmp_path: Path) -> None:
+def test_the_main_job_with_real_workers(tmp_path: Path, netcarve) -> None:
     """What a newcomer does: sweep the bundled task on Ray, look at the front."""
     done = netcarve("sweep", "digits", "--trials", "24", "--workers", "2", cwd=tmp_path)
     assert done.code == 0, done.err

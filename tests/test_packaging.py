@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -183,13 +183,19 @@ def test_help_is_instant(arguments: list[str]) -> None:
     )
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = _children_seconds()
         done = python("-c", code)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(_children_seconds() - start)
         assert done.returncode == 0, done.stderr
         assert done.stderr.strip() == "[]"
         assert "netcarve" in done.stdout
-    assert min(seconds) < 1.0  # 0.2 s on an idle machine; tests share theirs
+    assert min(seconds) < 0.6  # 0.2 s of a processor on an idle machine; tests share theirs
+
+
+def _children_seconds() -> float:
+    """CPU time of the processes that have ended; what others do at the same time is not in it."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_pytest_collects_from_a_folder_of_any_name(tmp_path: Path) -> None:
