@@ -189,7 +189,7 @@ def test_help_is_instant(arguments: list[str]) -> None:
         assert done.returncode == 0, done.stderr
         assert done.stderr.strip() == "[]"
         assert "netcarve" in done.stdout
-    assert min(seconds) < 0.6  # 0.2 s of a processor on an idle machine; tests share theirs
+    assert min(seconds) < 1.0  # 0.2 s of a processor on an idle machine; tests share theirs
 
 
 def _children_seconds() -> float:
