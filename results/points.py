@@ -32,13 +32,14 @@ def read_limits(given: Sequence[Limit | str]) -> tuple[Limit, ...]:
 
 def has_scores(trial: Trial, objectives: Sequence[Objective]) -> bool:
     """The trial succeeded and has every objective."""
-    return not trial.failed and all(o.name in trial.scores for o in objectives)
+    return not trial.failed and trial.scores.keys() >= {o.name for o in objectives}
 
 
 def points_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> np.ndarray:
     """Objectives of the trials, float64 [trials, objectives], signed so that less is better."""
-    rows = [[o.sign * t.scores[o.name] for o in objectives] for t in trials]
-    return np.array(rows, dtype=np.float64).reshape(-1, len(objectives))
+    names, signs = [o.name for o in objectives], np.array([o.sign for o in objectives], dtype=np.float64)
+    rows = [[t.scores[name] for name in names] for t in trials]
+    return np.array(rows, dtype=np.float64).reshape(-1, len(names)) * signs
 
 
 def ranges_of(trials: Sequence[Trial], objectives: Sequence[Objective]) -> tuple[np.ndarray, np.ndarray]:

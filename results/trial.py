@@ -55,7 +55,7 @@ class Trial:
 def is_score(value: Any) -> bool:
     """Is it a finite number that a float holds?"""
     largest = sys.float_info.max  # JSON knows integers beyond it, which are no floats
-    return isinstance(value, int | float) and -largest <= value <= largest
+    return isinstance(value, (int, float)) and -largest <= value <= largest
 
 
 def scores_text(number: int, scores: Mapping[str, float]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -111,7 +112,18 @@ class Space:
         Raises:
             ValueError: names or values that do not fit the space.
         """
+        try:
+            if len(values) == len(self):
+                found = [positions[values[name]] for name, positions in self._positions]
+                return Candidate(tuple(found), self.choices)
+        except (KeyError, TypeError):
+            pass  # indices_of says what does not fit
         return Candidate(indices_of(self.choices, values), self.choices)
+
+    @cached_property
+    def _positions(self) -> list[tuple[str, dict[Option, int]]]:
+        """Of each choice its name, and the position of each option."""
+        return [(c.name, {option: i for i, option in enumerate(c.options)}) for c in self.choices]
 
     def sample(self, rng: np.random.Generator, n: int) -> list[Candidate]:
         """``n`` candidates drawn uniformly, independently (repeats possible)."""

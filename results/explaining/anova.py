@@ -8,8 +8,10 @@ assessing hyperparameter importance", section 3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 
 import numpy as np
@@ -46,23 +48,32 @@ def tree_boxes(
         feature, threshold, values: [nodes].
         counts: options of each choice; their indices are what the tree was grown on.
     """
-    grids = [np.arange(n) for n in counts]
-    boxes: list[list[np.ndarray]] = []
+    ends = np.cumsum(counts).tolist()
+    starts = [0, *ends]
+    children = list(zip(left.tolist(), right.tolist(), strict=True))
+    # How many options of the choice go left: they are 0, 1, 2, ..., so those up to the threshold.
+    lower = [
+        min(max(math.floor(t) + 1, 0), counts[d]) if d >= 0 else 0
+        for d, t in zip(feature.tolist(), threshold.tolist(), strict=True)
+    ]
+    features, means = feature.tolist(), values.tolist()
+    boxes: list[np.ndarray] = []  # [options of all choices, one after the other]
     leaves: list[float] = []
-    stack = [(0, [np.ones(n, dtype=bool) for n in counts])]
+    stack = [(0, np.ones(ends[-1], dtype=bool))]
     while stack:
         node, inside = stack.pop()
-        if left[node] < 0:
+        below, above = children[node]
+        if below < 0:
             boxes.append(inside)
-            leaves.append(float(values[node]))
+            leaves.append(means[node])
             continue
-        d = int(feature[node])
-        goes_left = grids[d] <= threshold[node]
-        for child, side in ((left[node], goes_left), (right[node], ~goes_left)):
-            narrowed = list(inside)
-            narrowed[d] = inside[d] & side
-            stack.append((int(child), narrowed))
-    return Boxes(np.array(leaves), tuple(np.stack(column) for column in zip(*boxes, strict=True)))
+        d = features[node]
+        first, end = starts[d], ends[d]
+        other = inside.copy()
+        inside[first + lower[node] : end] = False
+        other[first : first + lower[node]] = False
+        stack += [(below, inside), (above, other)]
+    return Boxes(np.array(leaves), tuple(np.split(np.stack(boxes), ends[:-1], axis=1)))
 
 
 class Anova:
@@ -83,24 +94,33 @@ class Anova:
         self.variance = float(max(0.0, self._volumes @ (boxes.values - self.mean) ** 2))
         self.effects = [self._marginal(d) - self.mean for d in range(len(boxes.inside))]
 
-    @property
+    @cached_property
     def main(self) -> np.ndarray:
         """[choices]: variance of each f_d."""
         return np.array([np.mean(effect**2) for effect in self.effects])
 
-    def _weights(self, *fixed: int) -> np.ndarray:
-        """[boxes]: value times the share of all choices but those that are fixed."""
-        kept = np.delete(self._shares, fixed, axis=1).prod(axis=1)
-        return self._boxes.values * kept
+    def _within(self, d: int) -> np.ndarray:
+        """[boxes, options]: density of each box along one choice: 1 / (share of the options that it holds) at
+        these, 0 elsewhere."""
+        return self._boxes.inside[d] / self._shares[:, d, None]
 
     def _marginal(self, d: int) -> np.ndarray:
-        return self._weights(d) @ self._boxes.inside[d]
+        """[options]: mean where the option is taken."""
+        return (self._boxes.values * self._volumes) @ self._within(d)
 
     def pair(self, d: int, e: int) -> np.ndarray:
         """f_de [options of d, options of e]: what the two do together beyond what each does alone."""
-        inside = self._boxes.inside
-        marginal = (inside[d] * self._weights(d, e)[:, None]).T @ inside[e]
-        return marginal - self.mean - self.effects[d][:, None] - self.effects[e][None]
+        return self.pairs([(d, e)])[(d, e)]
+
+    def pairs(self, wanted: Sequence[tuple[int, int]]) -> dict[tuple[int, int], np.ndarray]:
+        """:meth:`pair` of several."""
+        within = {d: self._within(d) for d in {d for pair in wanted for d in pair}}
+        weights = self._boxes.values * self._volumes
+        weighted = {d: within[d].T * weights for d in {d for d, _ in wanted}}
+        return {
+            (d, e): weighted[d] @ within[e] - self.mean - self.effects[d][:, None] - self.effects[e][None]
+            for d, e in wanted
+        }
 
 
 @dataclass(frozen=True)
@@ -123,7 +143,10 @@ def average(analyses: Sequence[Anova], pairs: Sequence[tuple[int, int]]) -> Shar
     if not varied:
         raise ValueError("the function is constant, so there is no variance to share out")
     main = np.mean([a.main / a.variance for a in varied], axis=0)
-    shared = {p: float(np.mean([np.mean(a.pair(*p) ** 2) / a.variance for a in varied])) for p in pairs}
+    shared = dict.fromkeys(pairs, 0.0)
+    for analysis in varied:
+        for pair, part in analysis.pairs(pairs).items():
+            shared[pair] += float(np.mean(part**2)) / analysis.variance / len(varied)
     count = len(analyses[0].effects)
     effects = [np.mean([a.effects[d] for a in analyses], axis=0) for d in range(count)]
     return Shares(main, shared, effects)

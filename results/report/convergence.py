@@ -38,14 +38,16 @@ def convergence(
     base = next((t.scores for t in trials if t.number == 0 and not t.failed), {})
     points = np.empty((0, len(objectives)))  # [front so far, objectives], minimised
     fronts: list[tuple[int, float, np.ndarray]] = [(1, float(trials[0].seconds), points)]
-    spent = 0.0
-    for count, trial in enumerate(trials, start=1):
-        spent += trial.seconds
-        if has_scores(trial, objectives) and total_violation(limits, trial.scores, base) == 0:
-            point = points_of([trial], objectives)[0]
-            if not (points <= point).all(axis=1).any():
-                points = np.concatenate((points[(points < point).any(axis=1)], point[None]))
-                fronts.append((count, spent, points))
+    spent = np.cumsum([t.seconds for t in trials]).tolist()
+    kept = [
+        i
+        for i, t in enumerate(trials)
+        if has_scores(t, objectives) and (not limits or total_violation(limits, t.scores, base) == 0)
+    ]
+    for i, point in zip(kept, points_of([trials[i] for i in kept], objectives), strict=True):
+        if not (points <= point).all(axis=1).any():
+            points = np.concatenate((points[(points < point).any(axis=1)], point[None]))
+            fronts.append((i + 1, spent[i], points))
     if fronts[1:] and fronts[1][0] == 1:
         del fronts[0]
     steps = STEPS.get(len(objectives), FEW)
@@ -54,7 +56,7 @@ def convergence(
     if chosen[0][0] != 1:
         chosen.insert(0, fronts[0])
     volumes = [volume(front, objectives, reference) for _, _, front in chosen]
-    ends = (len(trials), spent, volumes[-1])
+    ends = (len(trials), spent[-1], volumes[-1])
     rows = [(n, s, v) for (n, s, _), v in zip(chosen, volumes, strict=True)]
     if rows[-1][0] != len(trials):
         rows.append(ends)

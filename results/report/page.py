@@ -83,7 +83,8 @@ def _plotly() -> tuple[str, str]:
 
 def _packed(text: str) -> str:
     """Gzip in base64. No time stamp: the same run gives the same bytes."""
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode("ascii")
+    # Level 6: 9 takes seven times as long for 5,000 trials and saves 2 % of the size.
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode("ascii")
 
 
 def _hash(script: str) -> str:
