@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +11,14 @@ CTRL_C = 130  # of a shell: ended by SIGINT; also what typer makes of a Keyboard
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 bad usage or input, 130 stopped by Ctrl-C."""
+    """Run the command line and exit: 0 done, 1 failed, 2 bad usage or input, 130 stopped.
+
+    SIGTERM (``kill``, a batch system) and SIGHUP (a terminal that is closed) stop it as Ctrl-C does.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # ignored under nohup
+            signal.signal(number, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 

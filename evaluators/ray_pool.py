@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import deque
@@ -21,7 +22,10 @@ CALL_SECONDS = 0.15  # of one call: long against its 1 ms of overhead, short eno
 MAX_CALL = 512  # candidates
 PIPELINE_SECONDS = 2.0  # slower candidates wait in the driver, free for whichever worker is ready first
 START_SECONDS = 180.0  # for a worker to import, to be placed, and to load
+PLACE_SECONDS = 30.0  # the same, before it is said that the others go on without it
 _TICK = 1.0  # seconds between looks at deadlines
+
+log = logging.getLogger(__name__)
 
 
 class _Worker:
@@ -61,7 +65,8 @@ class RayPool(Pool):
     """Evaluates on Ray actors, which receive the job once.
 
     A worker that dies or exceeds its time is replaced. What a dead worker held is tried again, each
-    candidate alone in a worker, so that only one that kills its worker again fails.
+    candidate alone in a worker, so that only one that kills its worker again fails. Where a cluster has lost
+    the machine of a worker, the others go on, and it is replaced once there is room again.
 
     Args:
         job: see :class:`Job`; what it refers to may be defined in a script, a notebook or a test.
@@ -97,6 +102,7 @@ class RayPool(Pool):
         self._outcomes: list[Outcome] = []
         self._seconds: float | None = None  # of one candidate, a moving average
         self._failed_starts = 0
+        self._short = False  # some workers have not been placed for long
         self._seats: list[_Seat] = []
         try:
             import ray
@@ -175,14 +181,15 @@ class RayPool(Pool):
 
     def _dispatch(self) -> None:
         while self._suspects:
-            seat = next((s for s in self._seats if not any(c.jobs for c in s.calls)), None)
+            seat = next((s for s in self._seats if s.loaded and not s.calls), None)
             if seat is None:
                 break
             seat.alone = True
             self._send(seat, [self._suspects.popleft()])
         depth, size = self._depth(), self._call_size()
         while self._queue:
-            free = {id(s): depth - sum(bool(c.jobs) for c in s.calls) for s in self._seats if not s.alone}
+            # Not for workers that are still to be placed: the cluster may have no room for them for long.
+            free = {id(s): depth - len(s.calls) for s in self._seats if s.loaded and not s.alone}
             seat = max(
                 (s for s in self._seats if free.get(id(s), 0) > 0), key=lambda s: free[id(s)], default=None
             )
@@ -202,6 +209,8 @@ class RayPool(Pool):
     def _collect(self, wait: float) -> None:
         """Wait for any worker's running call, then take all that has finished."""
         heads = {seat.calls[0].ref: seat for seat in self._seats if seat.calls}
+        if not heads:
+            return
         ready, _ = self._ray.wait(list(heads), num_returns=1, timeout=wait)
         while ready:
             for ref in ready:
@@ -220,6 +229,9 @@ class RayPool(Pool):
         seat.since = time.monotonic()
         if not call.jobs:
             seat.loaded, self._failed_starts = True, 0
+            if self._short:
+                log.info("%d of %d workers score again", self._alive(), len(self._seats))
+            self._short = self._short and self._alive() < len(self._seats)
             return
         seat.alone = False
         self._outcomes.extend(result)
@@ -262,11 +274,29 @@ class RayPool(Pool):
 
     # -- deadlines
 
+    def _alive(self) -> int:
+        return sum(seat.loaded for seat in self._seats)
+
+    def _still_waiting(self, seat: _Seat) -> None:
+        """A worker has not started in time: the others go on without it, if there are any."""
+        if not self._alive():
+            raise PoolError(
+                f"no worker has started within {START_SECONDS:.0f} s; is the cluster busy, or its machines "
+                "gone? What was scored is kept"
+            )
+        seat.since = time.monotonic()
+        if not self._short:
+            self._short = True
+            log.warning(
+                "%d of %d workers score: the cluster has no room for the others; they join when it has",
+                *(self._alive(), len(self._seats)),
+            )
+
     def _limit(self, seat: _Seat) -> float:
         if not seat.calls:
             return math.inf
         if not seat.calls[0].jobs:
-            return START_SECONDS
+            return PLACE_SECONDS if self._alive() else START_SECONDS
         return math.inf if self.trial_timeout is None else self.trial_timeout
 
     def _next_deadline(self) -> float:
@@ -279,7 +309,8 @@ class RayPool(Pool):
             if now - seat.since < self._limit(seat):
                 continue
             if not seat.loaded:
-                raise PoolError(f"a worker did not start within {START_SECONDS:.0f} s; is the cluster busy?")
+                self._still_waiting(seat)
+                continue
             running = seat.calls[0].jobs
             if len(running) == 1:
                 text = f"TimeoutError: took longer than {self.trial_timeout:g} s; stopped with its worker"

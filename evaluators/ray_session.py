@@ -6,25 +6,33 @@ import atexit
 import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from . import ray_guard
 from .errors import PoolError, first_line
 
-_PREFIX = "netcarve-ray-"
 _SOCKET_LIMIT = 107  # bytes of a Unix socket's path
 _SOCKET_TAIL = 67  # bytes that Ray adds to its temporary folder's path
 _STORE_BYTES = 96 << 20  # Ray's least is 75 MiB
+_SETTINGS = 4  # type of a frame of HTTP/2, its fourth byte (RFC 9113, section 4.1)
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
+ANSWER_SECONDS = 10.0  # for a cluster to answer
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # no prompt, no report
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` re-creates its environment in every worker
-    # Of workers that died and of many that start Ray tells on stdout, whatever logs were asked for.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|worker processes have been started on node",
+    # Of workers and machines that died Ray tells on stdout, at length, whatever logs were asked for.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|worker processes have been started on node|"
+    "marked dead because|Raylet is terminated|cannot be scheduled right now|[Nn]o available node types",
     "RAY_AUTH_MODE": "token",  # said explicitly, since Ray warns about a default
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of a change to come
 }
@@ -47,6 +55,7 @@ class RaySession:
     def __init__(self, workers: int, *, address: str | None = None, data_bytes: int = 0) -> None:
         self._guard: subprocess.Popen[bytes] | None = None
         self._owned = False
+        self._held: IO[str] | None = None  # in the session's folder: says that this process lives
         local = address in (None, "local")
         _set_environment(local)
         import ray
@@ -55,7 +64,8 @@ class RaySession:
             atexit.register(self.close)
             self._owned = True
             try:
-                self._start(None if local else address, workers, data_bytes)
+                with _signals_kept():
+                    self._start(None if local else address, workers, data_bytes)
             except PoolError:
                 self.close()
                 raise
@@ -85,6 +95,8 @@ class RaySession:
         finally:
             if guard is not None:
                 guard.communicate()  # closes its input, whereupon it cleans up
+            if self._held is not None:
+                self._held.close()
 
     def _start(self, address: str | None, workers: int, data_bytes: int) -> None:
         import ray
@@ -97,6 +109,7 @@ class RaySession:
         if workers > most:
             raise PoolError(f"{workers} workers are too many for this machine; ask for {most} at most")
         folder = _new_folder()
+        self._held = ray_guard.hold(folder)
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", ray_guard.__file__, folder],
             stdin=subprocess.PIPE,
@@ -131,23 +144,47 @@ def _set_environment(local: bool) -> None:
         os.environ.setdefault(name, value)
 
 
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray answers SIGTERM itself once it has started, and would end the program in its middle."""
+    main = threading.current_thread() is threading.main_thread()
+    kept = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if main and kept is not None:
+            signal.signal(signal.SIGTERM, kept)
+
+
 def _check_reachable(address: str) -> None:
-    """Ray itself would wait for minutes. Addresses without a port (``auto``) are left to it."""
+    """Ray itself would wait for minutes. Addresses without a port (``auto``) are left to it.
+
+    Its servers speak HTTP/2 (gRPC), and answer a client's first words with their settings.
+    """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=10).close()
+        with socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS) as server:
+            if os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
+                server.sendall(_GREETING)
+                answer = server.recv(4)
+                if len(answer) < 4 or answer[3] != _SETTINGS:
+                    raise ConnectionError("what answers there is not Ray")
     except OSError as error:
-        raise PoolError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
+        raise PoolError(
+            f"no Ray cluster answers at {address}: {first_line(error)}; start one there, "
+            f"`ray start --head --port={port}`, or leave out the address to use this machine"
+        ) from error
 
 
 def _new_folder() -> str:
     """A private folder with a path short enough for the sockets in it."""
-    longest = _SOCKET_LIMIT - _SOCKET_TAIL - len(_PREFIX) - 9
+    longest = _SOCKET_LIMIT - _SOCKET_TAIL - len(ray_guard.PREFIX) - 9
     for parent in ("/tmp", tempfile.gettempdir()):
         if os.access(parent, os.W_OK) and len(str(Path(parent))) <= longest:
-            return tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+            ray_guard.sweep(parent)
+            return tempfile.mkdtemp(prefix=ray_guard.PREFIX, dir=parent)
     raise PoolError(
         f"Ray needs a writable temporary folder whose path has at most {longest} characters; set TMPDIR"
     )

@@ -118,3 +118,84 @@ def test_a_script_is_quiet_and_leaves_nothing_behind(end: str, tmp_path: Path) -
         time.sleep(0.1)
     assert left == []
     assert not Path(folder).exists()
+
+
+CLUSTER = """
+import logging, time
+from netcarve.evaluators.ray_session import _set_environment
+
+_set_environment(local=False)
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+lost = cluster.add_node(num_cpus=1)
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+from netcarve.evaluators import Job, RayPool, ray_pool
+from netcarve.spaces import Choice, Space
+
+ray_pool.PLACE_SECONDS = 3.0
+
+def evaluate(task, model, candidate):
+    time.sleep(0.3)
+    return {"score": 1.0}
+
+space = Space([Choice("only", (0,))])
+who = []
+with RayPool(Job(None, space, (evaluate,)), workers=2, address=cluster.address) as pool:
+    def score(goal):
+        count = 0
+        while not goal(count):
+            pool.submit([(len(who) + k, space.baseline) for k in range(4)])
+            wanted = len(who) + 4
+            while len(who) < wanted:
+                who.extend(o.worker for o in pool.finished() if not o.error)
+            count += 4
+    score(lambda n: len(set(who)) == 2)
+    cluster.remove_node(lost, allow_graceful=False)
+    score(lambda n: n >= 20)  # each is scored by somebody, in the end by one worker
+    assert len(set(who[-4:])) == 1
+    cluster.add_node(num_cpus=1)
+    score(lambda n: len(set(who)) == 3)
+print("all scored", flush=True)
+cluster.shutdown()
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_cluster_that_loses_a_machine_goes_on_and_takes_a_new_one(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(CLUSTER)
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["all scored"], done.stderr  # nothing of Ray's own
+    assert "1 of 2 workers score: the cluster has no room for the others" in done.stderr
+    assert "2 of 2 workers score again" in done.stderr
+
+
+def test_folders_of_killed_sessions_are_swept_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
+    from netcarve.evaluators import ray_guard
+
+    living, dead, new, old, foreign = (tmp_path / f"{ray_guard.PREFIX}{k}" for k in range(5))
+    for folder in (living, dead, new, old):
+        folder.mkdir()
+    ray_guard.hold(str(dead)).close()
+    (tmp_path / "theirs").mkdir()
+    foreign.symlink_to(tmp_path / "theirs")
+    os.utime(old, (0, 0))
+    with ray_guard.hold(str(living)):
+        ray_guard.sweep(str(tmp_path))
+    assert [p.exists() for p in (living, dead, new, old, foreign)] == [True, False, True, False, True]
+
+
+def test_a_cluster_that_says_nothing_is_refused_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from netcarve.evaluators import PoolError, ray_session
+
+    monkeypatch.setattr(ray_session, "ANSWER_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(PoolError, match=rf"no Ray cluster answers at {address}: TimeoutError.*ray start"):
+            ray_session._check_reachable(address)
