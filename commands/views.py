@@ -233,7 +233,7 @@ def print_receipt(receipt: Receipt) -> None:
     if receipt.test is not None:
         value, interval, was = figure_cells(receipt.metric, receipt.test)
         tell(
-            f"On {receipt.test.samples} test samples that no search has seen: {receipt.metric} {value}, 95 % "
+            f"On {receipt.test.samples} test samples, which chose nothing: {receipt.metric} {value}, 95 % "
             f"interval {interval}; the unchanged model has {was}"
         )
 

@@ -18,7 +18,7 @@ from ..spaces import Space
 from .devices import stored_platform
 from .read_settings import check_settings, sound_notes
 from .rebuild import rebuild_space
-from .settings import RunError, ledger_path
+from .settings import RunError, held_back_since, ledger_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -241,7 +241,8 @@ class Run:
         if given.fingerprint() != self.settings["fingerprint"]:
             raise RunError(
                 f"the task {given.name!r} is not the one of {self.path}: the model's weights or the "
-                "validation data have changed since; give the original one: --task, or load(path, task=...)"
+                f"validation data have changed since{held_back_since(self.settings)}; give the original one: "
+                "--task, or load(path, task=...)"
             )
         return given
 

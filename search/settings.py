@@ -111,7 +111,7 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     found = []
     if "fingerprint" in now and stored.get("fingerprint") != now["fingerprint"]:
-        found.append("the model's weights or the validation data have changed")
+        found.append(f"the model's weights or the validation data have changed{held_back_since(stored)}")
     if "choices" in now and stored.get("choices") != now["choices"]:
         found.append(_choices_differ(stored.get("choices") or [], now["choices"]))
     elif "space" in now and stored.get("space") != now["space"]:
@@ -127,6 +127,13 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if key in now and was != now[key]:
             found.append(f"{key} was {_short(was)}, is now {_short(now[key])}")
     return found
+
+
+def held_back_since(stored: Mapping[str, Any]) -> str:
+    """A hint for runs made when no validation data were held back to confirm the front; else empty."""
+    if "unconfirmed" in stored:
+        return ""
+    return " (a run from before data were held back to confirm the front needs Task(confirm=False))"
 
 
 def open_run(

@@ -26,7 +26,7 @@ EPOCHS = 25
 BATCH = 64
 LEARNING_RATE = 3e-3
 VALIDATION = 0.25  # fraction of the samples that training does not see
-TEST = 1 / 3  # fraction of those that no search sees either
+TEST = 1 / 3  # fraction of those by which no search chooses
 
 
 class Block(nn.Module):

@@ -43,7 +43,7 @@ def about(run: Reported) -> list[list[str]]:
 
 
 def _tested(run: Reported) -> str:
-    """The figures on data that no search has seen, of the trials that were exported."""
+    """The figures on test data, by which no search chose, of the trials that were exported."""
     held = run.info.get("test")
     shown = []
     for number, data in held.items() if isinstance(held, Mapping) else ():
