@@ -62,6 +62,7 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str], *, write: bool = False, create: bool = True) -> None:
         self.path = Path(path)
         self._lock: IO[str] | None = None
+        self.rescuing = False  # its file is gone, and a copy is made or used
         self._proposed: dict[int, Candidate] = {}  # what this object has proposed: spares record() a look
         if write and (create or self.path.exists()):  # resuming what is not there must leave no lock file
             self._lock = lock(self.path)
@@ -327,6 +328,7 @@ class Ledger:
 
     def _rescue(self) -> LedgerError:
         """Go on in a copy, since the file is no longer at its path; what to raise when that is written."""
+        self.rescuing = True
         gone, was = self.path, self._db
         self._db, self._lock, self.path = rescue(was, gone)
         self._file = self.path.stat()

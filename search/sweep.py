@@ -45,6 +45,7 @@ from .run import Run
 from .settings import RunError, close_run, describe, note_environment, open_run
 from .uniform import opening
 from .warm_start import Source, warm_start
+from .watch import watched
 
 if TYPE_CHECKING:
     from ..evaluators.pool import Scorer
@@ -201,11 +202,11 @@ def sweep(
                 driver = Driver(
                     search, pool, ledger, budget=budget, progress=progress, window=window, scorers=scorers
                 )
-                driver.run()
+                with watched(ledger):
+                    driver.run()
             if search.certificate is not None:
                 ledger.note("certificate", search.certificate.to_json())
-            complete = search.finished and not driver.cut_short
-            ledger.note("complete", driver.told if complete else 0)
+            ledger.note("complete", driver.told if search.finished and not driver.cut_short else 0)
         if task is not None:
             confirm_front(ledger, task, space, scorers, progress.says)
         if task is not None and measure:

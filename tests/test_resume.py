@@ -296,6 +296,19 @@ def test_a_folder_removed_in_mid_sweep_loses_nothing(tmp_path):
     assert facts(resumed.trials) == facts(run(tmp_path / "other").trials)
 
 
+def test_a_folder_removed_during_a_long_trial_is_noticed_within_seconds(tmp_path):
+    def slow():
+        shutil.rmtree(tmp_path / "run")
+        time.sleep(60)
+
+    start = time.monotonic()
+    with pytest.raises(LedgerError, match=r"was removed, moved or replaced .* --resume --out \S*run-saved"):
+        run(tmp_path / "run", toy=At(slow))
+    assert time.monotonic() - start < 30
+    kept = load(tmp_path / "run-saved")
+    assert (len(kept.trials), kept.info["status"]) == (23, "interrupted")  # without the one under way
+
+
 FULL = """
 import resource, signal, sys
 from netcarve.search import sweep

@@ -1,0 +1,48 @@
+"""Watch over the folder of a run, so that its loss is noticed while a long trial goes on, not at its end."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..results.database import is_at
+from ..results.ledger import Ledger
+
+EVERY = 1.0  # seconds between two looks
+
+
+@contextmanager
+def watched(ledger: Ledger, *, every: float = EVERY) -> Iterator[None]:
+    """Stop what goes on in the ``with`` block, as Ctrl-C does, once the ledger's file is not at its path.
+
+    Two looks in a row have to miss it, ``every`` seconds apart. Only Python's main thread can be stopped, and
+    not where Ctrl-C is ignored (``nohup``): elsewhere the next write notices.
+
+    Raises:
+        LedgerError: the folder was removed, moved or replaced; all that was scored is saved beside it.
+    """
+    path, file = ledger.path, ledger.path.stat()
+    over, main = threading.Event(), threading.main_thread()
+
+    def look() -> None:
+        missed = 0
+        while missed < 2 and not over.wait(every):
+            missed = 0 if is_at(path, file) else missed + 1
+        # A write that has noticed by itself saves everything just now.
+        if not over.is_set() and not ledger.rescuing and callable(signal.getsignal(signal.SIGINT)):
+            # A signal of its own, since `_thread.interrupt_main` waits until a sleeping call returns.
+            signal.pthread_kill(main.ident or 0, signal.SIGINT)
+
+    watch = threading.Thread(target=look, name="watch over the run", daemon=True)
+    if threading.current_thread() is main:
+        watch.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        with ledger.transaction():  # saves everything and says so, if the folder is gone
+            pass
+        raise
+    finally:
+        over.set()
