@@ -26,7 +26,7 @@ from netcarve import Front, Task, Trial
 from netcarve.evaluators.accuracy import Quality
 from netcarve.evaluators.pool import Job
 from netcarve.results.against_uniform import Gain, gain
-from netcarve.results.confirmation import chosen_volume, confirmed
+from netcarve.results.confirmation import chosen_volume
 from repair_nets import NETS, RATES, Set, fit, noisy
 from rich.console import Console
 from rich.table import Table
@@ -90,7 +90,7 @@ def bought(name: str, seed: int, trials: int) -> Bought:
     judged = {t.number: t for t in judging(task, space, judge, [*run.front, *run.uniform, run[0]])}
     volumes = (
         _volume(run.front, lambda t: t.scores["accuracy"], run[0]),
-        _volume(run.front, lambda t: confirmed(t)["accuracy"], run[0]),
+        _volume(run.front, lambda t: t.confirmed["accuracy"], run[0]),
         _volume(run.front, lambda t: confirmed(judged[t.number])["accuracy"], run[0]),
     )
     all_judged = [judged.get(t.number, t) for t in run.trials]
