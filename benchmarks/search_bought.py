@@ -91,7 +91,7 @@ def bought(name: str, seed: int, trials: int) -> Bought:
     volumes = (
         _volume(run.front, lambda t: t.scores["accuracy"], run[0]),
         _volume(run.front, lambda t: t.confirmed["accuracy"], run[0]),
-        _volume(run.front, lambda t: confirmed(judged[t.number])["accuracy"], run[0]),
+        _volume(run.front, lambda t: judged[t.number].confirmed["accuracy"], run[0]),
     )
     all_judged = [judged.get(t.number, t) for t in run.trials]
     found = gain(Front(all_judged, OBJECTIVES), [judged[t.number] for t in run.uniform])
