@@ -348,9 +348,9 @@ def test_a_session_does_not_read_what_is_for_the_next_one(net, deployment, monke
     """A reader that lags behind would find the next session's connection under the number of its own."""
     read = wire.read_frame
 
-    def lagging(fd, expected=None):
+    def lagging(fd, expected=None, **options):
         time.sleep(0.02)
-        return read(fd, expected)
+        return read(fd, expected, **options)
 
     monkeypatch.setattr(wire, "read_frame", lagging)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Pipes, devices and links in the place of files of a run or an export: refused at once and in words.
+"""Pipes, devices, links and sizes that lie in files of a run or an export: refused at once and in words.
 
 Reading a pipe that nobody writes to, or /dev/zero, would never end.
 """
@@ -6,13 +6,17 @@ Reading a pipe that nobody writes to, or /dev/zero, would never end.
 import json
 import os
 import signal
+import struct
 from contextlib import contextmanager
 
+import numpy as np
+import onnx
 import pytest
 from netcarve import Choice, Ledger, Space, load, sweep
 from netcarve.results import LedgerError
 from netcarve.results.database import being_written, last_word
 from netcarve.results.export import ExportError, Receipt, load_state, recheck
+from netcarve.results.export.onnx import run_file
 from netcarve.results.export.samples import SAMPLES, Samples
 from netcarve.results.export.standalone import limits
 from netcarve.results.export.standalone.stage import Stage
@@ -158,3 +162,66 @@ def test_texts_are_read_up_to_a_limit(tmp_path):
     assert limits.read_text(tmp_path / "a", 10) == "é" * 5
     with pytest.raises(OSError, match="larger than 9 bytes"):
         limits.read_text(tmp_path / "a", 9)
+
+
+def framed(header, body=b"1234"):
+    """A safetensors file."""
+    text = json.dumps({"__metadata__": {"netcarve": "{}"}, **header}).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def tensor(*shape, end=4):
+    return {"0.in.0": {"dtype": "F32", "shape": shape, "data_offsets": [0, end]}}
+
+
+LIES = {
+    "a header larger than the file": struct.pack("<Q", 1000) + b"{}",
+    "a header larger than any": struct.pack("<Q", 2**62) + b"{}",
+    "more bytes than there are": framed(tensor(2**30, end=2**32)),
+    "a shape larger than its bytes": framed(tensor(2**40)),
+    "a shape beyond 64 bits": framed(tensor(2**63, 2**63)),
+    "a deep header": struct.pack("<Q", 100_000) + b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("data", LIES.values(), ids=LIES)
+def test_sizes_that_samples_and_weights_declare(export, data):
+    (export / SAMPLES).write_bytes(data)
+    with pytest.raises(ExportError, match=r"holds no samples.*header"):
+        Samples.load(export)
+
+
+@pytest.mark.parametrize(
+    "place", ["../secret", "{}/secret", "up/secret", "link", "device", "model.onnx.data"]
+)
+def test_weights_beside_an_onnx_graph_lie_in_its_folder_and_are_as_large_as_it_says(tmp_path, place):
+    """Of onnxruntime, on which netcarve relies here."""
+    folder = tmp_path / "export"
+    folder.mkdir()
+    for path in (tmp_path / "secret", folder / "model.onnx.data"):
+        path.write_bytes(bytes(16))
+    for name, target in {"up": tmp_path, "link": tmp_path / "secret", "device": "/dev/zero"}.items():
+        (folder / name).symlink_to(target)
+    items = 2**34 if place == "model.onnx.data" else 4
+    onnx_file(folder / "model.onnx", place.format(tmp_path), items)
+    with soon(), pytest.raises(Exception, match=r"escapes|Absolute path|out of bounds"):
+        run_file(folder / "model.onnx", 1)
+
+
+def test_weights_beside_an_onnx_graph_are_read(tmp_path):
+    (tmp_path / "model.onnx.data").write_bytes(np.arange(4, dtype=np.float32).tobytes())
+    onnx_file(tmp_path / "model.onnx", "model.onnx.data", 4)
+    (answer,) = run_file(tmp_path / "model.onnx", 1)([np.ones(4, np.float32)])
+    assert answer.tolist() == [1, 2, 3, 4]
+
+
+def onnx_file(path, weights, items):
+    """``y = x + w``, with ``w`` in another file."""
+    w = onnx.TensorProto(
+        name="w", data_type=onnx.TensorProto.FLOAT, dims=[items], data_location=onnx.TensorProto.EXTERNAL
+    )
+    w.external_data.add(key="location", value=weights)
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [items]) for n in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "w"], ["y"])], "g", [x], [y], [w])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    path.write_bytes(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString())
