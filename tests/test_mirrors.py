@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import struct
 import sys
 import time
@@ -132,7 +133,7 @@ def test_a_mirror_that_fails_never_costs_the_sweep(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="netcarve"):
         made = run(tmp_path / "r", Broken(), "optuna")
     assert len(made.trials) == 18
-    assert "Broken cannot write (the server is gone)" in caplog.text
+    assert "Broken cannot write (OSError: the server is gone)" in caplog.text
     study = optuna.load_study(study_name="r", storage=f"sqlite:///{tmp_path}/r/optuna.db")
     assert len(study.trials) == 18  # the other one goes on
 
@@ -204,7 +205,7 @@ def test_latency_is_measured_when_the_mirrors_are_at_rest(tmp_path, monkeypatch)
     task = resolve_task(f"{Path(__file__).parent / 'data' / 'cli_tasks.py'}:task")
     slow, seen = Slow(), []
     engine = sys.modules["netcarve.search.sweep"]  # the function of that name hides it
-    monkeypatch.setattr(engine, "measure_front", lambda *_: seen.extend(slow.written))
+    monkeypatch.setattr(engine, "measure_front", lambda *_, **__: seen.extend(slow.written))
     space = trace(task.model, task.example).space("prune", importance="l1")
     sweep(task, space, "random", trials=6, workers=0, out=tmp_path / "r", mirrors=[slow])
     assert seen == list(range(6))
@@ -218,3 +219,28 @@ def test_mirrors_that_never_catch_up_are_left(tmp_path, monkeypatch, caplog):
         assert len(run(tmp_path / "r", slow).trials) == 18
     assert caplog.text.count("behind and were left so") == 1
     assert len(slow.written) < 18
+
+
+class Stuck(Slow):
+    def write(self, trial, *, front, volume):
+        time.sleep(5)
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("netcarve.search.mirrors.follow.STALL", 0.2)
+    start = time.monotonic()
+    with caplog.at_level(logging.WARNING, logger="netcarve"):
+        assert len(run(tmp_path / "r", Stuck()).trials) == 18
+    assert time.monotonic() - start < 4
+    assert caplog.text.count("behind and were left so") == 1
+
+
+def test_a_dead_mlflow_is_left_after_seconds(tmp_path, caplog):
+    pytest.importorskip("mlflow")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        with caplog.at_level(logging.WARNING, logger="netcarve"):
+            start = time.monotonic()
+            run(tmp_path / "r", f"mlflow:http://127.0.0.1:{unused.getsockname()[1]}", trials=3)
+    assert time.monotonic() - start < 25
+    assert caplog.text.count("MLflow cannot open") == 1

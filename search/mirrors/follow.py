@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from ...evaluators.errors import first_line
 from ...results.objective import Limit, Objective
 from ...results.tracker import FrontTracker
 from ...results.trial import Trial
@@ -17,6 +19,7 @@ from ..progress import Progress
 from .base import Mirror
 
 PATIENCE = 60.0  # seconds that the end of a sweep waits for what is not written yet
+STALL = 20.0  # the same, where one call has taken so long: a server that does not answer
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +44,7 @@ class Mirroring(Progress):
         self._thread: threading.Thread | None = None
         self._tracker: FrontTracker | None = None
         self._over = False  # nobody waits any longer
+        self._since = float("inf")  # when the call under way began
         self.completed = False  # the run has come to its end: set by the sweep
 
     def started(self, budget: Budget, objectives: Sequence[Objective], limits: Sequence[Limit]) -> None:
@@ -60,21 +64,25 @@ class Mirroring(Progress):
         """Wait for what is not written yet: what is measured in this process must not be disturbed."""
         reached = threading.Event()
         self._queue.put(reached)
-        if not self._over and not reached.wait(PATIENCE):
-            self._give_up()
+        self._await(reached.is_set)
 
     def finished(self) -> None:
         self._inner.finished()
         if self._thread is None or self._over:
             return
         self._queue.put(None)
-        self._thread.join(PATIENCE)
-        if self._thread.is_alive():
-            self._give_up()
+        thread = self._thread
+        self._await(lambda: not thread.is_alive())
 
-    def _give_up(self) -> None:
-        self._over = True
-        log.warning("the mirrors are %.0f s behind and were left so; the ledger is complete", PATIENCE)
+    def _await(self, reached: Callable[[], bool]) -> None:
+        """Wait, but for no longer than mirrors make progress; after that never again."""
+        start = time.monotonic()
+        while not self._over and not reached():
+            now = time.monotonic()
+            if now - start > PATIENCE or now - self._since > STALL:
+                self._over = True
+                log.warning("the mirrors are behind and were left so; the ledger is complete")
+            time.sleep(0.01)
 
     def _write_all(self) -> None:
         there = {m: held for m in self._mirrors if (held := self._try(m, "open")) is not None}
@@ -99,6 +107,7 @@ class Mirroring(Progress):
 
     def _try(self, m: Mirror, what: str, *details: Any) -> Any:
         """What the mirror returned (True for nothing), or None where it failed."""
+        self._since = time.monotonic()
         try:
             if what == "open":
                 return m.open(self._folder, self._settings)
@@ -109,6 +118,9 @@ class Mirroring(Progress):
                 m.close(finished=self.completed)
         except Exception as error:  # whatever a foreign storage raises
             name = type(m).__name__
-            log.warning("the mirror %s cannot %s (%s); the sweep goes on without it", name, what, error)
+            said = first_line(error)
+            log.warning("the mirror %s cannot %s (%s); the sweep goes on without it", name, what, said)
             return None
+        finally:
+            self._since = float("inf")
         return True

@@ -16,6 +16,8 @@ EXPERIMENT = "netcarve"
 RUN = "netcarve.run"  # tag of the parent: tells a resumed run from another of the same name
 NUMBER = "netcarve.trial"  # tag of a child
 PARAMS = 100  # that MLflow takes in one call
+# Of a server: MLflow itself asks seven times, longer each time, and waits two minutes for each answer.
+DEADLINES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 FORBIDDEN = re.compile(r"[^\w\-. /]")  # in names of metrics and parameters
 
 
@@ -33,6 +35,8 @@ class MLflow(Mirror):
     needs = "mlflow"
 
     def open(self, folder: Path, settings: Mapping[str, Any]) -> set[int]:
+        for name, value in DEADLINES.items():
+            os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
         uri = self.where or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
