@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .exporting import stages_of
+from .settings import RunError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,12 +64,19 @@ def serve(
         raise ValueError(f"need at least 1 input of 1 sample, got {inputs} of {batch}")
     from ..evaluators.batches import recut
     from ..evaluators.explaining.subject import samples_of
+    from ..spaces.capture import lengths_of
     from ..spaces.threads import one_thread
 
     trial = run.scored(number)
     say("reading the task of the run")
     task = copy.copy(run.task)
-    task.batches = recut(task.batches, batch)[:inputs]
+    alike = [one for one in task.batches if lengths_of(one[:2]) == lengths_of(task.example)]
+    if not alike:
+        raise RunError(
+            "stages are captured graphs, which take inputs as long as the task's example, and no validation "
+            "batch is: make one of them the example"
+        )
+    task.batches = recut(alike, batch)[:inputs]
     stream = [(args, kwargs) for args, kwargs, _ in task.batches]
     with one_thread():
         say(f"building trial {number}")

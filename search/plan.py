@@ -55,11 +55,17 @@ def check_inputs(task: Task | None, space: Space) -> None:
     Raises:
         ValueError: validation data of lengths that the networks of the space do not take.
     """
-    captured = getattr(space.model, "captured", None)
-    if task is not None and captured is not None:
-        from ..spaces.capture import check_lengths
+    if task is None or getattr(space.model, "captured", None) is None:
+        return
+    from ..spaces.proving.lengths import check_lengths
 
-        check_lengths(captured, [batch[:2] for batch in task.batches], "validation")
+    data = {
+        "validation": task.batches,
+        "confirm": task.confirm_batches,
+        "test": task.test_batches,
+        "calibration": task.calibration_batches,
+    }
+    check_lengths(space, {what: [batch[:2] for batch in batches] for what, batches in data.items()})
 
 
 def choose_objectives(

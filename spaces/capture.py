@@ -7,6 +7,7 @@ import io
 import logging
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -198,20 +199,27 @@ def _copied(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         ) from error
 
 
-def check_lengths(captured: Captured, batches: Sequence[Any], what: str) -> None:
-    """Refuse inputs, ``(args, kwargs)`` each, of another length than the graph was captured with.
+def of_traced_length(captured: Captured, batches: Sequence[Any]) -> list[Any]:
+    """Those of the inputs, ``(args, kwargs)`` each, that the graph takes: all axes but the first as traced.
 
     Raises:
-        ValueError: an axis besides the first is longer or shorter; the cure is to pad.
+        ValueError: there are inputs, and none of that length.
     """
-    traced = describe_example(captured.args, captured.kwargs)
-    lengths = [leaf.shape[1:] for leaf in tensors_of((captured.args, captured.kwargs))]
-    for number, (args, kwargs) in enumerate(batches):
-        if [leaf.shape[1:] for leaf in tensors_of((args, kwargs))] != lengths:
-            raise ValueError(
-                f"{what} batch {number} has {describe_example(args, kwargs)}, and the model was traced with "
-                f"{traced}: a traced network takes that length alone; pad all data and the example to it"
-            )
+    taken = [one for one in batches if lengths_of(one) == lengths_of((captured.args, captured.kwargs))]
+    if batches and not taken:
+        common, count = Counter(map(lengths_of, batches)).most_common(1)[0]
+        like = next(one for one in batches if lengths_of(one) == common)
+        raise ValueError(
+            "no calibration batch is as long as the example, at which the model was traced: "
+            f"{describe_example(captured.args, captured.kwargs)}; {count} of {len(batches)} have "
+            f"{describe_example(*like)}: make one of these the example, or pad all data to one length"
+        )
+    return taken
+
+
+def lengths_of(inputs: Any) -> tuple[torch.Size, ...]:
+    """Of all axes but the first of the tensors among the inputs, in order."""
+    return tuple(tensor.shape[1:] for tensor in tensors_of(inputs))
 
 
 def unlift(program: torch.export.ExportedProgram) -> fx.GraphModule:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
-from .capture import Captured, check_lengths
+from .capture import Captured, batch_length, of_traced_length
 from .choice import Candidate
 from .coupling import Coupling
 from .decoding import Decoder
@@ -20,6 +21,10 @@ from .rung import rung_of
 from .surgery import Alive, Mend, Surgeon
 
 Repair = bool | Literal["once", "merge"]
+
+FEW = 100  # calibration samples
+
+log = logging.getLogger(__name__)
 
 
 class Mending:
@@ -52,7 +57,13 @@ class Mending:
         ridge: float,
     ) -> Calibration:
         """Measure, and repair in this way from now on; see :meth:`Blueprint.calibrate`."""
-        check_lengths(captured, batches, "calibration")
+        given, batches = batches, of_traced_length(captured, batches)
+        samples = sum(batch_length(*one) or 1 for one in batches)
+        if len(batches) < len(given) and samples < FEW:
+            log.warning(
+                f"repair learns from {samples} samples: {len(batches)} of {len(given)} calibration batches "
+                "are as long as the example, and the others are left out; give more of that length"
+            )
         self.calibration = replace(gather(captured, coupling, batches), ridge=ridge)
         self.repair = self._calibrated = repair
         self.sequential = sequential(captured, coupling, batches) if repair is True else None

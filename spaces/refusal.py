@@ -63,6 +63,11 @@ def culprit(error: BaseException | None) -> str:
 def advice(error: BaseException) -> str:
     """What to try instead of what ``torch.export`` could not follow."""
     text = f"{type(error).__name__} {error}"
+    if _packs(error):
+        return (
+            "A packed sequence (pack_padded_sequence) has as many rows as the data say, which a graph cannot "
+            "follow: run the recurrent layer on padded sequences, and mask its outputs by the lengths"
+        )
     if "ata-dependent" in text or "DataDependent" in text:
         return (
             "Data-dependent control flow: computed values decide there what Python does (if, while, range, "
@@ -74,3 +79,15 @@ def advice(error: BaseException) -> str:
         "Write that line with torch operators on tensors, or move it out of forward (preparation before the "
         "model, choices into __init__)"
     )
+
+
+def _packs(error: BaseException | None) -> bool:
+    """Was a packed sequence made, or given to a recurrent layer, on the way to the error?"""
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if Path(frame.f_code.co_filename).name == "rnn.py" and (
+                frame.f_code.co_name.startswith("pack") or frame.f_locals.get("batch_sizes") is not None
+            ):
+                return True
+        error = error.__cause__ or error.__context__
+    return False

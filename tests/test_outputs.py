@@ -371,25 +371,3 @@ def test_goals_are_said_once():
         heads_task(goal="up")
     with pytest.raises(TaskError, match="contradicts the metric 'accuracy'"):
         answered(lambda f, s: s, goal="min")
-
-
-def test_several_lengths_are_scored_and_refused_in_words_where_a_trace_takes_one():
-    class Mean(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.body, self.head = nn.Conv1d(4, 8, 3, padding=1), nn.Linear(8, 3)
-
-        def forward(self, x):
-            return self.head(torch.relu(self.body(x)).mean(2))
-
-    net = Mean()
-    data = [(x := normal(20, 4, steps, seed=steps), net(x).argmax(1)) for steps in (8, 12)]
-    task = Task(net, data[0][0][:2], data)
-    assert score(task)["accuracy"] == 1.0
-    with pytest.raises(ValueError, match=r"calibration batch 1 has \(20, 4, 12\).*pad all data"):
-        trace(task.model, task.example).space("prune", calibration=task.calibration_batches)
-    with pytest.raises(ValueError, match="validation batch 1 has"):
-        sweep(task, trace(task.model, task.example).space("prune"), "random", trials=2, workers=0)
-    with pytest.raises(TaskError, match="only the first axis"):
-        Task(net, normal(2, 4, 9), data[:1])

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...results.explaining.section import Skipped
 from ...spaces import Candidate, Space
+from ...spaces.capture import lengths_of
 from ..accuracy import Quality
 from ..batches import batch_size
 from ..errors import TaskError
@@ -79,8 +80,13 @@ class Subject:
         Raises:
             Skipped: one of them cannot be had.
         """
-        self.say("capturing both networks")
         example = self.whole.example
+        if {lengths_of(batch[:2]) for batch in self.whole.batches} != {lengths_of(example)}:
+            raise Skipped(
+                "its layers cannot be watched: the validation data have several lengths, and a captured "
+                "graph takes one"
+            )
+        self.say("capturing both networks")
         return graph_of(self.original, example), graph_of(self.network, example)
 
     def common(self) -> list[str]:

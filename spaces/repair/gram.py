@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from ..capture import Captured, batch_length, describe_example, flat_inputs
+from ..capture import Captured, batch_length, describe_example, flat_inputs, lengths_of
 from ..coupling import Coupling
 from ..coupling.walk import bind
 from .changes import Changes
@@ -87,7 +87,7 @@ def gather(
     if not batches:
         raise ValueError("calibration needs at least one batch of inputs, got none")
     for number, (args, kwargs) in enumerate(batches):
-        if _lengths(args, kwargs) != _lengths(captured.args, captured.kwargs):
+        if lengths_of((args, kwargs)) != lengths_of((captured.args, captured.kwargs)):
             raise ValueError(
                 f"calibration batch {number} has inputs {describe_example(args, kwargs)}, but the graph was "
                 f"captured with {describe_example(captured.args, captured.kwargs)}, and all lengths but the "
@@ -204,11 +204,6 @@ def _ranks(labels: np.ndarray) -> list[np.ndarray]:
     ordered = labels[order]
     rank = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left")
     return [np.sort(order[rank == r]) for r in range(int(rank.max(initial=-1)) + 1)]
-
-
-def _lengths(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Size]:
-    """Of all axes of the tensors among the inputs but the batch."""
-    return [t.shape[1:] for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
 
 
 def _parts(captured: Captured, inputs: Inputs) -> Iterator[Inputs]:
