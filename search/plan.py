@@ -59,7 +59,7 @@ def check_inputs(task: Task | None, space: Space) -> None:
         return
     from ..spaces.proving.lengths import check_lengths
 
-    data = {
+    data: dict[str, Sequence[Any]] = {
         "validation": task.batches,
         "confirm": task.confirm_batches,
         "test": task.test_batches,
