@@ -337,3 +337,24 @@ def test_an_empty_front(tmp_path):
         "confirmed": None,
         "best": {},
     }
+
+
+@pytest.mark.parametrize("name", ["convergence", "indistinct", "notes", "_spread"])
+def test_an_analysis_that_cannot_be_had_is_left_out_with_its_reason(tmp_path, monkeypatch, name):
+    run = make_run(tmp_path / "run", scored(12))
+
+    def constant(*_):
+        raise ValueError("the function is constant")
+
+    monkeypatch.setattr(f"netcarve.results.report.document.{name}", constant)
+    (shown,) = report_document([run])["runs"]
+    assert [text for text in shown["notes"] if "the function is constant" in text]
+    assert len(shown["numbers"]) == 12
+    assert write_report([run], tmp_path / "r.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("value", [1e-300, 1.7e308, -1.7e308, 0.0])
+def test_scores_of_any_size_are_reported(tmp_path, value):
+    trials = [Trial(t.number, t.candidate, {"accuracy": value, "macs": value}) for t in scored(12)]
+    (shown,) = report_document([make_run(tmp_path / "run", trials)])["runs"]
+    assert len(shown["numbers"]) == 12

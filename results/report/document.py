@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,30 @@ def _run(
     sure = {CONFIRMED + m: [finite(t.confirmed.get(m)) for t in trials] for m in _confirmed_metrics(run)}
     workers = list(dict.fromkeys(t.worker for t in trials))
     choices = trials[0].candidate.choices
+    left_out: list[str] = []
+
+    def analysis(what: str, make: Callable[[], Any], otherwise: Any) -> Any:
+        """What ``make`` gives; where it cannot be had, ``otherwise``, and the reason among the notes."""
+        try:
+            return make()
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            left_out.append(f"Left out: {what}, because of {reason}.")
+            return otherwise
+
+    said = analysis(
+        "what the samples leave open",
+        lambda: [*notes(front, run.unconfirmed), sentence(front, run.uniform)],
+        [],
+    )
+    alike = analysis("which trials are not told apart", lambda: indistinct(front), {})
+    base = reference or front.reference
+    grown = analysis(
+        "convergence",
+        lambda: convergence(trials, objectives, run.limits, base, clock_of(run.info)),
+        {"trials": [], "seconds": [], "volume": [], "clock": False},
+    )
+    spread = analysis("spreads", lambda: _spread(trials) | _intervals(trials, list(sure)), {})
     return {
         "name": name,
         "path": str(run.path),
@@ -112,7 +136,7 @@ def _run(
         "taken": [[t.candidate.indices[c] for t in trials] for c in range(len(choices))],
         "numbers": [t.number for t in trials],
         "scores": {m: [finite(t.scores.get(m)) for t in trials] for m in metrics} | sure,
-        "spread": _spread(trials) | _intervals(trials, list(sure)),
+        "spread": spread,
         "seconds": [round(finite(t.seconds) or 0.0, 4) for t in trials],
         "worker_names": workers,
         "workers": [workers.index(t.worker) for t in trials],
@@ -120,12 +144,10 @@ def _run(
         "baseline": place[front.baseline.number] if front.baseline else None,
         "knee": _knee(front, place),
         "uniform": [place[t.number] for t in run.uniform],
-        "alike": {str(number): alike for number, alike in indistinct(front).items() if alike},
-        "notes": [text for text in (*notes(front, run.unconfirmed), sentence(front, run.uniform)) if text],
+        "alike": {str(number): others for number, others in alike.items() if others},
+        "notes": [text for text in (*said, *left_out) if text],
         "hypervolume": volume(front.points, front.objectives, front.reference),
-        "convergence": convergence(
-            trials, objectives, run.limits, reference or front.reference, clock_of(run.info)
-        ),
+        "convergence": grown,
         "importance": importance(trials, run.objectives),
         **_failures(trials),
         "about": about(run),
