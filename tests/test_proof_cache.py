@@ -148,3 +148,12 @@ def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         ProofCache(captured, folder=folder).once("x", lambda seed=seed: seed)
     assert len(list(folder.glob("*.json"))) == 2
     assert ProofCache(captured, folder=folder).once("x", lambda: "anew") == 3
+
+
+def test_the_code_that_finds_and_cuts_is_part_of_what_a_proof_rests_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: set[str] = set()
+    monkeypatch.setattr(proof_cache, "_file_hash", lambda path, changed: read.add(Path(path).name) or "")
+    proof_cache._code(nn.Linear(1, 1))
+    assert {"surgery.py", "walk.py", "blueprint.py", "proof.py"} <= read

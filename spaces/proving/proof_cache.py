@@ -129,14 +129,14 @@ def _setting(name: str, value: Any) -> bytes:
 
 
 def _code(model: nn.Module) -> str:
-    """Hash of this folder's sources, of all imported modules that are not installed packages, and of the
+    """Hash of the sources of `spaces`, of all imported modules that are not installed packages, and of the
     versions of the packages that the model's classes come from."""
     roots = {type(m).__module__.partition(".")[0] for m in model.modules()}
     facts = [f"{r} {getattr(sys.modules.get(r), '__version__', '')}" for r in sorted(roots)]
     installed = tuple(
         {sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")} - {None}
     )
-    paths = {str(path) for path in Path(__file__).parent.rglob("*.py")}
+    paths = {str(path) for path in Path(__file__).parents[1].rglob("*.py")}  # all of spaces
     for name, module in list(sys.modules.items()):
         path = getattr(module, "__file__", None)
         if path and not path.startswith(installed) and name.partition(".")[0] != _PACKAGE:
