@@ -26,6 +26,7 @@ from .views import print_busy, print_front, print_json, print_modelled, print_ne
 
 if TYPE_CHECKING:
     from ..evaluators import Task
+    from ..search import Run
 
 TRIALS = 500  # by default
 
@@ -109,7 +110,6 @@ def sweep(
     """Search the Pareto front of a task."""
     from ..evaluators.shipping import Rehearsal
     from ..results import Objective
-    from ..results.document import sweep_document
     from ..results.trust import BUILT_IN
     from ..search import Interrupted, known_searchers
     from ..search import sweep as run_sweep
@@ -214,6 +214,17 @@ def sweep(
         if stop.path.exists():
             typer.echo(f"Go on: the same command with --resume --out {quote(str(stop.path))}", err=True)
         raise SystemExit(CTRL_C) from None  # said above; typer's own Exit would be said again
+
+    _show(run, searcher, as_json)
+
+
+def _show(run: Run, searcher: str, as_json: bool) -> None:
+    """The end of a sweep: its front, what it says of the search, and what to type next.
+
+    Raises:
+        typer.Exit: the front is empty.
+    """
+    from ..results.document import sweep_document
 
     front, failed = run.front, sum(t.failed for t in run.trials)
     if as_json:
