@@ -33,7 +33,7 @@ def export_trial(
 
     trial = run.scored(number)
     if formats is None:
-        formats = [name for name in USUAL if name != "state" or run.settings.get("spec")]
+        formats = USUAL
     known_formats(formats)
     # Before the task is loaded, which may take a while.
     check_target(Path(directory).expanduser(), overwrite)

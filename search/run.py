@@ -299,9 +299,7 @@ class Run:
         the metric on them, with an interval and against the unchanged model.
 
         Args:
-            formats: of ``pt2``, ``onnx``, ``state``, ``int8``, ``executorch``; by default the first three,
-                without ``state`` where the run's task was made in a script, since nothing could find it again
-                to rebuild the module.
+            formats: of ``pt2``, ``onnx``, ``state``, ``int8``, ``executorch``; by default the first three.
             samples: keep a few validation samples with their answers, so that the folder can be checked
                 anywhere; False where they must not be passed on.
             progress: told in a few words what is being done.

@@ -91,19 +91,29 @@ def switchable(graph: fx.Graph) -> None:
                 flags[name] = graph.create_node("get_attr", name)
         return flags[name]
 
-    for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target in _BATCH_NORMS and node.args[5] is False:  # True: takes its own statistics always
-            args = list(node.args)
-            args[5] = flag("batch_norm_training")
+    for node, position in frozen_flags(graph):
+        args = list(node.args)
+        if node.target in _BATCH_NORMS:
+            args[position] = flag("batch_norm_training")
             with graph.inserting_before(node):
                 args[6] = graph.call_function(_momentum, (flag("batch_norm_momentum"), args[6]))
-            node.args = tuple(args)
-        elif node.target in _DROPOUTS and node.args[2] is False:  # True: drops in eval mode too
-            node.args = (node.args[0], node.args[1], flag("dropout_training"))
-        elif node.target in _RECURRENT and node.args[6] is False:
-            node.args = (*node.args[:6], flag("dropout_training"), *node.args[7:])
+        else:
+            args[position] = flag("dropout_training")
+        node.args = tuple(args)
+
+
+def frozen_flags(graph: fx.Graph) -> list[tuple[fx.Node, int]]:
+    """Calls whose train flag is the constant False, each with the flag's position.
+
+    One that is True stays on in eval mode too: a norm by the batch's own statistics, a dropout that drops.
+    """
+    positions = {
+        **dict.fromkeys(_BATCH_NORMS, 5),
+        **dict.fromkeys(_DROPOUTS, 2),
+        **dict.fromkeys(_RECURRENT, 6),
+    }
+    found = [(node, positions.get(node.target)) for node in graph.nodes if node.op == "call_function"]
+    return [(node, at) for node, at in found if at is not None and node.args[at] is False]
 
 
 def _momentum(override: float | None, own: float) -> float:

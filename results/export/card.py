@@ -179,6 +179,10 @@ def snippet(receipt: Receipt, call: Inputs) -> str:
     written = _written(call)
     if written is None:
         return ""
+    if "pt2" not in receipt.formats and "model.py" in receipt.files:
+        return (
+            f"import torch\nfrom model import load\n\nmodel = load()\noutputs = model({', '.join(written)})\n"
+        )
     if {"pt2", "state"} & receipt.formats.keys():
         spec = receipt.describe.get("rebuild", {}).get("arguments", {}).get("spec")
         needs_task = "pt2" not in receipt.formats and spec is not None and ":" in str(spec)

@@ -17,7 +17,7 @@ from ..significance import Figure
 from .card import CARD, card, snippet
 from .error import ExportError, first_line
 from .folder import check_target, partial_folder
-from .formats import USUAL, format_file, is_exact, known_formats, require
+from .formats import USUAL, format_file, is_exact, known_formats, needs_of, require
 from .quiet import quiet
 from .receipt import FileRecord, FormatRecord, Receipt
 from .samples import MOST, Samples
@@ -82,8 +82,9 @@ def export(
         directory: missing or empty; receives the files.
         formats: of :data:`FORMATS`: ``"pt2"``, ``"onnx"``, ``"state"``, ``"int8"``, ``"executorch"``, ...
         describe: JSON for the receipt and the description: ``candidate``, ``choices``, ``costs``, ``task``,
-            fingerprints, and for ``"state"`` ``rebuild``: ``{"function": "package.module:function",
-            "arguments": {...}}``, which must return the module with weights of any value; ``baseline``:
+            fingerprints, and for ``"state"``, where the user's class is to be had again, ``rebuild``:
+            ``{"function": "package.module:function", "arguments": {...}}``, which must return the module with
+            weights of any value; ``baseline``:
             scores of the unchanged model, for the card.
         samples: keep a few of ``inputs`` with their answers, so that whoever has the folder can check it.
         overwrite: replace an earlier export in ``directory``; a folder with anything else in it is refused.
@@ -169,7 +170,7 @@ def _export_one(
     answers = verifier.verify(name, code, folder)
     return FormatRecord(
         files=files,
-        needs=code.NEEDS,
+        needs=needs_of(code, files),
         exact=is_exact(code),
         max_relative_difference=answers.difference,
         score=_scored(score, answers.outputs),

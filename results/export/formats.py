@@ -7,7 +7,7 @@ A format file has
 * ``load(folder, structure, threads) -> run``: loads them again; ``run(leaves)`` takes the flat leaves of
   ``(args, kwargs)`` (:mod:`torch.utils._pytree` order; tensors as numpy arrays, constants as they are) and
   returns the output's tensors, flat, as arrays or tensors; ``structure`` is the inputs' tree spec as JSON;
-* ``NEEDS``: what a user must have installed to load the files;
+* ``NEEDS``: what a user must have installed to load the files; ``needs(files)`` where that depends on them;
 * ``STANDALONE``: the files load without netcarve and without the model's own code;
 * ``EXACT`` (by default true): the files must answer as the module does. Of others the difference and the loss
   of the metric are stated.
@@ -61,6 +61,11 @@ USUAL = ("pt2", "onnx", "state")  # where nobody says which
 def is_exact(code: Format) -> bool:
     """Must its files answer as the module does?"""
     return bool(getattr(code, "EXACT", True))
+
+
+def needs_of(code: Format, files: tuple[str, ...]) -> str:
+    """What must be installed to load these files."""
+    return str(code.needs(files)) if hasattr(code, "needs") else code.NEEDS
 
 
 def known_formats(names: Iterable[str]) -> tuple[str, ...]:

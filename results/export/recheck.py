@@ -127,7 +127,9 @@ def _checked(
         return FormatVerdict("not checked", f"needs {record.needs}; pip install {record.needs}")
     code = format_file(name)
     if not code.STANDALONE and task is None:
-        return FormatVerdict("not checked", "it is rebuilt by the code of its task; give the task")
+        return FormatVerdict(
+            "not checked", "it is checked by the code of its task, not by code in the folder; give the task"
+        )
     kept = files.get(SAMPLES) == "same"
     try:
         with tempfile.TemporaryDirectory() as place:

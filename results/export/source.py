@@ -104,7 +104,7 @@ class Source:
         return self._captured(self._shapes(most), resized(self.example, most, self._batched))
 
     def _captured(self, shapes: Any, example: Inputs | None = None) -> torch.export.ExportedProgram:
-        module = self._plain_module
+        module = self.captured_module
         try:
             with quiet(), recurrent_shapes(), torch.no_grad():
                 args, kwargs = example or self.example
@@ -140,7 +140,7 @@ class Source:
         if len(shapes) == 0:
             return None
         args, kwargs = self.example
-        return shapes.dynamic_shapes(self._plain_module, args, kwargs)
+        return shapes.dynamic_shapes(self.captured_module, args, kwargs)
 
     @cached_property
     def output_names(self) -> list[str]:
@@ -177,7 +177,8 @@ class Source:
         return round(counted(self.model, *args, **kwargs)[1] / batch_length(one))
 
     @cached_property
-    def _plain_module(self) -> nn.Module:
+    def captured_module(self) -> nn.Module:
+        """The model, or a :class:`PlainOutput` around it: what :attr:`program` is captured from."""
         output = self.answer(self.example)
         return self.model if is_plain(output) else PlainOutput(self.model)
 

@@ -1,9 +1,12 @@
-"""``weights.safetensors`` and ``description.json``: weights, and in plain words what netcarve rebuilds.
+"""``weights.safetensors``, ``model.py`` and ``description.json``: weights, and what they are loaded into.
 
-Use: ``netcarve.results.export.load_state("folder")``. The description holds everything that the exporter
-was told (candidate, choices, task, ...) and under ``rebuild`` the function that makes the module:
-``{"function": "package.module:function", "arguments": {...}}``. The weights are then loaded over whatever
-that function gives.
+``model.py`` is the network as plain PyTorch; the description says how netcarve rebuilds the user's class.
+Use: ``from model import load`` in the folder, which needs torch and safetensors alone, or
+``netcarve.results.export.load_state("folder")``, which does not run ``model.py``. The description holds all
+that the exporter was given (candidate, choices, task, ...) and under ``rebuild``, where there is one, the
+function that makes the module: ``{"function": "package.module:function", "arguments": {...}}``. The weights
+are then loaded over whatever that function gives. A network that cannot be printed (see :mod:`.model_code`)
+goes without ``model.py``; ``constants.safetensors`` holds tensors that it needs and that are not weights.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -21,54 +26,118 @@ if TYPE_CHECKING:
 
 WEIGHTS = "weights.safetensors"
 DESCRIPTION = "description.json"
-NEEDS = "netcarve"
+MODEL = "model.py"
+CONSTANTS = "constants.safetensors"
+NEEDS = "torch and safetensors"
+TOLERANCE = 1e-4  # between model.py and what is rebuilt, relative to the largest output
 STANDALONE = False
 TASK: str | None = None  # text of the task to rebuild from; by default the one that the description names
 REBUILD = "netcarve.search.rebuild:rebuild"  # makes the model from a task
+
+
+def needs(files: tuple[str, ...]) -> str:
+    return NEEDS if MODEL in files else "netcarve"
 
 
 def require(describe: Mapping[str, Any]) -> None:
     from .error import ExportError
 
     rebuild = describe.get("rebuild")
-    if (
+    if rebuild is not None and (
         not isinstance(rebuild, Mapping)
         or not isinstance(rebuild.get("arguments", {}), Mapping)
         or str(rebuild.get("function")).count(":") != 1
     ):
         raise ExportError(
-            "the state format holds weights only and must know what to load them into: describe needs "
-            "'rebuild': {'function': 'package.module:function', 'arguments': {...}} with a function that "
-            f"returns the module; got {rebuild!r}. Or export to pt2 and onnx only"
+            "describe's 'rebuild' must be {'function': 'package.module:function', 'arguments': {...}} with a "
+            f"function that returns the module; got {rebuild!r}"
         )
 
 
 def write(source: Source, folder: Path) -> tuple[str, ...]:
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file, save_model
+
+    from .error import ExportError
+    from .model_code import ModelCode, UnprintableError
 
     save_model(source.model, str(folder / WEIGHTS))  # unlike save_file, takes tied weights
     text = json.dumps(dict(source.describe), indent=2, allow_nan=False)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
-    return WEIGHTS, DESCRIPTION
+    about = source.describe
+    title = f"{about.get('task') or 'network'}, trial {about['trial']}" if "trial" in about else "network"
+    try:
+        code = ModelCode(source.model, source.program, source.captured_module, title)
+        if code.constants:
+            save_file(code.constants, str(folder / CONSTANTS))
+    except (ExportError, UnprintableError, SafetensorError) as error:
+        if "rebuild" in about:
+            return WEIGHTS, DESCRIPTION
+        raise ExportError(
+            f"the state format cannot print this network as a module of its own ({error}), and the export "
+            "does not say what to rebuild it from: describe needs 'rebuild': {'function': "
+            "'package.module:function', 'arguments': {...}}. Or export to other formats"
+        ) from error
+    (folder / MODEL).write_text(code.text, encoding="utf-8")
+    return (WEIGHTS, MODEL, *((CONSTANTS,) if code.constants else ()), DESCRIPTION)
 
 
 def load(folder: Path, structure: str, threads: int) -> Callable[[list[Any]], list[Any]]:
+    """The module of ``model.py`` and the one that is rebuilt, whose answers must be the same.
+
+    They are of an export that the waiting process made a moment ago. With :data:`TASK`, the latter alone.
+    """
     import torch
     from torch.utils import _pytree as pytree
 
     torch.set_num_threads(threads)
-    # Without a task: whoever exports named the function a moment ago, in the process that waits for this one.
-    module = _rebuilt(folder, _description(folder)) if TASK is None else load_state(folder, task=TASK)
+    modules = []
+    if TASK is None and (folder / MODEL).is_file():
+        modules.append(_printed(folder))  # first: all that follows may import netcarve
+    description = _description(folder)
+    if TASK is not None:
+        modules.append(load_state(folder, task=TASK))
+    elif "rebuild" in description:
+        modules.append(_rebuilt(folder, description))
     inputs = pytree.treespec_loads(structure)
+    compared: set[Any] = set()
 
     def run(leaves: list[Any]) -> list[Any]:
         tensors = [torch.from_numpy(leaf) if hasattr(leaf, "dtype") else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(tensors, inputs)
-        with torch.inference_mode():
-            outputs = module(*args, **kwargs)
-        return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+
+        def answer(module: nn.Module) -> list[torch.Tensor]:
+            with torch.inference_mode():
+                outputs = module(*args, **kwargs)
+            return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+
+        outputs = answer(modules[0])
+        shapes = tuple(getattr(leaf, "shape", None) for leaf in leaves)
+        if len(modules) > 1 and shapes not in compared:
+            compared.add(shapes)
+            for a, b in zip(outputs, answer(modules[1]), strict=True):
+                scale = float(b.abs().max()) if b.numel() else 0.0
+                if not torch.allclose(a, b, rtol=0, atol=TOLERANCE * scale, equal_nan=True):
+                    raise RuntimeError(f"what {DESCRIPTION} says to rebuild answers otherwise than {MODEL}")
+        return outputs
 
     return run
+
+
+def _printed(folder: Path) -> nn.Module:
+    """The module of ``model.py``, with nothing of netcarve."""
+    import importlib.util
+    import sys
+
+    sys.dont_write_bytecode = True  # nothing may be left in the folder
+    spec = importlib.util.spec_from_file_location("exported_model", folder / MODEL)
+    assert spec is not None
+    assert spec.loader is not None
+    code = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(code)
+    module: nn.Module = code.load()
+    if "netcarve" in sys.modules:
+        raise RuntimeError(f"{MODEL} needs netcarve, and should not")
+    return module
 
 
 def load_state(folder: str | Path, *, task: Any = None, trust: Iterable[str] = ()) -> nn.Module:
@@ -95,6 +164,8 @@ def load_state(folder: str | Path, *, task: Any = None, trust: Iterable[str] = (
     try:
         open_regular(folder / WEIGHTS).close()
         description = _description(folder)
+        if "rebuild" not in description and (folder / MODEL).is_file():
+            raise ValueError(_by_hand(folder))
         function = str(description["rebuild"]["function"])
         spec = str(description["rebuild"].get("arguments", {}).get("spec", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -115,12 +186,18 @@ def load_state(folder: str | Path, *, task: Any = None, trust: Iterable[str] = (
             raise ValueError(
                 f"{folder / DESCRIPTION} asks to run {spec!r}, which makes the model's class; "
                 f"if you trust it, or have it elsewhere, say so: task={spec!r}"
+                + (f". Or {_by_hand(folder)}" if (folder / MODEL).is_file() else "")
             )
     try:
         return _rebuilt(folder, description, task)
     except (RuntimeError, SafetensorError) as error:  # of torch, for other names and shapes
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder / WEIGHTS} does not fit the model: {reason}") from error
+
+
+def _by_hand(folder: Path) -> str:
+    """Netcarve runs no code that an export brings along; whoever trusts it can."""
+    return f"if you trust {folder / MODEL}, which is code, run it there yourself: from model import load"
 
 
 def _description(folder: Path) -> dict[str, Any]:
