@@ -10,6 +10,7 @@ import zipfile
 
 import pytest
 import torch
+from netcarve.results.export.loading import _program
 from netcarve.results.export.standalone.pt2_check import Pt2Error, check_pt2, clean_pt2, load_pt2
 from torch import nn
 
@@ -192,6 +193,66 @@ class TestProgramsWithCode:
         many = {"u9999999999": {"min_val": 0, "max_val": 9}}
         self.program(lambda program: program.update(range_constraints=many))
         self.refused("as a symbol")
+
+    def expressions(self, make, *, many=1):
+        """Put ``make(i)`` for each symbolic size, ``many`` times over."""
+
+        def edit(program):
+            values = program["graph_module"]["graph"]["tensor_values"]
+            symbolic = [n for n in values if any("as_expr" in s for s in values[n]["sizes"])]
+            for i in range(many):
+                values[f"more_{i}"] = json.loads(json.dumps(values[symbolic[0]]))
+                for size in sizes_of(values[f"more_{i}"]):
+                    if "as_expr" in size:
+                        size["as_expr"]["expr_str"] = make(i)
+
+        self.program(edit)
+
+    def test_a_graph_full_of_expressions(self):
+        """Each is short: it is their sum that is refused."""
+        long = "Add(" + "Symbol('s77'), " * 100 + "Integer({}))"
+        self.expressions(long.format, many=100)
+        check_pt2(self.path)
+        self.expressions(long.format, many=140)
+        self.refused("200000 characters of different expressions")
+
+    def test_the_same_expression_again_and_again(self):
+        """As batches are; but torch evaluates each anew."""
+        self.expressions(lambda i: "Symbol('s77', positive=True, integer=True)", many=500)
+        check_pt2(self.path)
+        self.expressions(lambda i: "Add(" + "Symbol('s77'), " * 120 + "Integer(1))", many=2_300)
+        self.refused("4000000 characters of expressions")
+
+    def test_guards_count_too(self):
+        guards = [f"L['x'].size()[{i}] != max({'1000, ' * 300})" for i in range(110)]
+        self.program(lambda program: program.update(guards_code=guards))
+        self.refused("different expressions")
+
+    def test_the_count_begins_anew_for_each_file(self):
+        self.expressions(lambda i: "Add(" + "Symbol('s77'), " * 100 + f"Integer({i}))", many=100)
+        for _ in range(3):
+            check_pt2(self.path)
+
+    @pytest.mark.parametrize("what", ["division", "operands", "name"])
+    def test_what_torch_stumbles_over_is_refused_in_words(self, what):
+        """Graphs that hold nothing forbidden, and make no sense."""
+
+        def edit(program):
+            graph = program["graph_module"]["graph"]
+            if what == "division":
+                zero = "FloorDiv(Symbol('s77'), Add(Integer(1), Integer(-1)))"
+                for size in sizes_of(program):
+                    if "as_expr" in size:
+                        size["as_expr"]["expr_str"] = zero
+            elif what == "operands":
+                graph["nodes"][0]["inputs"] = []
+            else:
+                graph["nodes"][0]["inputs"][0]["arg"] = {"as_tensor": {"name": "nowhere"}}
+
+        self.program(edit)
+        check_pt2(self.path)
+        with pytest.raises(ValueError, match=r"not a program that torch can open \(\w+.*export it again"):
+            _program(self.path)
 
     @pytest.mark.parametrize("huge", [[10**6, 10**6], [-1, 2]])
     def test_tensors_that_are_larger_than_their_file(self, huge):

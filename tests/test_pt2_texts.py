@@ -39,6 +39,15 @@ EXPRESSIONS = [
     ("Symbol('s0').__class__", False),
     ("Add(" * 500 + "Integer(1)" + ")" * 500, False),
     ("Integer(" + "9" * 5000 + ")", False),
+    ("FloorDiv(Symbol('s0'), Integer(0))", False),
+    ("Mod(Symbol('s0'), Mul(Integer(-1), Integer(0)))", False),
+    ("FloatTrueDiv(Symbol('s0'), Float('0.0', precision=53))", False),
+    ("ModularIndexing(Symbol('s0'), Integer(0), Integer(2))", False),
+    ("Rational(1, 0)", False),
+    ("Pow(Integer(0), Integer(-1))", False),
+    ("FloorDiv(Integer(0), Symbol('s0'))", True),
+    ("FloorDiv(Symbol('s0'), Integer(10))", True),
+    ("FloatTrueDiv(Symbol('s0'), Float('0.05', precision=53))", True),
 ]
 GUARDS = [
     ("((L['x'].size()[1]*L['x'].size()[0]) // 2) <= 4", True),
@@ -63,6 +72,9 @@ GUARDS = [
     ("x := 3", False),
     ("L['a\"b'].size()[0] == 1", False),
     ("'a' * 10**10", False),
+    ("L['n'] // 0 == 1", False),
+    ("L['n'] % 0.0 == 1", False),
+    ("0 // L['n'] == 0", True),
 ]
 
 
@@ -76,6 +88,42 @@ def test_arithmetic_and_no_more(read, text, fine):
         return
     assert read(read(text)) == read(text)
     assert "#" not in read(text)
+
+
+def sums(*sizes):
+    """A product of sums of so many symbols."""
+    terms = [", ".join(f"Symbol('s{i}')" for i in range(size)) for size in sizes]
+    return f"Mul({', '.join(f'Add({one})' for one in terms)})"
+
+
+def nested(levels):
+    text = "Symbol('s77', positive=True, integer=True)"
+    for _ in range(levels):
+        text = f"Add(Integer(1), FloorDiv(Add(Integer(-1), {text}), Integer(2)))"
+    return text
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "reason"),
+    [
+        (nested(9), nested(10), "30 levels"),
+        (sums(60), sums(150), "2000 characters"),
+        (sums(10, 10, 10), sums(13, 13, 13), "grows too large"),
+        (f"CeilDiv({sums(4, 6)}, {sums(4)})", f"CeilDiv({sums(20, 20)}, {sums(20)})", "grows too large"),
+    ],
+)
+def test_what_costs_sympy_seconds_is_refused(small, large, reason):
+    """The last took it 2 s, in 900 characters."""
+    assert texts.shape_expression(small)
+    with pytest.raises(Pt2Error, match=reason):
+        texts.shape_expression(large)
+
+
+def test_guards_are_as_short_as_expressions():
+    assert texts.guard("L['n'] == " + "+".join("1" * 25))
+    for long in ("L['n'] == " + "1 + " * 500 + "1", "-" * 31 + "L['n']"):
+        with pytest.raises(Pt2Error, match=r"characters|levels"):
+            texts.guard(long)
 
 
 def test_what_is_printed_means_the_same():

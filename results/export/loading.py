@@ -62,5 +62,12 @@ def _program(path: Path) -> nn.Module:
         module = load_pt2(path).module()
     except Pt2Error as error:
         raise ValueError(f"{error}; if you trust it, open it with torch.export.load") from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of torch, which raises whatever it stumbles over
+        first = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(
+            f"{path} is not a program that torch can open ({type(error).__name__}: {first}); export it again"
+        ) from error
     assert isinstance(module, fx.GraphModule)
     return trainable(module)

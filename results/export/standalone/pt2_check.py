@@ -24,6 +24,7 @@ import typing
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ _IGNORED = (".data/serialization_id", ".format_version", ".storage_alignment")
 _PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,7}")
 _MAX_FILES = 200_000
 _MAX_JSON = 128 << 20  # bytes of one part; the graph of a network with 50,000 operators
+_MAX_DISTINCT = 200_000  # characters of a file's different expressions and guards; networks of timm need 500
+_MAX_REPEATED = 4_000_000  # of all, as torch evaluates each again; networks of timm need 28,000
 _DTYPE_BYTES = {  # by the schema's ScalarType
     1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 9: 4, 10: 8, 11: 16, 12: 1, 13: 2, 28: 2, 29: 1, 30: 1,
     31: 1, 32: 1, 33: 1, 34: 4, 35: 8,
@@ -150,6 +153,7 @@ class _Archive:
         """The graph as torch may read it; the tables of tensors are read on the way."""
         from torch._export.serde import schema
 
+        _EXPRESSIONS.set(_Expressions())
         for table in _TABLES:
             read = self._rebuilt(table, schema.PayloadConfig)
             for name, payload in read["config"].items():
@@ -194,6 +198,33 @@ class _Archive:
 
     def _refuse(self, why: str) -> typing.NoReturn:
         raise Pt2Error(f"{self.path} {why}")
+
+
+class _Expressions:
+    """What the expressions and guards of one file come to, in characters."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self.distinct = self.all = 0
+
+    def add(self, text: str) -> None:
+        self.all += len(text)
+        if text not in self.seen and not _PLAIN.fullmatch(text):
+            self.seen.add(text)
+            self.distinct += len(text)
+        for count, most, which in (
+            (self.distinct, _MAX_DISTINCT, "different "),
+            (self.all, _MAX_REPEATED, ""),
+        ):
+            if count > most:
+                raise Pt2Error(
+                    f"holds more than {most} characters of {which}expressions of sizes and guards, "
+                    "which a network does not need"
+                )
+
+
+_PLAIN = re.compile(r"Symbol\('\w+'[\w ,=]*\)|(Integer\()?-?\d+\)?", re.ASCII)
+_EXPRESSIONS: ContextVar[_Expressions] = ContextVar("expressions of the file that is being read")
 
 
 def _dumped(value: Any) -> bytes:
@@ -277,6 +308,14 @@ def _matching(what: str, pattern: re.Pattern[str]) -> Callable[[str], str]:
     return rule
 
 
+def _counted(read: Callable[[str], str]) -> Callable[[str], str]:
+    def rule(text: str) -> str:
+        _EXPRESSIONS.get().add(text)
+        return read(text)
+
+    return rule
+
+
 def _path(text: str) -> str:
     if len(text) > 2000 or not all(map(_PART.fullmatch, text.split("."))):
         raise Pt2Error(f"has {text[:80]!r} as the path of a tensor, which is none")
@@ -312,8 +351,8 @@ _RULES: dict[str, Callable[[str], str]] = {
     **dict.fromkeys(("ModuleCallSignature.in_spec", "ModuleCallSignature.out_spec"), texts.tree_spec),
     **dict.fromkeys(("Argument.as_string_to_argument.keys", "PayloadMeta.path_name"), _NAME),
     "Node.target": texts.operator,
-    "SymExpr.expr_str": texts.shape_expression,
-    "ExportedProgram.guards_code": texts.guard,
+    "SymExpr.expr_str": _counted(texts.shape_expression),
+    "ExportedProgram.guards_code": _counted(texts.guard),
     "ExportedProgram.range_constraints.keys": _SYMBOL,
     "ExportedProgram.opset_version.keys": _NAME,
     "ExportedProgram.verifiers": _matching("a dialect", re.compile(r"[A-Z_]{1,40}", re.ASCII)),

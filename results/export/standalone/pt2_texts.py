@@ -16,12 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-MAX_TEXT = 20_000  # characters of one expression
-MAX_DEPTH = 100  # of its tree
+MAX_TEXT = 2_000  # characters of one expression; networks of timm need 61
+MAX_DEPTH = 30  # of its tree; each strided layer on symbolic sides may add three
 MAX_INTEGER = 2**64
 MAX_POWER = 8
 MAX_BITS = 4096  # of the largest value, where a symbol stands for 64
-MAX_TERMS = 10_000  # once sums are multiplied out, as sympy may do
+MAX_TERMS = 2_000  # once sums are multiplied out, as sympy may do
+MAX_DIVIDED = 64  # terms on both sides of a division, where sympy looks for common factors: seconds for 400
 
 SYMBOL = re.compile(r"(?:s|u|zf|zuf|ps)\d{1,5}")  # torch counts up to the number of a ``u``
 NAME = re.compile(r"[^\W\d]\w{0,199}")
@@ -47,6 +48,8 @@ _FUNCTIONS: dict[str, tuple[int, int]] = {
     "IsNonOverlappingAndDenseIndicator": (2, 50),
 }
 _POWERS = frozenset(("Pow", "PowByNatural", "FloatPow", "LShift"))
+_DIVISIONS = frozenset(name for name in _FUNCTIONS if name.endswith(("Div", "Mod", "ModularIndexing")))
+_ZERO = re.compile(r"(Mul\(Integer\(-1\), )?(Integer\(0\)|Rational\(0, \d+\)|Float\('-?0+(\.0*)?['e].*\))\)?")
 _GUARD_FUNCTIONS = frozenset(
     ("max", "min", "abs", "len", "int", "float", "round", "math.floor", "math.ceil", "math.trunc",
      "math.sqrt", "math.log2", "torch.sym_float", "torch.sym_int", "torch.sym_max", "torch.sym_min",
@@ -149,6 +152,11 @@ def _shape(node: ast.expr, depth: int) -> _Term:
         raise Pt2Error(f"{name[:40]!r} with {len(node.args)} arguments is not a function of sizes")
     parts = [_shape(argument, depth - 1) for argument in node.args]
     text = f"{name}({', '.join(part.text for part in parts)})"
+    checked = parts[1:] if name in _DIVISIONS else parts[:1] if name in _POWERS else []
+    if any(_ZERO.fullmatch(part.text) for part in checked):
+        raise Pt2Error("a division by zero, or a power of zero")
+    if name in _DIVISIONS and sum(part.terms for part in parts) > MAX_DIVIDED:
+        raise Pt2Error("it grows too large")
     if name in _POWERS:
         return _power(text, parts[0], _exponent(node.args[1]))
     return _bounded(text, *parts, product=name == "Mul")
@@ -171,7 +179,7 @@ def _number(node: ast.Call) -> _Term:
     """``Integer(3)``, ``Rational(1, 2)``."""
     assert isinstance(node.func, ast.Name)
     values = [_integer(argument) for argument in node.args]
-    if node.keywords or len(values) != (2 if node.func.id == "Rational" else 1):
+    if node.keywords or len(values) != (2 if node.func.id == "Rational" else 1) or values[1:] == [0]:
         raise Pt2Error("a number has other arguments than torch writes")
     bits = max(value.bit_length() for value in values)
     return _Term(f"{node.func.id}({', '.join(map(str, values))})", bits + 1, 1)
@@ -263,6 +271,9 @@ def _guard(node: ast.expr, depth: int) -> _Term:
     if isinstance(node, ast.BinOp):
         if isinstance(node.op, ast.Pow):
             return _power("", _guard(node.left, depth - 1), _exponent(node.right))
+        divides = isinstance(node.op, ast.Div | ast.FloorDiv | ast.Mod)
+        if divides and isinstance(node.right, ast.Constant) and not node.right.value:
+            raise Pt2Error("a division by zero")
         children, operators = [node.left, node.right], [node.op]
     elif isinstance(node, ast.UnaryOp):
         children, operators = [node.operand], [node.op]
