@@ -12,6 +12,8 @@ from ..results.trust import trusted
 from .settings import LEDGER, RunError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..evaluators.task import Task
     from ..results.export import Receipt, Verdict
     from ..spaces.splitting.staged import PlacedStage
@@ -24,6 +26,7 @@ def export_trial(
     directory: str | Path,
     formats: Sequence[str] | None,
     *,
+    model: nn.Module | None,
     samples: bool,
     overwrite: bool,
     progress: Callable[[str], None],
@@ -47,7 +50,14 @@ def export_trial(
     args, kwargs = task.example
     with one_thread():
         progress(f"building trial {number}")
-        model = run.model(number)
+        built = run.model(number)
+        about = _description(run, trial, _spec(run))
+        if model is None:
+            model = built
+        else:
+            _check_like(model, built, number)
+            costs = {name: value for name, value in trial.scores.items() if name not in task.metrics}
+            about |= {"weights": "given by the user, trained further than the trial", "scores": costs}
         was, was_tested = (answers(task.model, batches) for batches in (task.batches, task.test_batches))
         receipt = export(
             model,
@@ -68,13 +78,29 @@ def export_trial(
             stages=stages_of(run, model, number) if "stages" in formats else (),
             directory=target,
             formats=formats,
-            describe=_description(run, trial, _spec(run)),
+            describe=about,
             samples=samples,
             overwrite=overwrite,
             progress=progress,
         )
-    _note_test(run, number, receipt)
+    if model is built:  # figures of other weights are not the trial's
+        _note_test(run, number, receipt)
     return receipt
+
+
+def _check_like(model: nn.Module, built: nn.Module, number: int) -> None:
+    """Is it the trial's network, but for its weights?
+
+    Raises:
+        RunError: its parameters and buffers have other names or shapes.
+    """
+    given, wanted = ({k: tuple(v.shape) for k, v in m.state_dict().items()} for m in (model, built))
+    if wrong := sorted(k for k in given.keys() | wanted.keys() if given.get(k) != wanted.get(k)):
+        name = wrong[0]
+        raise RunError(
+            f"the model is not the network of trial {number}: {name!r} is {given.get(name, 'missing')}, not "
+            f"{wanted.get(name, 'missing')} ({len(wrong)} differ); give run.model({number}), trained further"
+        )
 
 
 def stages_of(run: Run, model: Any, number: int) -> list[PlacedStage]:

@@ -289,6 +289,7 @@ class Run:
         directory: str | Path,
         formats: Sequence[str] | None = None,
         *,
+        model: torch.nn.Module | None = None,
         samples: bool = True,
         overwrite: bool = False,
         progress: Callable[[str], None] | None = None,
@@ -300,12 +301,12 @@ class Run:
 
         Args:
             formats: of ``pt2``, ``onnx``, ``state``, ``int8``, ``executorch``; by default the first three.
-            samples: keep a few validation samples with their answers, so that the folder can be checked
-                anywhere; False where they must not be passed on.
+            model: ``run.model(number)`` after further training, exported in its place with the same proof.
+            samples: keep a few validation samples with their answers, to check the folder by anywhere.
             progress: told in a few words what is being done.
 
         Raises:
-            RunError: no such trial, one that failed, or the task cannot be found again.
+            RunError: no such trial, one that failed, another ``model``, or the task cannot be found again.
             ExportError: a file that cannot be made or does not reproduce; nothing is left behind.
         """
         from .exporting import export_trial
@@ -315,6 +316,7 @@ class Run:
             number,
             directory,
             formats,
+            model=model,
             samples=samples,
             overwrite=overwrite,
             progress=progress or (lambda _: None),

@@ -325,6 +325,27 @@ def test_code_in_a_program_is_neither_loaded_nor_checked(copy):
     assert recheck(copy).formats["pt2"].status == "fails"
 
 
+def test_a_network_that_was_trained_further_is_exported_with_the_same_proof(home, tmp_path):
+    run = netcarve.load(home / "run")
+    ((x,), _, y) = run.task.batches[0]
+    tuned = run.model(1).train()
+    optimiser = torch.optim.SGD(tuned.parameters(), lr=0.5)
+    nn.functional.cross_entropy(tuned(x), y).backward()
+    optimiser.step()
+    receipt = run.export(1, tmp_path / "tuned", ("pt2", "state"), model=tuned)
+    wanted = tuned.eval()(x)
+    assert not torch.allclose(wanted, run.model(1)(x), atol=1e-3)
+    torch.testing.assert_close(netcarve.load(tmp_path / "tuned")(x), wanted, rtol=1e-4, atol=1e-5)
+    assert receipt.score == pytest.approx(float((wanted.argmax(1) == y).float().mean()))
+    assert "macs" in receipt.describe["scores"]
+    assert "accuracy" not in receipt.describe["scores"]  # of other weights
+    assert "trained further than the trial" in (tmp_path / "tuned" / "README.md").read_text()
+    assert recheck(tmp_path / "tuned").ok
+    with pytest.raises(RunError, match=r"not the network of trial 1.*not \(.*run\.model\(1\)"):
+        run.export(1, tmp_path / "other", ("pt2",), model=run.task.model)
+    assert not (tmp_path / "other").exists()
+
+
 class TestCard:
     def test_it_says_what_the_receipt_says(self, exported):
         text, receipt = (exported / "README.md").read_text(), Receipt.load(exported)

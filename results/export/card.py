@@ -48,7 +48,8 @@ def _what(receipt: Receipt) -> str:
         f" It is trial {describe['trial']} of the run {_plain(describe['run'])}." if "run" in describe else ""
     )
     made = "A subnetwork that netcarve has cut out of a trained network"
-    return f"{made}{' for the task ' + _plain(describe['task']) if describe.get('task') else ''}.{run}"
+    own = f" Its weights were {_plain(describe['weights'])}." if "weights" in describe else ""
+    return f"{made}{' for the task ' + _plain(describe['task']) if describe.get('task') else ''}.{run}{own}"
 
 
 def _quality(receipt: Receipt) -> str:

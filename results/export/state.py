@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,7 +163,8 @@ def load_state(folder: str | Path, *, task: Any = None, trust: Iterable[str] = (
 
     folder = Path(folder)
     try:
-        open_regular(folder / WEIGHTS).close()
+        if os.path.lexists(folder / WEIGHTS):
+            open_regular(folder / WEIGHTS).close()
         description = _description(folder)
         if "rebuild" not in description and (folder / MODEL).is_file():
             raise ValueError(_by_hand(folder))
@@ -190,6 +192,8 @@ def load_state(folder: str | Path, *, task: Any = None, trust: Iterable[str] = (
             )
     try:
         return _rebuilt(folder, description, task)
+    except OSError as error:
+        raise ValueError(f"{folder / WEIGHTS} cannot be read: {error.strerror or error}") from error
     except (RuntimeError, SafetensorError) as error:  # of torch, for other names and shapes
         reason = str(error).splitlines()[0]
         raise ValueError(f"{folder / WEIGHTS} does not fit the model: {reason}") from error
