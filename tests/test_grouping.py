@@ -289,10 +289,11 @@ def test_what_is_no_dense_layer_says_why():
             super().__init__()
             self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
             self.b.weight = self.a.weight
-            self.c = torch.nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+            self.c, self.scale = nn.Linear(6, 6), nn.Parameter(torch.rand(6, 1))
 
         def forward(self, x):
-            return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+            x = torch.relu(self.b(torch.relu(self.a(x))))
+            return nn.functional.linear(x, self.c.weight * self.scale, self.c.bias)
 
     captured = trace(Tied(), torch.randn(3, 6)).captured
     blueprint = trace(Tied(), torch.randn(3, 6))
@@ -301,6 +302,14 @@ def test_what_is_no_dense_layer_says_why():
     assert set(reasons.values()) == {"shares its weights", "its weights are computed"}
     with pytest.raises(ValueError, match="nothing in this model may be grouped"):
         blueprint.space("group")
+
+
+def test_a_layer_whose_weight_norm_is_folded_is_dense():
+    torch.manual_seed(0)
+    net = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)), nn.ReLU())
+    blueprint = trace(net, torch.randn(3, 6))
+    layers, _ = dense_layers(blueprint.captured.graph_module.graph, blueprint.coupling)
+    assert [layer.name for layer in layers] == ["0"]
 
 
 def test_bad_options_are_refused():
