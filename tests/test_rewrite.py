@@ -137,7 +137,7 @@ def test_a_copy_that_travels_builds_the_same(space):
 
 def test_heads_get_the_calibration_batches(space):
     labels = torch.arange(4)
-    task = netcarve.Task(net(), X, [(X, labels)], calibration=[X, X])
+    task = netcarve.Task(net(), X, [(X, labels)], calibration=[(X,), (X,)])
     given = []
     job = Job(task, space, [lambda task, model, candidate: given.append(model.given) or {"n": 1.0}])
     assert job.evaluate(0, candidate(space, 1, double=1)).error is None
