@@ -27,7 +27,7 @@ from netcarve.evaluators.accuracy import Quality
 from netcarve.evaluators.pool import Job
 from netcarve.results.against_uniform import Gain, gain
 from netcarve.results.confirmation import chosen_volume
-from repair_nets import NETS, RATES, Set, fit, noisy
+from repair_nets import COPIES, NETS, RATES, Set, fit, noisy
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -78,11 +78,13 @@ def bought(name: str, seed: int, trials: int) -> Bought:
     train, validation, test = noisy(seed, NOISE)
     rate = RATES.get(name, 1e-3)
     model = fit(NETWORKS[name](), train, steps=STEPS[name], rate=rate, noise=NOISE, seed=seed, smoothing=0.1)
-    half = torch.randperm(len(test[0]), generator=torch.Generator().manual_seed(seed)).tensor_split(2)
-    confirm, judge = ((test[0][rows], test[1][rows]) for rows in half)
+    images = len(test[0]) // COPIES["test"]  # all copies of an image fall on one side
+    half = torch.randperm(images, generator=torch.Generator().manual_seed(seed)).tensor_split(2)
+    both = [torch.cat([rows + images * i for i in range(COPIES["test"])]) for rows in half]
+    confirm, judge = ((test[0][rows], test[1][rows]) for rows in both)
     chosen = validation[0][:VALIDATION], validation[1][:VALIDATION]
-    images = train[0] + NOISE * torch.randn(train[0].shape)
-    task = Task(model, chosen[0][:1], chosen, calibration=images, confirm=confirm, name=name)
+    calibration = train[0] + NOISE * torch.randn(train[0].shape)
+    task = Task(model, chosen[0][:1], chosen, calibration=calibration, confirm=confirm, name=name)
     space = netcarve.trace(task.model, task.example).space("prune", calibration=task.calibration_batches)
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"trials": trials, "workers": 0, "seed": seed, "measure": False}
@@ -137,7 +139,11 @@ def show_bought(console: Console, names: Sequence[str], seeds: int, trials: int)
     ):
         table.add_column(heading, justify="left" if heading == "network" else "right")
     for name in names:
-        found = [bought(name, seed, trials) for seed in range(seeds)]
+        found = []
+        for seed in range(seeds):
+            found.append(one := bought(name, seed, trials))
+            shown = ", ".join(f"{volume:.3f}" for volume in one.volumes)
+            console.print(f"{name}, seed {seed}: {shown}; bought {100 * one.gain.mean:+.2f} points")
         seen, sure, judged = np.array([b.volumes for b in found]).T
         points = 100 * np.array([b.gain.mean for b in found])
         told = sum(b.gain.bought for b in found)
