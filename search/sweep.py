@@ -186,34 +186,34 @@ def sweep(
     budget = Budget(trials, minutes, spent=ledger.info.get("seconds", 0.0))
     status = "interrupted"
     try:
-        ledger.note("status", "running")
-        note_environment(ledger)
-        note_misfit(ledger, task)
-        if followers:
-            progress = Mirroring(progress, followers, folder=ledger.path.parent, settings=ledger.settings)
-        progress.started(budget, goals, search.limits)
-        scored = ledger.trials(space)
-        known = next((t.scores.get("latency_ms") for t in scored if t.number == 0), None)
-        if scored and ledger.info.get("complete") == len(scored):  # nothing is proven or asked for twice
-            for trial in scored:
-                progress.told(trial, replayed=True)
-        else:
-            with make_pool(task, space, scorers, workers, address, trial_timeout, known, repeats) as pool:
-                driver = Driver(
-                    search, pool, ledger, budget=budget, progress=progress, window=window, scorers=scorers
-                )
-                with watched(ledger):
+        with watched(ledger):
+            ledger.note("status", "running")
+            note_environment(ledger)
+            note_misfit(ledger, task)
+            if followers:
+                progress = Mirroring(progress, followers, folder=ledger.path.parent, settings=ledger.settings)
+            progress.started(budget, goals, search.limits)
+            scored = ledger.trials(space)
+            known = next((t.scores.get("latency_ms") for t in scored if t.number == 0), None)
+            if scored and ledger.info.get("complete") == len(scored):  # nothing is proven or asked for twice
+                for trial in scored:
+                    progress.told(trial, replayed=True)
+            else:
+                with make_pool(task, space, scorers, workers, address, trial_timeout, known, repeats) as pool:
+                    driver = Driver(
+                        search, pool, ledger, budget=budget, progress=progress, window=window, scorers=scorers
+                    )
                     driver.run()
-            if search.certificate is not None:
-                ledger.note("certificate", search.certificate.to_json())
-            ledger.note("complete", driver.told if search.finished and not driver.cut_short else 0)
-        if task is not None:
-            confirm_front(ledger, task, space, scorers, progress.says)
-        if task is not None and measure:
-            progress.says("measuring latency")
-            if isinstance(progress, Mirroring):
-                progress.settle()
-            measure_front(ledger, task, space, seconds=budget.seconds)
+                if search.certificate is not None:
+                    ledger.note("certificate", search.certificate.to_json())
+                ledger.note("complete", driver.told if search.finished and not driver.cut_short else 0)
+            if task is not None:
+                confirm_front(ledger, task, space, scorers, progress.says)
+            if task is not None and measure:
+                progress.says("measuring latency")
+                if isinstance(progress, Mirroring):
+                    progress.settle()
+                measure_front(ledger, task, space, seconds=budget.seconds)
         status = "finished"
         if isinstance(progress, Mirroring):
             progress.completed = True

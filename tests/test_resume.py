@@ -1,7 +1,9 @@
 """Resuming: nothing is scored twice, and the run ends as if it had never been interrupted."""
 
 import importlib
+import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -296,17 +298,64 @@ def test_a_folder_removed_in_mid_sweep_loses_nothing(tmp_path):
     assert facts(resumed.trials) == facts(run(tmp_path / "other").trials)
 
 
-def test_a_folder_removed_during_a_long_trial_is_noticed_within_seconds(tmp_path):
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_folder_removed_during_a_long_trial_is_noticed_within_seconds(tmp_path, ignored):
     def slow():
+        if ignored:
+            os.kill(os.getpid(), signal.SIGINT)  # stops nothing, watched or not
         shutil.rmtree(tmp_path / "run")
         time.sleep(60)
 
-    start = time.monotonic()
-    with pytest.raises(LedgerError, match=r"was removed, moved or replaced .* --resume --out \S*run-saved"):
-        run(tmp_path / "run", toy=At(slow))
+    start, kept = time.monotonic(), signal.getsignal(signal.SIGINT)
+    if ignored:  # as a shell's `&` in a script does
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(
+            LedgerError, match=r"was removed, moved or replaced .* --resume --out \S*run-saved"
+        ):
+            run(tmp_path / "run", toy=At(slow))
+        assert signal.getsignal(signal.SIGINT) == (signal.SIG_IGN if ignored else kept)
+    finally:
+        signal.signal(signal.SIGINT, kept)
     assert time.monotonic() - start < 30
-    kept = load(tmp_path / "run-saved")
-    assert (len(kept.trials), kept.info["status"]) == (23, "interrupted")  # without the one under way
+    saved = load(tmp_path / "run-saved")
+    assert (len(saved.trials), saved.info["status"]) == (23, "interrupted")  # without the one under way
+
+
+SLOW = """
+import time, torch
+from netcarve import Task
+def task():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3))
+    data = (torch.randn(16, 4), torch.arange(16) % 3)
+    return Task(model, data[0][:1], data, metric=slow, name="slow")
+def slow(outputs, targets):
+    time.sleep(0.5)
+    return float((outputs.argmax(1) == targets).float().mean())
+"""
+SWEEP = "tasks.py:task --searcher random --trials 6 --workers 0 --objective slow:max --no-measure --out run"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals as Unix has them")
+@pytest.mark.parametrize("number", ["SIGTERM", pytest.param("SIGHUP", marks=pytest.mark.slow)])
+def test_signals_that_end_a_sweep_end_it_as_ctrl_c_does(tmp_path, number):
+    (tmp_path / "tasks.py").write_text(SLOW)
+    command = [sys.executable, "-m", "netcarve", "sweep", *SWEEP.split()]
+    driver = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 60
+    while time.monotonic() < end and driver.poll() is None and not kept_in(tmp_path / "run"):
+        time.sleep(0.02)
+    driver.send_signal(getattr(signal, number))
+    out, err = driver.communicate(timeout=30)
+    assert (driver.returncode, out) == (130, ""), err
+    assert "kept in run, resume it to go on" in err
+    assert "Go on: the same command with --resume --out run" in err
+    assert "Traceback" not in err
+    stopped = load(tmp_path / "run").info
+    assert (stopped["status"], 0 < kept_in(tmp_path / "run") < 6) == ("interrupted", True)
 
 
 FULL = """
