@@ -56,10 +56,13 @@ def serve(
     ):
         if value not in known:
             raise typer.BadParameter(f"{what} must be one of {', '.join(known)}, got {value!r}")
+    from ..evaluators.ray_session import check_reachable
     from ..search import load
     from ..search.deploying import serve as served
     from ..spaces.devices import parse_link
 
+    if address is not None and transport == "ray":
+        check_reachable(address)
     options: dict[str, Any] = {} if link is None else {"link": parse_link(link)}
     loaded = load(run, task)
     with busy() as say:

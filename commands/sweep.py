@@ -108,6 +108,7 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Search the Pareto front of a task."""
+    from ..evaluators.ray_session import check_reachable
     from ..evaluators.shipping import Rehearsal
     from ..results import Objective
     from ..results.trust import BUILT_IN
@@ -139,6 +140,8 @@ def sweep(
     mirrors = [mirror_named(text) for text in mirror or ()]
     workers = cores() if workers is None else workers
     check_numbers(trials=trials, minutes=minutes, trial_timeout=trial_timeout, workers=workers)
+    if address is not None and workers:
+        check_reachable(address)
     settled: dict[str, Any] = {"seed": seed, "repeats": repeats}  # of a run that is resumed
     if "splits" not in kinds:  # memories of devices are limits too
         settled["limits"] = [m.text for m in limits]

@@ -102,7 +102,7 @@ class RaySession:
         import ray
 
         if address is not None:
-            _check_reachable(address)
+            check_reachable(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             return
         most = max(16, 4 * (os.cpu_count() or 1))
@@ -156,10 +156,13 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, kept)
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself would wait for minutes. Addresses without a port (``auto``) are left to it.
+def check_reachable(address: str) -> None:
+    """Refuse in seconds where Ray would wait for minutes. Addresses without a port (``auto``) are left to it.
 
     Its servers speak HTTP/2 (gRPC), and answer a client's first words with their settings.
+
+    Raises:
+        PoolError: nothing answers at ``address``, or what answers is not Ray.
     """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():

@@ -198,4 +198,18 @@ def test_a_cluster_that_says_nothing_is_refused_in_seconds(monkeypatch: pytest.M
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(PoolError, match=rf"no Ray cluster answers at {address}: TimeoutError.*ray start"):
-            ray_session._check_reachable(address)
+            ray_session.check_reachable(address)
+
+
+def test_the_commands_ask_for_the_cluster_before_any_work(call, tmp_path: Path) -> None:
+    """Neither the task nor the run is looked for: there are none."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        for command in (
+            ("sweep", "none.py:task", "--workers", "1"),
+            ("serve", str(tmp_path / "none"), "1", "--transport", "ray"),
+        ):
+            done = call(*command, "--address", address)
+            assert (done.code, done.out) == (1, "")
+            assert done.err.startswith(f"error: no Ray cluster answers at {address}: ConnectionRefusedError")
