@@ -32,7 +32,8 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` re-creates its environment in every worker
     # Of workers and machines that died Ray tells on stdout, at length, whatever logs were asked for.
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed|worker processes have been started on node|"
-    "marked dead because|Raylet is terminated|cannot be scheduled right now|[Nn]o available node types",
+    "marked dead because|Raylet is terminated|cannot be scheduled right now|[Nn]o available node types|"
+    "not registered within the timeout|killed due to memory pressure|killed due to the node running low",
     "RAY_AUTH_MODE": "token",  # said explicitly, since Ray warns about a default
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray warns of a change to come
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +27,11 @@ _MARKERS = ("ray: starts real Ray workers, some seconds",)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell's `&` and nohup have these ignored, and so would every process that a test signals.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
     # Never the user's own cache. Kept between runs, since the bundled task trains for some seconds;
