@@ -69,6 +69,6 @@ def _summary(path: Path) -> Summary:
             status=run.info.get("status", ""),
             seconds=run.info.get("seconds", 0.0),
         )
-    except (LedgerError, RunError, KeyError, TypeError, ValueError) as error:
+    except (LedgerError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         text = f"its settings lack {error}" if isinstance(error, KeyError) else str(error)
         return Summary(str(path), error=text)

@@ -8,6 +8,7 @@ from typing import Any
 from ..results.database import NOTHING_IN_IT
 from ..results.objective import Limit, Objective
 from ..spaces import Choice
+from .devices import stored_platform
 from .settings import RunError
 
 TEXT = 300  # characters of a name: enough for any module's path
@@ -61,6 +62,7 @@ def _check(settings: Mapping[str, Any]) -> None:
         for kind in _list("kinds", _dict("space", recipe)["kinds"]):
             _text("a kind of space", kind)
         _dict("options of the space", recipe["options"])
+        stored_platform(settings)
     names = []
     for choice in _list("choices", settings["choices"]):
         name, options = choice

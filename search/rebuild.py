@@ -35,9 +35,15 @@ def rebuild_space(task: Task, settings: Mapping[str, Any]) -> Space:
     calibration = task.calibration_batches if recipe.get("calibrated") else None
     with one_thread():
         blueprint = trace(task.model, task.example)
-        space = blueprint.space(*recipe["kinds"], **recipe["options"], calibration=calibration)
-    if recipe.get("rungs"):
-        space = with_rungs(space, [Rung(**rung) for rung in recipe["rungs"]])
+        try:
+            space = blueprint.space(*recipe["kinds"], **recipe["options"], calibration=calibration)
+            if recipe.get("rungs"):
+                space = with_rungs(space, [Rung(**rung) for rung in recipe["rungs"]])
+        except (AttributeError, LookupError, TypeError) as error:  # options of other names or types
+            raise RunError(
+                f"the options of the run's space are not understood ({error}); if another netcarve made the "
+                "run, use that one, or give the space: load(path, task=..., space=...)"
+            ) from error
     choices = [[c.name, list(c.options)] for c in space.choices]
     if choices != settings["choices"]:
         raise RunError(

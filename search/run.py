@@ -175,11 +175,14 @@ class Run:
 
     @cached_property
     def certificate(self) -> Certificate | None:
-        """What the search has proven (``branch-and-bound``); None where nothing is."""
-        from .exact.certificate import Certificate
+        """What the search has proven (``branch-and-bound``); None where nothing is, or it cannot be read."""
+        from .exact.certificate import Certificate, CertificateError
 
         kept = self.info.get("certificate")
-        return Certificate.from_json(kept) if kept else None
+        try:
+            return Certificate.from_json(kept) if kept else None
+        except CertificateError:
+            return None
 
     @cached_property
     def table(self) -> pd.DataFrame:

@@ -48,6 +48,8 @@ def widths(run: Run, number: int) -> list[tuple[str, int, int, tuple[str, ...]]]
     found = []
     try:
         for layer in run.settings.get("layers") or ():
+            if not isinstance(layer["name"], str) or type(layer["width"]) is not int:
+                raise TypeError("a layer is not of the kind that we write")
             gone = [name for name in layer["drops"] if taken[name]]
             now = layer["fixed"] + sum(n * kept[choice][0] for choice, n in layer["units"].items())
             if gone or now != layer["width"]:

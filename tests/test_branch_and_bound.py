@@ -260,3 +260,15 @@ def test_arguments_are_checked():
         made.ask(1)
     with pytest.raises(CertificateError, match="no certificate"):
         Certificate.from_json({"front": []})
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"front": 7}, {"gap": "0"}, {"cuts": {"limit": "x"}}, {"assumed": {"macs": None, 3: 4}}, {"order": {}}],
+)
+def test_a_certificate_of_other_kinds_is_none(odd):
+    space, objectives, limits, _ = instance(0)
+    sound = solved(space, objectives, limits).certificate.to_json()
+    assert Certificate.from_json(sound).line()
+    with pytest.raises(CertificateError, match="no certificate"):
+        Certificate.from_json({**sound, **odd})

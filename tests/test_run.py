@@ -7,9 +7,11 @@ import time
 import pytest
 from netcarve.results.ledger import Ledger, LedgerError
 from netcarve.results.objective import Objective
+from netcarve.results.report import write_report
 from netcarve.search import Run, RunError, load, sweep
 from netcarve.search import settings as run_settings
 from netcarve.search.budget import Budget
+from netcarve.search.listing import runs_in
 from netcarve.search.progress import Lines, RichProgress, Silent
 from netcarve.search.settings import LEDGER
 from netcarve.search.testing import ToyScorer as Toy
@@ -175,3 +177,32 @@ def test_objective_instances_and_units_are_kept(tmp_path):
         None, toy_space(), "random", goals, trials=3, workers=0, evaluators=[Toy()], out=tmp_path / "run"
     )
     assert made.objectives == goals
+
+
+ODD_RECIPES = [{"devices": 7}, {"devices": [{}]}, {"devices": ["edge"]}, {"devices": [None], "links": {}}]
+
+
+@pytest.mark.parametrize("options", ODD_RECIPES)
+def test_odd_settings_are_refused_in_words_when_the_run_is_opened(tmp_path, options):
+    path = run(tmp_path / "run", trials=3).path
+    with Ledger(path / LEDGER, write=True) as ledger:
+        recipe = {"kinds": ["prune", "splits"], "options": options}
+        ledger.save_settings({**ledger.settings, "space": recipe}, replace=True)
+    with pytest.raises(RunError, match="holds no run that this netcarve can read: of its settings, "):
+        load(path)
+    (listed,) = runs_in(tmp_path)
+    assert "holds no run" in listed.error
+
+
+@pytest.mark.parametrize(
+    "odd", [5, [1], [{}], [{"name": None, "width": 3, "fixed": 1, "units": {}, "drops": []}]]
+)
+def test_odd_layers_and_notes_are_left_out(tmp_path, odd):
+    path = run(tmp_path / "run", trials=3).path
+    with Ledger(path / LEDGER, write=True) as ledger:
+        ledger.save_settings({**ledger.settings, "layers": odd, "split": odd}, replace=True)
+        ledger.note("certificate", odd)
+    opened = load(path)
+    assert opened.certificate is None
+    assert "outputs" not in opened.show(1)
+    write_report([opened], tmp_path / "page.html")

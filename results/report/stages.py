@@ -22,7 +22,7 @@ def stages(settings: Mapping[str, Any], trials: Sequence[Trial]) -> dict[str, An
     """
     try:
         return _stages(Plan.from_json(settings["split"]), trials)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return None  # an older run, or one that somebody has written
 
 

@@ -80,8 +80,13 @@ class Certificate:
             CertificateError: not a certificate.
         """
         try:
-            return cls(**data)
-        except TypeError as error:
+            made = cls(**data)
+            for name in ("objectives", "limits", "front", "scale", "order", "failed"):
+                if not isinstance(getattr(made, name), list):
+                    raise TypeError(f"{name} is not a list")
+            made.line()  # says all the rest, and cannot where a part is of another kind
+            return made
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise CertificateError(f"this is no certificate: {error}") from None
 
 
