@@ -240,6 +240,8 @@ def _spread(trials: Sequence[Trial]) -> dict[str, list[list[float | None]]]:
     A latency's score is a share of one time of the unchanged model (``evaluators.lane.steadied``); its
     quartiles came off the clock and are scaled alike.
     """
+    if not any("latency_ms" in t.scores for t in trials):
+        return {}
     lows: list[float | None] = []
     highs: list[float | None] = []
     for trial in trials:
@@ -261,7 +263,9 @@ def _spread(trials: Sequence[Trial]) -> dict[str, list[list[float | None]]]:
 
 def _confirmed_metrics(run: Reported) -> list[str]:
     """The objectives that were confirmed on data that chose nothing."""
-    return [o.name for o in run.objectives if any(o.name in t.confirmed for t in run.trials)]
+    # Few trials of a long run are confirmed: the record is looked for before it is read.
+    known = {m for t in run.trials if "confirmed" in t.detail for m in t.confirmed}
+    return [o.name for o in run.objectives if o.name in known]
 
 
 def _intervals(trials: Sequence[Trial], shown: Sequence[str]) -> dict[str, list[list[float | None]]]:
