@@ -107,8 +107,9 @@ class Page:
         """Numbers of the trials in the table, after any pending frame."""
         frames = "requestAnimationFrame(() => requestAnimationFrame(done))"
         self.tab.evaluate(f"() => new Promise((done) => {frames})")
-        while self.tab.is_visible("#more"):
-            self.tab.click("#more")
+        self.tab.evaluate(
+            "() => { const b = document.getElementById('more'); while (b?.offsetParent) b.click() }"
+        )
         return sorted(int(t) for t in self.texts("#table tbody th"))
 
     def lit(self):
