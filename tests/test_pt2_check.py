@@ -318,6 +318,21 @@ class TestProgramsWithCode:
             got.module()(torch.randn(2, 1, 7, 6))
 
 
+def test_a_graph_that_torch_does_not_understand_is_refused_in_words(written, tmp_path):
+    path = tmp_path / "model.pt2"
+    with zipfile.ZipFile(written) as old, zipfile.ZipFile(path, "w") as new:
+        for info in old.infolist():
+            data = old.read(info)
+            if info.filename.endswith("models/model.json"):
+                program = json.loads(data)
+                program["graph_module"]["graph"]["nodes"][0]["inputs"][0]["arg"]["as_tensor"]["name"] = "gone"
+                data = json.dumps(program).encode()
+            new.writestr(info.filename, data)
+    check_pt2(path)
+    with pytest.raises(Pt2Error, match=r"no program that torch .* opens .*: export it again"):
+        load_pt2(path)
+
+
 def sizes_of(value):
     """Every size of a program's JSON."""
     if isinstance(value, dict):

@@ -96,14 +96,21 @@ def load_pt2(path: Path) -> Any:
     """The program of a file from elsewhere, a ``torch.export.ExportedProgram``.
 
     Raises:
-        Pt2Error: as of :func:`check_pt2`.
+        Pt2Error: as of :func:`check_pt2`; or torch cannot make a program of the graph.
     """
     import torch
 
     with tempfile.TemporaryDirectory(prefix="netcarve-pt2-") as folder:
         clean = Path(folder) / "model.pt2"
         clean_pt2(path, clean)
-        return torch.export.load(clean)
+        try:
+            return torch.export.load(clean)
+        except Exception as error:  # of any kind: torch trusts what it reads
+            why = (str(error).strip().splitlines() or [""])[0][:200]
+            raise Pt2Error(
+                f"{path} is no program that torch {torch.__version__} opens ({type(error).__name__}: {why}); "
+                "it is damaged or of another torch: export it again, or open it with the torch that wrote it"
+            ) from error
 
 
 @contextmanager
