@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -178,11 +179,9 @@ class Run:
         """What the search has proven (``branch-and-bound``); None where nothing is, or it cannot be read."""
         from .exact.certificate import Certificate, CertificateError
 
-        kept = self.info.get("certificate")
-        try:
-            return Certificate.from_json(kept) if kept else None
-        except CertificateError:
-            return None
+        with suppress(CertificateError):
+            return Certificate.from_json(kept) if (kept := self.info.get("certificate")) else None
+        return None
 
     @cached_property
     def table(self) -> pd.DataFrame:
