@@ -1,6 +1,6 @@
 """What a search buys: its front against uniform cuts, its own figures against confirmed ones, on test data.
 
-    python benchmarks/search.py --bought            # three networks, 200 trials, 3 seeds: half an hour of a core
+    python benchmarks/search.py --bought            # three networks, 200 trials, 3 seeds: half an hour
     python benchmarks/search.py --bought --quick    # 60 trials, one seed
 
 Digits with noise (``repair_nets.py``): 700 validation images by which ``auto`` chooses, half of the test

@@ -179,8 +179,9 @@ class Run:
         """What the search has proven (``branch-and-bound``); None where nothing is, or it cannot be read."""
         from .exact.certificate import Certificate, CertificateError
 
+        kept = self.info.get("certificate")
         with suppress(CertificateError):
-            return Certificate.from_json(kept) if (kept := self.info.get("certificate")) else None
+            return Certificate.from_json(kept) if kept else None
         return None
 
     @cached_property
@@ -389,10 +390,7 @@ class Run:
 
 
 def load(path: str | Path, task: Task | str | None = None, *, space: Space | None = None) -> Run:
-    """A run from its folder (or its ledger), also one that is still going on.
-
-    Args:
-        task, space: see :class:`Run`.
+    """A run from its folder (or its ledger), also one that is still going on; see :class:`Run`.
 
     Raises:
         RunError: there is no run.

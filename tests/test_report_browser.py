@@ -107,7 +107,7 @@ class Page:
         """Numbers of the trials in the table, after any pending frame."""
         frames = "requestAnimationFrame(() => requestAnimationFrame(done))"
         self.tab.evaluate(f"() => new Promise((done) => {frames})")
-        self.tab.evaluate("() => { let b = document.querySelector('#more'); while (b?.offsetParent) b.click() }")
+        self.tab.evaluate("() => { while (more.offsetParent) more.click() }")
         return sorted(int(t) for t in self.texts("#table tbody th"))
 
     def lit(self):
