@@ -20,13 +20,15 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from ..spaces.capture import tensors_of
 from ..spaces.model_copy import plain_copy
-from .batches import Inputs, batch_size
+from .batches import Inputs, batch_size, spread
 
 if TYPE_CHECKING:
     from .task import Task
 
 COMPARED = 128  # calibration samples, about, on which outputs are compared
+SCREENED = 64  # calibration samples, at most, by which a clear misfit is told from a clear fit
 NOTICEABLE = 0.25  # of the spread of the original's outputs
+CLEAR = 2 * NOTICEABLE  # more than the noise of statistics of so few samples
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Sequence[Inputs]) -> None:
@@ -63,9 +65,7 @@ def reestimate_if_better(model: nn.Module, task: Task) -> bool:
     """
     if not _layers(model) or not task.calibration_batches:
         return False
-    if task not in _REFERENCES:
-        _REFERENCES[task] = _Reference(task)
-    reference = _REFERENCES[task]
+    reference = _reference(task)
     before = reference.distance(model)
     statistics = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     reestimate_batchnorm(model, task.calibration_batches)
@@ -85,9 +85,12 @@ def misfit(task: Task) -> str:
     """
     if not _layers(task.model) or not task.calibration_batches:
         return ""
-    moved = plain_copy(task.model)
-    reestimate_batchnorm(moved, task.calibration_batches)
-    off = _Reference(task).distance(moved) ** 0.5
+    # Statistics of few samples move outputs further, by their noise: what hardly moves fits, and what moves
+    # far does not. Only between the two are all samples needed.
+    few = spread([(*call, None) for call in task.calibration_batches], SCREENED)
+    off = _moved(task.model, few, _Reference(task.model, few))
+    if not (off <= NOTICEABLE or off > CLEAR):
+        off = _moved(task.model, task.calibration_batches, _reference(task))
     if not off > NOTICEABLE:
         return ""
     return (
@@ -98,14 +101,11 @@ def misfit(task: Task) -> str:
 
 
 class _Reference:
-    """The original's outputs on some of the calibration inputs, and how far those of a network are off."""
+    """A network's outputs on given inputs, and how far those of another are off."""
 
-    def __init__(self, task: Task) -> None:
-        batches = task.calibration_batches
-        total = sum(batch_size(b) or 1 for b in batches)
-        # Batches spread over all of them, since their order may mean something.
-        self._batches = batches[:: max(1, min(len(batches), total // COMPARED))]
-        self._outputs = list(map(self._joined, zip(*self._answers(task.model), strict=True)))
+    def __init__(self, model: nn.Module, batches: Sequence[Inputs]) -> None:
+        self._batches = batches
+        self._outputs = list(map(self._joined, zip(*self._answers(model), strict=True)))
 
     def distance(self, model: nn.Module) -> float:
         """Mean over the output tensors of the mean squared difference by the original's variance."""
@@ -129,6 +129,24 @@ class _Reference:
 
 
 _REFERENCES: WeakKeyDictionary[Task, _Reference] = WeakKeyDictionary()  # one a task: a worker has one
+
+
+def _reference(task: Task) -> _Reference:
+    """The original's outputs on about :data:`COMPARED` of the calibration samples, computed once."""
+    if task not in _REFERENCES:
+        batches = task.calibration_batches
+        total = sum(batch_size(b) or 1 for b in batches)
+        # Batches spread over all of them, since their order may mean something.
+        some = batches[:: max(1, min(len(batches), total // COMPARED))]
+        _REFERENCES[task] = _Reference(task.model, some)
+    return _REFERENCES[task]
+
+
+def _moved(model: nn.Module, batches: Sequence[Inputs], reference: _Reference) -> float:
+    """How far re-estimation on ``batches`` moves the outputs, as a share of their spread."""
+    moved = plain_copy(model)
+    reestimate_batchnorm(moved, batches)
+    return reference.distance(moved) ** 0.5
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

@@ -180,6 +180,28 @@ def test_after_the_layer_by_layer_repair_a_built_network_is_what_is_scored() -> 
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+def samples_seen(task: Task) -> tuple[str, int]:
+    """What is said of a misfit, and how many samples the networks were run on for it."""
+    seen = []
+    with nn.modules.module.register_module_forward_hook(
+        lambda module, args, _: seen.append(len(args[0])) if isinstance(module, Normed) else None
+    ):
+        return misfit(task), sum(seen)
+
+
+def test_a_clear_fit_or_misfit_is_told_from_few_samples_and_a_doubtful_one_from_all() -> None:
+    far = Normed()
+    far.last.running_var.fill_(0.01)  # type: ignore[union-attr, operator]
+    few = 3 * 64  # the original, re-estimation, its result
+    assert samples_seen(own_answers(trained())) == ("", few)
+    told, samples = samples_seen(own_answers(far))
+    assert "do not fit" in told
+    assert samples == few
+    told, samples = samples_seen(own_answers(Normed()))  # its outputs move by 44 % of their spread
+    assert "do not fit" in told
+    assert samples == few + 128 + 256 + 128
+
+
 def test_calibration_that_does_not_fit_the_model_is_told_once(
     tmp_path, caplog: pytest.LogCaptureFixture
 ) -> None:  # type: ignore[no-untyped-def]
