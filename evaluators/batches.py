@@ -100,16 +100,26 @@ def recut(batches: list[Batch], size: int = SCORING_BATCH) -> list[Batch]:
     return batches if columns is None else _cut(columns, batches[0], size)
 
 
-def spread(batches: list[Batch], samples: int = CALIBRATION_SAMPLES) -> list[Inputs]:
-    """Inputs of at most ``samples`` samples, evenly spaced over ``batches``."""
+def spread(
+    batches: list[Batch], samples: int = CALIBRATION_SAMPLES, like: Inputs | None = None
+) -> list[Inputs]:
+    """Inputs of at most ``samples`` samples, evenly spaced over ``batches``.
+
+    Args:
+        like: a call; batches of its lengths go first, where the batches cannot be joined and not all fit.
+    """
     columns = _join([(args, kwargs, None) for args, kwargs, _ in batches])
     if columns is None:
         wanted = -(-samples // (batch_size(batches[0][:2]) or 1))
-        return [batches[i][:2] for i in spaced(len(batches), wanted)]
+        alike = [i for i, b in enumerate(batches) if like is not None and not free_lengths([like, b[:2]])]
+        others = [i for i in range(len(batches)) if i not in set(alike)]
+        first = [alike[i] for i in spaced(len(alike), wanted)] if alike else []
+        rest = [others[i] for i in spaced(len(others), wanted - len(first))] if others else []
+        return [batches[i][:2] for i in sorted(first + rest)]
     rows = torch.tensor(spaced(_length(columns), samples))
     picked = [c[rows] if isinstance(c, Tensor) else c for c in columns]
-    like = (*batches[0][:2], None)
-    return [batch[:2] for batch in _cut(picked, like, CALIBRATION_BATCH)]
+    form = (*batches[0][:2], None)
+    return [batch[:2] for batch in _cut(picked, form, CALIBRATION_BATCH)]
 
 
 def part(batches: list[Batch], share: float, seed: int = 0) -> list[Batch]:

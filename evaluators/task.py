@@ -314,7 +314,7 @@ class Task:
         elif self.train is not None:
             source, what = self.train, "train"
         else:
-            return spread(self.batches)
+            return spread(self.batches, like=self.example)
         if isinstance(source, Iterator):
             raise TaskError(
                 f"{what} is {type(source).__name__}, which can be read only once; give a DataLoader"

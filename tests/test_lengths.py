@@ -157,6 +157,17 @@ def test_repair_learns_from_batches_as_long_as_the_example(caplog):
         trace(task.model, task.example).space("prune", calibration=others)
 
 
+def test_calibration_batches_as_long_as_the_example_are_taken_first():
+    lengths = [8, 20] * 20 + [EXAMPLE] * 10
+    task = bucketed(Convolutions(), lengths)  # 1,000 samples, some held back, of which about 512 are taken
+    held = sum(args[0].shape[1] == EXAMPLE for args, _, _ in task.batches)
+    taken = [args[0].shape[1] for args, _ in task.calibration_batches]
+    assert len(taken) == 26 < len(task.batches)
+    assert taken.count(EXAMPLE) == held > 26 * 10 / len(lengths)
+    fewer = bucketed(Convolutions(), lengths[-20:])  # all fit: the order stays
+    assert [args[0].shape[1] for args, _ in fewer.calibration_batches] == lengths[-20:]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
