@@ -11,6 +11,7 @@ import zipfile
 import pytest
 import torch
 from netcarve.results.export.loading import _program
+from netcarve.results.export.standalone import pt2_check
 from netcarve.results.export.standalone.pt2_check import Pt2Error, check_pt2, clean_pt2, load_pt2
 from torch import nn
 
@@ -220,8 +221,45 @@ class TestProgramsWithCode:
         """As batches are; but torch evaluates each anew."""
         self.expressions(lambda i: "Symbol('s77', positive=True, integer=True)", many=500)
         check_pt2(self.path)
-        self.expressions(lambda i: "Add(" + "Symbol('s77'), " * 120 + "Integer(1))", many=2_300)
-        self.refused("4000000 characters of expressions")
+        self.expressions(lambda i: "Add(" + "Symbol('s77'), " * 120 + "Integer(1))", many=600)
+        self.refused("1000000 characters of repeated expressions.*export a smaller network")
+
+    def test_plain_symbols_count_too(self, monkeypatch):
+        monkeypatch.setattr(pt2_check, "_MAX_ALL", 10_000)
+        self.expressions(lambda i: "Symbol('s77', positive=True, integer=True)", many=100)
+        check_pt2(self.path)
+        self.expressions(lambda i: "Symbol('s77', positive=True, integer=True)", many=300)
+        self.refused("10000 characters of expressions.*export a smaller network")
+
+    @pytest.mark.parametrize(
+        "field", ["nodes", "tensor_values", "sym_int_values", "sym_float_values", "sym_bool_values"]
+    )
+    def test_more_parts_than_a_network_needs(self, field, monkeypatch):
+        """Torch takes milliseconds for each."""
+        size = {"as_expr": {"expr_str": "Symbol('s77')", "hint": None}}
+        parts = {"sym_int_values": size, "sym_float_values": size, "sym_bool_values": size}
+
+        def grow(program):
+            graph = program["graph_module"]["graph"]
+            if field == "nodes":
+                graph["nodes"] += graph["nodes"][-1:] * (20 - len(graph["nodes"]))
+            else:
+                one = parts.get(field) or next(iter(graph[field].values()))
+                graph[field].update({f"more_{i}": one for i in range(20 - len(graph[field]))})
+
+        self.program(grow)
+        monkeypatch.setitem(pt2_check._MOST, f"Graph.{field}", 20)
+        check_pt2(self.path)
+        monkeypatch.setitem(pt2_check._MOST, f"Graph.{field}", 19)
+        self.refused(f"more than 19 {field.replace('_', ' ')} .*export a smaller network")
+
+    def test_a_machine_without_memory_is_not_a_damaged_file(self, monkeypatch):
+        def full(*_):
+            raise MemoryError
+
+        monkeypatch.setattr(torch.export, "load", full)
+        with pytest.raises(MemoryError):
+            load_pt2(self.path)
 
     def test_guards_count_too(self):
         guards = [f"L['x'].size()[{i}] != max({'1000, ' * 300})" for i in range(110)]
@@ -251,7 +289,7 @@ class TestProgramsWithCode:
 
         self.program(edit)
         check_pt2(self.path)
-        with pytest.raises(ValueError, match=r"not a program that torch can open \(\w+.*export it again"):
+        with pytest.raises(ValueError, match=r"no program that torch .* opens \(\w+.*export it again"):
             _program(self.path)
 
     @pytest.mark.parametrize("huge", [[10**6, 10**6], [-1, 2]])

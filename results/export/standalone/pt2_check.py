@@ -49,7 +49,13 @@ _PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_\d{1,7}")
 _MAX_FILES = 200_000
 _MAX_JSON = 128 << 20  # bytes of one part; the graph of a network with 50,000 operators
 _MAX_DISTINCT = 200_000  # characters of a file's different expressions and guards; networks of timm need 500
-_MAX_REPEATED = 4_000_000  # of all, as torch evaluates each again; networks of timm need 28,000
+_MAX_REPEATED = 1_000_000  # of these with repetitions, as torch evaluates each again
+_MAX_ALL = 4_000_000  # with plain symbols, which take less; networks of timm need 28,000
+_MOST = {  # in a file, subgraphs and all: torch takes milliseconds for each
+    "Graph.nodes": 5_000, "Graph.tensor_values": 10_000, "Graph.sym_int_values": 5_000,
+    "Graph.sym_float_values": 5_000, "Graph.sym_bool_values": 5_000,
+}  # fmt: skip
+_CURE = "export a smaller network, or open a file that you trust with torch.export.load"
 _DTYPE_BYTES = {  # by the schema's ScalarType
     1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 9: 4, 10: 8, 11: 16, 12: 1, 13: 2, 28: 2, 29: 1, 30: 1,
     31: 1, 32: 1, 33: 1, 34: 4, 35: 8,
@@ -105,6 +111,8 @@ def load_pt2(path: Path) -> Any:
         clean_pt2(path, clean)
         try:
             return torch.export.load(clean)
+        except MemoryError:  # of this machine, not of the file
+            raise
         except Exception as error:  # of any kind: torch trusts what it reads
             why = (str(error).strip().splitlines() or [""])[0][:200]
             raise Pt2Error(
@@ -208,25 +216,35 @@ class _Archive:
 
 
 class _Expressions:
-    """What the expressions and guards of one file come to, in characters."""
+    """What one file comes to: its expressions and guards in characters, its nodes and values in number."""
 
     def __init__(self) -> None:
         self.seen: set[str] = set()
-        self.distinct = self.all = 0
+        self.distinct = self.repeated = self.all = 0
+        self.held = dict.fromkeys(_MOST, 0)
+
+    def hold(self, field: str, count: int) -> None:
+        if field in _MOST:
+            self.held[field] += count
+            if self.held[field] > _MOST[field]:
+                what = field.partition(".")[2].replace("_", " ")
+                raise Pt2Error(f"holds more than {_MOST[field]} {what} and may take long to open; {_CURE}")
 
     def add(self, text: str) -> None:
         self.all += len(text)
-        if text not in self.seen and not _PLAIN.fullmatch(text):
+        if not _PLAIN.fullmatch(text):
+            self.repeated += len(text)
+            self.distinct += 0 if text in self.seen else len(text)
             self.seen.add(text)
-            self.distinct += len(text)
         for count, most, which in (
             (self.distinct, _MAX_DISTINCT, "different "),
-            (self.all, _MAX_REPEATED, ""),
+            (self.repeated, _MAX_REPEATED, "repeated "),
+            (self.all, _MAX_ALL, ""),
         ):
             if count > most:
                 raise Pt2Error(
                     f"holds more than {most} characters of {which}expressions of sizes and guards, "
-                    "which a network does not need"
+                    f"which a network does not need; {_CURE}"
                 )
 
 
@@ -250,6 +268,8 @@ def _rebuilt(kind: Any, value: Any, owner: str, field: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):  # X | None
         return None if value is None else _rebuilt(args[0], value, owner, field)
+    if origin in (list, dict) and isinstance(value, origin):
+        _EXPRESSIONS.get().hold(f"{owner}.{field}", len(value))
     if origin is list and isinstance(value, list):
         return [_rebuilt(args[0], one, owner, field) for one in value]
     if origin is dict and isinstance(value, dict):
