@@ -52,8 +52,8 @@ _MAX_DISTINCT = 200_000  # characters of a file's different expressions and guar
 _MAX_REPEATED = 1_000_000  # of these with repetitions, as torch evaluates each again
 _MAX_ALL = 4_000_000  # with plain symbols, which take less; networks of timm need 28,000
 _MOST = {  # in a file, subgraphs and all: torch takes milliseconds for each
-    "Graph.nodes": 5_000, "Graph.tensor_values": 10_000, "Graph.sym_int_values": 5_000,
-    "Graph.sym_float_values": 5_000, "Graph.sym_bool_values": 5_000,
+    "Graph.nodes": 20_000, "Graph.tensor_values": 20_000, "Graph.sym_int_values": 20_000,
+    "Graph.sym_float_values": 20_000, "Graph.sym_bool_values": 20_000,
 }  # fmt: skip
 _CURE = "export a smaller network, or open a file that you trust with torch.export.load"
 _DTYPE_BYTES = {  # by the schema's ScalarType
