@@ -277,6 +277,7 @@ def test_brushing_an_axis_filters_everything(page, run):
 def test_brushing_the_picture_filters_everything(page, run):
     low, high = (3e5, 0.85), (8e5, 0.97)
     page.drag(page.pixel(low[0], high[1]), page.pixel(high[0], low[1]))
+    page.tab.wait_for_selector(".chip")
     inside = [
         t.number
         for t in run.trials
