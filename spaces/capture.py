@@ -25,6 +25,7 @@ from .recurrent_shapes import recurrent_shapes
 from .refusal import advice, culprit, refusal
 
 aten = torch.ops.aten
+log = logging.getLogger(__name__)
 
 REPEATABLE = 1e-4  # of the largest output: two runs that differ by more are random
 
@@ -138,6 +139,11 @@ def capture(model: nn.Module, example: Any) -> Captured:
         # torch.export specialises sizes of 0 and 1, so a batch of one is doubled to stay dynamic.
         wide = pytree.tree_map(_doubled, (args, kwargs)) if batch == 1 else (args, kwargs)
         attempts.append((*wide, True))
+    else:
+        log.warning(
+            "the inputs share no first axis that could count samples: %s; costs are of the whole call",
+            describe_example(args, kwargs),
+        )
     attempts.append((args, kwargs, False))
     # What a forward keeps from call to call would stand in the graph as a constant, if it was called before;
     # some can only be captured so.

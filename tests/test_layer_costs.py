@@ -126,3 +126,21 @@ def test_counting_does_not_change_what_is_computed():
     model, x = Attention().eval(), torch.randn(2, STEPS, 6)
     with torch.no_grad():
         assert torch.equal(counted(model, x)[0], model(x))
+
+
+def test_inputs_that_do_not_say_how_many_samples_they_are_are_named(caplog):
+    """States of an LSTM are [layers, batch, hidden]."""
+
+    class Stateful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = nn.LSTM(6, 8, batch_first=True)
+
+        def forward(self, x, h, c):
+            return self.lstm(x, (h, c))[0]
+
+    state = torch.zeros(1, 4, 8)
+    blueprint = trace(Stateful(), (torch.randn(4, 5, 6), state, state))
+    assert "(1, 4, 8) float32, (1, 4, 8) float32; costs are of the whole call" in caplog.text
+    gates = 4 * 8 * (6 + 8)  # of one step of one sample
+    assert sum(layer.macs for layer in layer_costs(blueprint)) == 4 * 5 * gates
