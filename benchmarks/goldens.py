@@ -23,7 +23,6 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ import netcarve
 import numpy as np
 import torch
 from netcarve import Link, Task
+from netcarve.search import partitioning
+from netcarve.search.partitioning.testing import random_graph
 from repair_nets import ResNet20, ViT
 from search_bought import HalfAlexNet
 from torch import Tensor, nn
@@ -45,7 +46,6 @@ SPACES: dict[str, dict[str, Any]] = {  # kinds -> their options
     "exits": {"thresholds": (0.9, 0.7, 0.5)},
 }
 TIMED = {"latency_ms", "throughput_per_s", "energy_mj"}  # read off a clock, in whole or in part
-PARTITIONING = ("netcarve.deployment.partitioning", "netcarve.search.partitioning")  # the first that is there
 
 
 class Mobile(nn.Module):
@@ -189,28 +189,17 @@ def splits() -> Iterator[tuple[str, Any]]:
     for name in ("mobile", "vit"):
         net, images = made(name)
         space = netcarve.trace(net, images[:2]).space("splits", places=8, devices=("edge=0.2x", "server=1x"))
-        every = (
-            [space.candidate([i]) for i in range(len(space.choices[0]))]
-            if len(space) == 1
-            else [space.baseline]
-        )
+        every = space.sample(np.random.default_rng(0), CANDIDATES)
         costs = {k: list(map(float, v)) for k, v in space.cost_arrays(every).items() if k not in TIMED}
         yield f"splits of {name}", {"choices": {c.name: list(c.options) for c in space.choices}, **costs}
 
 
 def partitions() -> Iterator[tuple[str, Any]]:
-    """Plans for random graphs, by every partitioner of :mod:`netcarve`."""
-    for home in PARTITIONING:
-        try:
-            rooms = import_module(home), import_module(f"{home}.testing")
-        except ModuleNotFoundError:
-            continue
-        break
-    partitioning, testing = rooms
+    """Plans for random graphs: the exact one of a chain, and greedy walks."""
     hosts = [partitioning.Host("a"), partitioning.Host("b", speed=2.0), partitioning.Host("c")]
     link = Link(bandwidth_mbps=20, latency_ms=1)
     for seed in range(6):
-        graph = testing.random_graph(seed, 14)
+        graph = random_graph(seed, 14)
         for goal in ("throughput", "latency", "traffic"):
             plan = partitioning.chain(graph, hosts, link, minimise=goal)
             yield f"chain for {goal}, graph {seed}", [list(map(int, plan.parts)), float(plan.value)]

@@ -77,7 +77,7 @@ class Job:
         detail: dict[str, Any] = {}
         try:
             with seeded(_seed(unsplit(candidate))), self._one_thread():
-                scores, detail = self._score(candidate)
+                scores, detail = self._score(number, candidate)
         except (Exception, SystemExit):  # a user's metric may call sys.exit
             error = traceback.format_exc()
         return Outcome(number, scores, error, time.perf_counter() - start, worker_name(), detail)
@@ -173,9 +173,9 @@ class Job:
         rung = rung_of(candidate)
         return rung is not None and rung.epochs > 0 and not self._unchanged(candidate)
 
-    def _score(self, candidate: Candidate) -> tuple[dict[str, float], dict[str, Any]]:
+    def _score(self, number: int, candidate: Candidate) -> tuple[dict[str, float], dict[str, Any]]:
         scores, detail = self._score_once(candidate)
-        given = self.task is not None and not self._in_lane() and self._unchanged(unsplit(candidate))
+        given = number == 0 and self.task is not None and not self._in_lane() and self._unchanged(candidate)
         again = self.repeats - 1 or int(given)
         others = [self._score_once(candidate)[0] for _ in range(again)]
         if self.repeats > 1:

@@ -16,7 +16,7 @@ driver, fuzzing, workers = (import_module(f"faults_{name}") for name in ("driver
 def test_killed_drivers_lose_nothing(tmp_path):
     found = driver.kill_drivers(tmp_path, kills=6, trials=120, seed=1)
     assert found.kills == 6
-    assert found.told > 10  # trials; a busy machine does fewer between two kills
+    assert found.told > 50
     assert (found.missing, found.unreadable, found.same_front) == (0, 0, True)
 
 

@@ -72,7 +72,7 @@ def test_scored_once_and_alike(task, space, tmp_path):
     assert len(distinct) < 60  # the test would be empty
     assert Counting.calls <= len(distinct) + 16  # equal ones may be under way together
     known = [t for t in made.trials if SAME in t.detail]
-    assert len(known) == len(made.trials) - (Counting.calls - 1)  # the given network is scored twice
+    assert len(known) == len(made.trials) - (Counting.calls - 1)  # trial 0 is scored twice
 
     class Alone(Counting):
         of_network = False
@@ -106,7 +106,7 @@ def test_a_plain_function_sees_every_candidate(task, space, tmp_path):
         return {"accuracy": 1.0 - candidate.indices[-1] / 10}
 
     run(task, space, tmp_path / "r", [scored])
-    assert len(set(seen)) == 90  # the given network, however cut, is scored twice
+    assert len(seen) == len(set(seen)) + 1 == 91  # trial 0 is scored twice
 
 
 def test_the_model_of_accuracy_sees_networks_not_cuts(space):

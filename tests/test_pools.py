@@ -270,7 +270,7 @@ def test_only_the_guilty_candidate_runs_out_of_time(session: RaySession) -> None
     start = time.monotonic()
     with RayPool(_job(), workers=2, trial_timeout=1.0) as pool:
         outcomes = _drain(pool, jobs)
-    assert time.monotonic() - start < 100  # not the 300 s that a pool takes that waits for the hung one
+    assert time.monotonic() - start < 30
     assert {n: o.error for n, o in outcomes.items() if o.error} == {
         30: "TimeoutError: took longer than 1 s; stopped with its worker"
     }
