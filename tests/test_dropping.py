@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from netcarve import Task, trace
 from netcarve.evaluators.inspection import inspection
 from netcarve.search.rebuild import rebuild_space
+from netcarve.search.settings import RunError
 from netcarve.spaces.proving.proof import relative_difference
 from netcarve.spaces.testing import counted_costs, zeroed_consumers
 from torch import nn
@@ -382,6 +383,9 @@ def test_a_space_is_made_again_from_its_recipe_and_inspection_lists_the_blocks()
     space = blueprint.space("prune", "drop")
     choices = [[c.name, list(c.options)] for c in space.choices]
     again = rebuild_space(task, {"space": space.recipe, "choices": choices})
+    odd = {**space.recipe, "options": {"of": "another netcarve"}}
+    with pytest.raises(RunError, match=r"options of the run's space are not understood.*load\(path"):
+        rebuild_space(task, {"space": odd, "choices": choices})
     candidate = dropping(space, ["blocks.4.inner"])
     with torch.no_grad():
         assert torch.equal(space.build(candidate)(x), again.build(again.from_values(candidate.values))(x))
