@@ -112,13 +112,14 @@ def sweep(
     from ..evaluators.shipping import Rehearsal
     from ..results import Objective
     from ..results.trust import BUILT_IN
-    from ..search import Interrupted, known_searchers
+    from ..search import Interrupted
     from ..search import sweep as run_sweep
     from ..search.base import parse_limits
     from ..search.devices import stored_platform
     from ..search.mirrors import mirror as mirror_named
     from ..search.plan import check_numbers, check_task
     from ..search.progress import RichProgress
+    from ..search.registry import find_searcher
     from ..search.settings import resumed_settings
     from ..search.warm_start import read_source
     from ..spaces.rung import with_rungs
@@ -130,8 +131,7 @@ def sweep(
     platform = platform_of(kinds, device, link, devices, placement, parts, force, forbid, searcher)
     limits = parse_limits(limit or ())
     wanted = {Objective.name_in(text) for text in objective or ()} | {m.metric for m in limits}
-    if searcher not in known_searchers():
-        raise ValueError(f"unknown searcher {searcher!r}; known are {', '.join(known_searchers())}")
+    find_searcher(searcher)
     if trials is not None and minutes is not None:
         raise typer.BadParameter("give --trials or --minutes, not both")
     if resume and seed_from:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from importlib import import_module
 from importlib.metadata import entry_points
 
 from ..results.objective import Limit, Objective
@@ -13,41 +12,29 @@ from .distinct import Distinct
 from .feasible import Feasible
 
 GROUP = "netcarve.searchers"
-BUILT_IN = {  # module of this folder, class; known even where the package's metadata is not installed
-    "additive": (".greedy.additive", "Additive"),
-    "age-moea": (".evolutionary.age_moea", "AGEMOEA"),
-    "ageing": (".evolutionary.ageing", "Ageing"),
-    "auto": (".bayesian.auto", "Auto"),
-    "branch-and-bound": (".exact.branch_and_bound", "BranchAndBound"),
-    "chebyshev": (".combined.scalarised", "Chebyshev"),
-    "ga": (".evolutionary.genetic", "Genetic"),
-    "gp": (".bayesian.gp", "GP"),
-    "greedy": (".greedy.greedy", "Greedy"),
-    "greedy-merge": (".greedy.merge", "GreedyMerge"),
-    "greedy-split": (".greedy.split", "GreedySplit"),
-    "grid": (".baselines.grid", "Grid"),
-    "ladder": (".baselines.ladder", "Ladder"),
-    "lagrangian": (".greedy.lagrangian", "Lagrangian"),
-    "lhs": (".baselines.latin_hypercube", "LatinHypercube"),
-    "moead": (".evolutionary.moead", "MOEAD"),
-    "netadapt": (".greedy.netadapt", "NetAdapt"),
-    "nsga2": (".evolutionary.nsga2", "NSGA2"),
-    "nsga3": (".evolutionary.nsga3", "NSGA3"),
-    "optuna-gp": (".bayesian.optuna_gp", "OptunaGP"),
-    "ppo": (".learnt.ppo", "PPO"),
-    "progressive": (".combined.progressive", "Progressive"),
-    "pso": (".evolutionary.particle_swarm", "ParticleSwarm"),
-    "random": (".baselines.random", "Random"),
-    "reinforce": (".learnt.reinforce", "Reinforce"),
-    "sms-emoa": (".evolutionary.sms_emoa", "SMSEMOA"),
-    "tpe": (".bayesian.tpe", "TPE"),
-    "weighted-sum": (".combined.scalarised", "WeightedSum"),
-}
+# Code that is newer than what pip wrote down of it: names are missing, or modules have moved.
+MEND = "for a package just added or updated, `pip install -e .` in its folder renews its entry points"
 
 
 def known_searchers() -> list[str]:
-    """Names that :func:`searcher` takes, sorted: built in, and of installed packages."""
-    return sorted({*BUILT_IN, *(entry.name for entry in entry_points(group=GROUP))})
+    """Names that :func:`searcher` takes, sorted: netcarve's own, and those of other installed packages."""
+    return sorted(entry_points(group=GROUP).names)
+
+
+def find_searcher(name: str) -> Callable[..., Searcher]:
+    """The class or function that an installed package declares under ``name``; the first, where several do.
+
+    Raises:
+        ValueError: no package declares it, or what it names cannot be imported.
+    """
+    for entry in entry_points(group=GROUP, name=name):
+        try:
+            return entry.load()
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"searcher {name!r} is declared as {entry.value}, which cannot be imported ({error}); {MEND}"
+            ) from error
+    raise ValueError(f"unknown searcher {name!r}; known are {', '.join(known_searchers())} ({MEND})")
 
 
 def searcher(
@@ -66,7 +53,7 @@ def searcher(
     Raises:
         ValueError: unknown name, unknown metric, unreadable limit, or a limit that no candidate can keep.
     """
-    return guard(_find(name)(space, objectives, seed=seed), parse_limits(limits))
+    return guard(find_searcher(name)(space, objectives, seed=seed), parse_limits(limits))
 
 
 def guard(inner: Searcher, limits: Iterable[Limit | str] = ()) -> Searcher:
@@ -87,12 +74,3 @@ def guard(inner: Searcher, limits: Iterable[Limit | str] = ()) -> Searcher:
         return Distinct(inner)
     feasible = Feasible(inner, limits)
     return Distinct(feasible, repair=feasible.repair)
-
-
-def _find(name: str) -> Callable[..., Searcher]:
-    if name in BUILT_IN:
-        module, attribute = BUILT_IN[name]
-        return getattr(import_module(module, __package__), attribute)
-    for entry in entry_points(group=GROUP, name=name):
-        return entry.load()
-    raise ValueError(f"unknown searcher {name!r}; known are {', '.join(known_searchers())}")
