@@ -1,0 +1,92 @@
+"""Runs that netcarve 0.1 has written still open: looked at, built, exported, resumed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from netcarve import load
+from netcarve.evaluators import resolve_task
+from netcarve.search import RunError, sweep
+from netcarve.search.settings import LEDGER
+from netcarve.search.testing import facts
+
+DATA = Path(__file__).parent / "data"
+TASK = f"{DATA / 'stored_task.py'}:task"
+SPLIT_TRIALS, PROGRESSIVE_TRIALS = 16, 22
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """The folder of a copy of a stored run, by name."""
+
+    def stored(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        shutil.copy(DATA / "runs-0.1" / f"{name}.sqlite", folder / LEDGER)
+        return folder
+
+    return stored
+
+
+def test_a_split_run_of_0_1(stored, call):
+    folder = stored("split")
+    run = load(folder, TASK)
+    assert (len(run), [t.number for t in run.front], run.info["status"]) == (
+        SPLIT_TRIALS,
+        [9, 1, 2],
+        "finished",
+    )
+    assert [o.name for o in run.objectives] == ["accuracy", "latency_ms", "traffic_kb"]
+    assert [m.text for m in run.limits] == ["macs<=0.95x", "memory_mb:edge<=64"]
+    assert [(d.name, d.speed) for d in run.devices] == [("edge", 0.2), ("server", 1.0)]
+    assert run.baseline.scores["macs"] == 85664
+    assert [t.number for t in run.uniform] == [1, 2]
+    assert run.table["front"].sum() == 3
+    model = run.model(9)
+    assert sum(p.numel() for p in model.parameters()) == run[9].scores["params"]
+    assert model(torch.zeros(2, 1, 6, 6)).shape == (2, 4)
+    assert "cut:1" in call("show", str(folder), "9").out
+    shown = json.loads(call("front", str(folder), "--json").out)
+    assert [t["number"] for t in shown["trials"]] == [9, 1, 2]
+    with pytest.raises(RunError, match="it was not you, here, who made this run"):
+        _ = load(folder).task
+
+
+def test_resuming_a_split_run_of_0_1_goes_on_with_it(stored):
+    folder = stored("split")
+    run = load(folder, TASK)
+    known, task, space = facts(run.trials), run.task, run.space
+    more = sweep(
+        *(task, space, "nsga2", run.objectives, ["macs<=0.95x"]),
+        **{"trials": SPLIT_TRIALS + 2, "seed": 3, "workers": 0, "out": folder, "resume": True},
+    )
+    assert len(more) == SPLIT_TRIALS + 2
+    assert facts(more.trials)[:SPLIT_TRIALS] == known
+    with pytest.raises(RunError, match="seed was 3, is now 4"):
+        sweep(task, space, "nsga2", run.objectives, ["macs<=0.95x"], seed=4, out=folder, resume=True)
+
+
+def test_a_progressive_run_of_0_1(stored, call, tmp_path):
+    folder = stored("progressive")
+    run = load(folder, TASK)
+    assert (len(run), [t.number for t in run.front]) == (PROGRESSIVE_TRIALS, [0, 15])
+    assert run[15].scores["params"] == 74
+    assert run[6].scores["accuracy@quick"] == pytest.approx(0.8333, abs=1e-4)
+    assert sum(p.numel() for p in run.model(15).parameters()) == 74
+    assert "tuned" in call("show", str(folder), "15").out
+    shown = json.loads(call("front", str(folder), "--json").out)
+    assert [t["number"] for t in shown["trials"]] == [0, 15]
+    done = call("export", str(folder), "15", "--task", TASK, "--format", "state", "-o", str(tmp_path / "one"))
+    assert done.code == 0, done.err
+
+
+def test_resuming_a_progressive_run_of_0_1_goes_on_with_it(stored):
+    folder = stored("progressive")
+    run = load(folder, TASK)
+    known = facts(run.trials)
+    longer = {"trials": 24, "workers": 0, "out": folder, "resume": True, "measure": False}
+    more = sweep(resolve_task(TASK), run.space, "progressive", **longer)
+    assert len(more) >= 24
+    assert facts(more.trials)[:PROGRESSIVE_TRIALS] == known
