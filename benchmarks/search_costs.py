@@ -39,7 +39,7 @@ class Costs:
             costs["latency_ms"] = modelled_latency(costs)
         return costs
 
-    def build(self, candidate: Candidate) -> Any:
+    def build(self, candidate: Candidate, *, repair: object = None) -> Any:
         raise NotImplementedError("this space knows costs only; search_tables.py holds the networks")
 
 

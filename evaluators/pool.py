@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 import numpy as np
 
@@ -87,7 +87,7 @@ class Job:
         if self.space.model is None:
             return None
         whole = unsplit(candidate)
-        return self._repaired(self.space.build(whole).eval(), whole)
+        return self._repaired(self.space.build(whole, repair=_repair_of(whole)).eval(), whole)
 
     def stages(self, candidate: Candidate) -> list[PlacedStage]:
         """The repaired model cut into its stages, each with its device.
@@ -123,7 +123,8 @@ class Job:
             yield self.build(candidate)
             return
         changed = bool(self.repair) or self._tuned(candidate)
-        with elastic.lend(candidate, copies=changed or not only_run) as model:
+        copies = changed or not only_run
+        with elastic.lend(candidate, copies=copies, repair=_repair_of(candidate)) as model:
             yield self._repaired(model, candidate)
 
     def _in_lane(self) -> bool:
@@ -148,7 +149,7 @@ class Job:
     def _settle(self, model: Any, candidate: Candidate) -> None:
         """Let BatchNorm's statistics follow the change, where the space's own repair has not done so."""
         mending = getattr(self.space.model, "mending", None)
-        if mending is None or not mending.moves_statistics(candidate):
+        if mending is None or not mending.moves_statistics(candidate, _repair_of(candidate)):
             from .batchnorm import reestimate_if_better
 
             assert self.task is not None
@@ -275,6 +276,11 @@ def worker_name() -> str:
 
 def _seed(candidate: Candidate) -> int:
     return int(np.random.SeedSequence(candidate.indices).generate_state(1)[0])
+
+
+def _repair_of(candidate: Candidate) -> bool | Literal["once"] | None:
+    rung = rung_of(candidate)
+    return None if rung is None else rung.repair
 
 
 def _name(evaluator: Scorer) -> str:

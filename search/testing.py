@@ -173,7 +173,7 @@ class _Cost:
         most = np.array([len(c) - 1 for c in choices])
         return {"cost": 1.0 - 0.9 * (indices / most).mean(axis=1)}
 
-    def build(self, candidate: Candidate) -> Any:
+    def build(self, candidate: Candidate, *, repair: object = None) -> Any:
         raise NotImplementedError
 
 

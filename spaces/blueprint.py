@@ -22,7 +22,7 @@ from .importance import Criterion
 from .importance.measured import Evidence, Measure
 from .kinds import make_kinds
 from .kinds.base import Making
-from .mending import Mending, Repair
+from .mending import Mending
 from .model_copy import plain_copy
 from .proving.proof import Proof, own_differs, prove
 from .proving.proof_blocks import prove_blocks
@@ -32,7 +32,7 @@ from .repair import Calibration
 from .repair.gram import Inputs
 from .repair.least_squares import RIDGE
 from .rewriting.rewrite import Built, is_rewrite, rewrites_of, rewritten
-from .space import Space
+from .space import Repair, Space
 from .splitting.cutting import Cutting
 from .splitting.splits import plan_of
 from .splitting.staged import PlacedStage, Staged, place
@@ -299,13 +299,16 @@ class Blueprint:
         return self._decoder.alive(candidate)
 
     @one_thread()
-    def build(self, candidate: Candidate) -> nn.Module:
+    def build(self, candidate: Candidate, *, repair: Repair | None = None) -> nn.Module:
         """Independent smaller module in eval mode: the user's class where proven, else the captured graph.
 
         Repaired where there was calibration; the unchanged candidate is a copy of the given module. One with
         rewriting options is the captured graph, changed by their edits; one that is cut is a :class:`Staged`.
+
+        Args:
+            repair: in place of what :meth:`calibrate` was told.
         """
-        whole = self._build(candidate)
+        whole = self._build(candidate, repair)
         if not self._decoder.is_split(candidate):
             return whole
         return Staged(self.cut(whole, candidate))
@@ -331,12 +334,12 @@ class Blueprint:
         staging = self.cutting.staging(plan.indices)
         return place(network, example, plan, staging, *self._decoder.placed(candidate))
 
-    def _build(self, candidate: Candidate) -> nn.Module:
+    def _build(self, candidate: Candidate, repair: Repair | None = None) -> nn.Module:
         """The network in one piece."""
         if self._copies and self._surgeon.source is not None and self.unchanged(candidate):
             return plain_copy(self._surgeon.source)
         alive = self.alive(candidate)
-        mend = self.mending.of(candidate, self._surgeon)
+        mend = self.mending.of(candidate, self._surgeon, repair)
         if edits := rewrites_of(candidate):
             run = self.mending.sequential
             sample = None if run is None else run.inputs
@@ -366,7 +369,7 @@ class Blueprint:
                 self._decoder.orders,
                 own=self.artifact == "module",
                 alive=self.alive,
-                mending=lambda candidate: self.mending.of(candidate, self._surgeon),
+                mending=lambda candidate, repair: self.mending.of(candidate, self._surgeon, repair),
                 example=self._example,
             )
             self._elastic = key, made

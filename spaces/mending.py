@@ -17,10 +17,8 @@ from .repair import Calibration, Sequential, fold, gather, sequential
 from .repair.gram import Inputs
 from .repair.merging import Merging
 from .rewriting.rewrite import rewrites_of
-from .rung import rung_of
+from .space import Repair
 from .surgery import Alive, Mend, Surgeon
-
-Repair = bool | Literal["once", "merge"]
 
 FEW = 100  # calibration samples
 
@@ -31,7 +29,7 @@ class Mending:
     """How the networks of one blueprint are mended.
 
     Attributes:
-        repair: of all candidates that are on no rung with a repair of its own.
+        repair: of built networks, unless a call asks for another one.
         calibration: moments of what the layers read, once there were data.
         count: of calibrations so far; orders of units depend on them.
         batches: of the last calibration; they do not travel.
@@ -80,9 +78,9 @@ class Mending:
         if self.repair == "merge":
             self.merging, self.repair = None, self._calibrated
 
-    def of(self, candidate: Candidate, surgeon: Surgeon) -> Mend | None:
-        """For one candidate: repair, as its rung tells, then masks."""
-        wanted = self._wanted(candidate)
+    def of(self, candidate: Candidate, surgeon: Surgeon, repair: Repair | None = None) -> Mend | None:
+        """For one candidate: repair (``None``: :attr:`repair`), then masks."""
+        wanted = self.repair if repair is None else repair
         steps: list[Mend] = []
         if wanted == "merge" and self.merging is not None:
             steps.append(partial(self._merge, surgeon))
@@ -94,17 +92,14 @@ class Mending:
             return steps[0] if steps else None
         return partial(_each, steps)
 
-    def moves_statistics(self, candidate: Candidate) -> bool:
+    def moves_statistics(self, candidate: Candidate, repair: Repair | None = None) -> bool:
         """Does a built network end with running statistics that fit its activations?
 
         The layer-by-layer pass moves them on its way; masks and rewrites behind it shift them again.
         """
-        layer_by_layer = self._wanted(candidate) is True and self.sequential is not None
+        wanted = self.repair if repair is None else repair
+        layer_by_layer = wanted is True and self.sequential is not None
         return layer_by_layer and not Decoder.masks(candidate) and not rewrites_of(candidate)
-
-    def _wanted(self, candidate: Candidate) -> Repair:
-        rung = rung_of(candidate)
-        return self.repair if rung is None or rung.repair is None else rung.repair
 
     def _repair(self, surgeon: Surgeon, alive: Alive, made: dict[str, Any], *, run: bool) -> None:
         assert self.calibration is not None

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     import torch
 
 
+Repair = bool | Literal["once", "merge"]  # how built networks are mended without training
+
+
 class ModelSide(Protocol):
     """What a space asks of the model behind it (implemented by :class:`Blueprint`)."""
 
     def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]: ...
 
-    def build(self, candidate: Candidate) -> torch.nn.Module: ...
+    def build(self, candidate: Candidate, *, repair: Repair | None = None) -> torch.nn.Module: ...
 
 
 class Space:
@@ -179,8 +182,11 @@ class Space:
         self._need_model("costs")
         return pd.DataFrame(self.cost_arrays(candidates))
 
-    def build(self, candidate: Candidate) -> torch.nn.Module:
+    def build(self, candidate: Candidate, *, repair: Repair | None = None) -> torch.nn.Module:
         """A real, smaller, independent, trainable module; the traced model is never touched.
+
+        Args:
+            repair: in place of the space's own; see :meth:`Blueprint.calibrate`.
 
         Raises:
             ValueError: the space has no model, or the candidate is of another space.
@@ -188,7 +194,7 @@ class Space:
         self._need_model("build")
         if candidate.choices != self.choices:
             candidate = self.from_values(candidate.values)
-        return self.model.build(candidate)  # type: ignore[union-attr]
+        return self.model.build(candidate, repair=repair)  # type: ignore[union-attr]
 
     def _need_model(self, what: str) -> Any:
         if self.model is None:

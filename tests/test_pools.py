@@ -150,7 +150,7 @@ class Side:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
-    def build(self, candidate: Candidate) -> nn.Module:
+    def build(self, candidate: Candidate, *, repair: object = None) -> nn.Module:
         import copy
 
         model = copy.deepcopy(self.model)

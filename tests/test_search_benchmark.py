@@ -29,7 +29,7 @@ cache, costs, problems, peers, runs, results, tables = (
 class Buildable(costs.Costs):
     """Lets a real sweep run over the space: what is built does not matter, accuracy is computed."""
 
-    def build(self, candidate: Candidate) -> torch.nn.Module:
+    def build(self, candidate: Candidate, *, repair: object = None) -> torch.nn.Module:
         return torch.nn.Identity()
 
 

@@ -27,7 +27,7 @@ class Costs:
     def cost_arrays(self, choices, indices):
         return {"macs": 100.0 - indices.sum(axis=1)}
 
-    def build(self, candidate):
+    def build(self, candidate, *, repair=None):
         return self
 
     def eval(self):

@@ -235,7 +235,7 @@ class _OnTop:
         whole = np.insert(indices, self._place, 0, axis=1)
         return self._space.model.cost_arrays(self._space.choices, whole)
 
-    def build(self, candidate: Candidate) -> torch.nn.Module:
+    def build(self, candidate: Candidate, *, repair: object = None) -> torch.nn.Module:
         raise NotImplementedError("a searcher builds nothing")
 
 

@@ -23,6 +23,7 @@ from ..coupling import Group
 from ..proving.proof import relative_difference
 from ..prune import Prune
 from ..rung import is_rung
+from ..space import Repair
 from ..splitting.splits import is_split
 from ..surgery import Alive, Mend, Surgeon
 from .elastic_module import Resident
@@ -37,8 +38,8 @@ class Elastic:
         orders: units of each pruned group, best first, by the name of the order and of the group.
         own: switch the user's module; else the captured graph.
         alive: the labels that stay for a candidate.
-        mending: the repair of a candidate's sliced parameters; where there is one, a switch copies them
-            all, in the order in which they are built.
+        mending: the repair of a candidate's sliced parameters, ``None`` for the space's own; where there is
+            one, a switch copies them all, in the order in which they are built.
         example: ``(args, kwargs)`` on which sorting is checked to leave the outputs unchanged; without one,
             or where it does not, a switch copies too.
     """
@@ -51,7 +52,7 @@ class Elastic:
         *,
         own: bool,
         alive: Callable[[Candidate], Alive],
-        mending: Callable[[Candidate], Mend | None] = lambda _: None,
+        mending: Callable[[Candidate, Repair | None], Mend | None] = lambda *_: None,
         example: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
     ) -> None:
         self.choices = tuple(choices)
@@ -81,7 +82,9 @@ class Elastic:
         """Whether nobody has it from :meth:`lend`."""
         return not self._lent.locked()
 
-    def switch(self, candidate: Candidate, *, copies: bool = False) -> nn.Module:
+    def switch(
+        self, candidate: Candidate, *, copies: bool = False, repair: Repair | None = None
+    ) -> nn.Module:
         """The network of ``candidate`` in eval mode: always the same module, valid until the next switch.
 
         Its outputs are those of the built network: to the last bit where parameters are copied, else up to
@@ -89,6 +92,7 @@ class Elastic:
 
         Args:
             copies: give parameters of its own, which may be changed in place.
+            repair: in place of the space's own.
 
         Raises:
             ValueError: the candidate is not among those that :meth:`switches` tells.
@@ -98,7 +102,7 @@ class Elastic:
         kept = self._sizes.copy()
         for i, (group, units) in self._cuts.items():
             kept[group] = units[candidate.indices[i]]
-        mend = self._mending(candidate)
+        mend = self._mending(candidate, repair)
         with torch.inference_mode(False), torch.no_grad():
             if copies or mend is not None or self._storage is None:
                 alive = self._alive(candidate)
@@ -110,7 +114,9 @@ class Elastic:
         return self._resident.module
 
     @contextmanager
-    def lend(self, candidate: Candidate, *, copies: bool = False) -> Iterator[nn.Module]:
+    def lend(
+        self, candidate: Candidate, *, copies: bool = False, repair: Repair | None = None
+    ) -> Iterator[nn.Module]:
         """:meth:`switch`, and afterwards put everything back that the borrower has changed.
 
         That is weights, attributes of modules, their children, hooks, flags and gradients.
@@ -121,7 +127,7 @@ class Elastic:
         if not self._lent.acquire(blocking=False):
             raise RuntimeError("the resident network is in use; build this candidate")
         try:
-            yield self.switch(candidate, copies=copies)
+            yield self.switch(candidate, copies=copies, repair=repair)
         finally:
             self.reset()
             self._lent.release()
