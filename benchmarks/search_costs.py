@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from netcarve import Candidate, Choice
+from netcarve.spaces import ModelSide
 
 
 @dataclass(frozen=True)
-class Costs:
+class Costs(ModelSide):
     """The model side of a space: exact costs without torch, since MACs, weights and bytes are quadratic.
 
     ``choices[c]`` sets the columns ``groups[c]`` of the widths to ``kept[c][option]``.

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..spaces import Candidate, Space
-from .pool import Job, Outcome, Scorer, worker_name
+from .base import Scorer, as_evaluators
+from .pool import Job, Outcome, worker_name
 
 if TYPE_CHECKING:
     from .task import Task
@@ -25,7 +26,7 @@ class Lane:
     """
 
     def __init__(self, task: Task | None, space: Space, evaluators: Sequence[Scorer]) -> None:
-        self.job = Job(task, space, tuple(evaluators), repair=())
+        self.job = Job(task, space, as_evaluators(evaluators), repair=())
 
     def evaluate(self, number: int, candidate: Candidate) -> Outcome:
         """Scores and ``detail`` (quartiles, device) or the error; never raises."""

@@ -21,13 +21,13 @@ import numpy as np
 from ..spaces import Candidate, Space
 from ..spaces.rung import rung_of
 from ..spaces.splitting.splits import unsplit
+from .base import Evaluator, as_evaluators, detail_of
 from .seeding import seeded
 
 if TYPE_CHECKING:
     from ..spaces.splitting.staged import PlacedStage
     from .task import Task
 
-Scorer = Callable[[Any, Any, Candidate], Mapping[str, float]]  # an Evaluator, or a function of its form
 REPEATABLE = 1e-5  # of a score: what two runs may differ by, since some devices sum in any order
 Repair = Callable[[Any, Any], None]  # (model, calibration batches): mends a cut model in place
 
@@ -51,7 +51,8 @@ class Job:
     Args:
         task: ``None`` for a space without a model.
         space: builds the candidates. Without a model, evaluators are called with ``model=None``.
-        evaluators: called in this order with ``(task, model, candidate)``; their scores are joined.
+        evaluators: called in this order with ``(task, model, candidate)``; their scores are joined. Functions
+            of that form are taken too.
         repair: called in this order with ``(model, calibration batches)`` before the evaluators, on every
             network but the unchanged one; ``None`` re-estimates BatchNorm where the space's own repair has
             not moved its statistics, and keeps what brings the outputs nearer to the original's.
@@ -62,9 +63,12 @@ class Job:
 
     task: Task | None
     space: Space
-    evaluators: Sequence[Scorer]
+    evaluators: Sequence[Evaluator]
     repair: Sequence[Repair] | None = None
     repeats: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "evaluators", as_evaluators(self.evaluators))
 
     def evaluate(self, number: int, candidate: Candidate) -> Outcome:
         """Switch or build, repair, score, on one thread, with generators seeded from the candidate.
@@ -95,10 +99,7 @@ class Job:
         Raises:
             ValueError: the space has no splits, or the model cannot be cut there.
         """
-        cut = getattr(self.space.model, "cut", None)
-        if cut is None:
-            raise ValueError("stages need a space of a model, with splits: space('prune', 'splits')")
-        return cut(self.build(candidate), candidate)
+        return self.space.side.cut(self.build(candidate), candidate)
 
     @contextmanager
     def lend(self, candidate: Candidate) -> Iterator[Any]:
@@ -109,15 +110,14 @@ class Job:
         the task's model itself, or a copy where evaluators do more than run it.
         """
         candidate = unsplit(candidate)
-        only_run = all(getattr(evaluator, "only_runs", False) for evaluator in self.evaluators)
+        only_run = all(evaluator.only_runs for evaluator in self.evaluators)
         if only_run and self.task is not None and self._unchanged(candidate):
             from ..spaces.capture import state_kept
 
             with state_kept(self.task.model):
                 yield self.task.model
             return
-        make = getattr(self.space.model, "elastic", None)
-        elastic = None if make is None or self._in_lane() else make(self.space.choices)
+        elastic = None if self._in_lane() else self.space.side.elastic(self.space.choices)
         usable = elastic is not None and elastic.free and elastic.switches(candidate)
         if elastic is None or not usable or self._unchanged(candidate):
             yield self.build(candidate)
@@ -128,12 +128,11 @@ class Job:
             yield self._repaired(model, candidate)
 
     def _in_lane(self) -> bool:
-        return any(getattr(evaluator, "lane", False) for evaluator in self.evaluators)
+        return any(evaluator.lane for evaluator in self.evaluators)
 
     def _unchanged(self, candidate: Candidate) -> bool:
         """Is it the network that was given? The scores of that are those of the task's model, untouched."""
-        same = getattr(self.space.model, "unchanged", None)
-        return same(candidate) if same is not None else not any(candidate.indices)
+        return self.space.side.unchanged(candidate)
 
     def _repaired(self, model: Any, candidate: Candidate) -> Any:
         if self.task is not None and not self._unchanged(candidate):
@@ -148,8 +147,7 @@ class Job:
 
     def _settle(self, model: Any, candidate: Candidate) -> None:
         """Let BatchNorm's statistics follow the change, where the space's own repair has not done so."""
-        mending = getattr(self.space.model, "mending", None)
-        if mending is None or not mending.moves_statistics(candidate, _repair_of(candidate)):
+        if not self.space.side.moves_statistics(candidate, _repair_of(candidate)):
             from .batchnorm import reestimate_if_better
 
             assert self.task is not None
@@ -193,9 +191,9 @@ class Job:
         with self.lend(candidate) as model:
             for evaluator in self.evaluators:
                 given = evaluator(self.task, model, candidate)
-                _check(given, scores, _name(evaluator))
+                _check(given, scores, evaluator.name or type(evaluator).__name__)
                 scores.update({metric: float(value) for metric, value in given.items()})
-                detail.update(getattr(given, "detail", {}))
+                detail.update(detail_of(given))
         try:
             json.dumps(detail, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -281,10 +279,6 @@ def _seed(candidate: Candidate) -> int:
 def _repair_of(candidate: Candidate) -> bool | Literal["once"] | None:
     rung = rung_of(candidate)
     return None if rung is None else rung.repair
-
-
-def _name(evaluator: Scorer) -> str:
-    return getattr(evaluator, "name", "") or getattr(evaluator, "__name__", type(evaluator).__name__)
 
 
 def _check(given: Any, scores: Mapping[str, float], name: str) -> None:

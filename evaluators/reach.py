@@ -11,9 +11,8 @@ from ..spaces import Candidate, Space
 from ..spaces.exits import Cascade
 from ..spaces.rung import rungs_of
 from .accuracy import Quality
-from .base import Evaluator, Measured
+from .base import Evaluator, Measured, detail_of
 from .cost import count
-from .pool import Scorer
 from .task import Task
 
 METRICS = ("macs", "flops")
@@ -46,7 +45,7 @@ class Reach(Evaluator):
         if not isinstance(model, Cascade):
             given = {} if self.inner is None else self.inner(task, model, candidate)
             macs = count(model, task.example)["macs"]
-            return Measured({**given, **_scores(macs)}, detail=getattr(given, "detail", {}))
+            return Measured({**given, **_scores(macs)}, detail=detail_of(given))
         with model.recording():
             if self.inner is not None:
                 given = self.inner(task, model, candidate)
@@ -57,16 +56,14 @@ class Reach(Evaluator):
                         model(*args, **kwargs)
         total = sum(model.left)
         left = {name: n / total for name, n in zip((*model.names, "end"), model.left, strict=True)}
-        detail = {**getattr(given, "detail", {}), "exits": left}
+        detail = {**detail_of(given), "exits": left}
         return Measured({**given, **_scores(model.expected_macs)}, detail=detail)
 
 
-def reached(space: Space, scorers: Sequence[Scorer]) -> list[Scorer]:
+def reached(space: Space, scorers: Sequence[Evaluator]) -> list[Evaluator]:
     """The evaluators as a space needs them whose costs depend on the data."""
-    decided = {name for c in space.choices for name in getattr(c.edit, "measured", ())}
-    if not decided.intersection(METRICS) or any(
-        set(METRICS) & set(getattr(s, "metrics", ())) for s in scorers
-    ):
+    decided = {name for c in space.choices for name in c.measured}
+    if not decided.intersection(METRICS) or any(set(METRICS) & set(s.metrics) for s in scorers):
         return list(scorers)
     quality = next((s for s in scorers if type(s) is Quality), None)
     if quality is None:

@@ -8,8 +8,7 @@ from torch import nn
 
 from ..spaces import Candidate
 from ..spaces.rung import on_rung, rung_of, rungs_of
-from .base import Evaluator, Measured
-from .pool import Scorer
+from .base import Evaluator, Measured, detail_of
 from .task import Task
 
 
@@ -20,18 +19,15 @@ class OnRung(Evaluator):
     front mixes them with those of the first rung.
     """
 
-    def __init__(self, inner: Scorer) -> None:
+    def __init__(self, inner: Evaluator) -> None:
         self.inner = inner
-        self.name = getattr(inner, "name", "") or getattr(inner, "__name__", type(inner).__name__)
-        self.metrics = getattr(inner, "metrics", ())
-        self.only_runs = getattr(inner, "only_runs", False)
-        self.of_network = getattr(inner, "of_network", False)
+        self.name, self.metrics, self.declared = inner.name, inner.metrics, inner.declared
+        self.only_runs, self.of_network = inner.only_runs, inner.of_network
         self._parts: dict[float, Task] = {}  # by share of the data, of the task seen last
         self._task: Task | None = None
 
     def gives(self, task: Task | None) -> tuple[str, ...]:
-        gives = getattr(self.inner, "gives", None)
-        return gives(task) if gives is not None else self.metrics
+        return self.inner.gives(task)
 
     def __call__(self, task: Task | None, model: nn.Module | None, candidate: Candidate) -> dict[str, float]:
         rung = rung_of(candidate)
@@ -40,7 +36,7 @@ class OnRung(Evaluator):
         given = self.inner(self._part(task, rung.samples), model, candidate)
         rungs = rungs_of(candidate)
         scores = {on_rung(metric, rung, rungs): value for metric, value in given.items()}
-        return Measured(scores, detail=getattr(given, "detail", {}))
+        return Measured(scores, detail=detail_of(given))
 
     def _part(self, task: Task, share: float) -> Task:
         if task is not self._task:

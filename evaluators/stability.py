@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -150,13 +150,4 @@ def _recalibrated(
         light = copy.copy(task)
         calls = [(args, kwargs, None) for args, kwargs in task.calibration_batches]
         light.calibration_batches = [batch[:2] for batch in part(calls, 0.5, int(rng.integers(2**31)))]
-        mending = getattr(space.model, "mending", None)
-        if mending is None or mending.calibration is None or mending.repair == "merge":
-            yield light, space
-            continue
-        model: Any = object.__new__(type(space.model))  # `copy` would leave out the captured graph
-        model.__dict__.update(vars(space.model))
-        model.mending = copy.copy(mending)
-        ridge = mending.calibration.ridge
-        model.calibrate(light.calibration_batches, repair=mending.repair, ridge=ridge)
-        yield light, Space(space.choices, model=model)
+        yield light, Space(space.choices, model=space.side.recalibrated(light.calibration_batches))

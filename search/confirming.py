@@ -12,12 +12,12 @@ from ..results.objective import Limit, Objective
 from ..spaces import Space
 
 if TYPE_CHECKING:
-    from ..evaluators.pool import Scorer
+    from ..evaluators.base import Evaluator
     from ..evaluators.task import Task
 
 
 def confirm_front(
-    ledger: Ledger, task: Task, space: Space, scorers: Sequence[Scorer], say: Callable[[str], None]
+    ledger: Ledger, task: Task, space: Space, scorers: Sequence[Evaluator], say: Callable[[str], None]
 ) -> None:
     """Score the unchanged model, the front and the uniform cuts on ``task.confirm_batches``, and keep it.
 
@@ -50,7 +50,7 @@ def confirm_front(
             ledger.measure(trial.number, {}, {"confirmed": record | ({"right": right} if right else {})})
 
 
-def _scores_quality(scorers: Sequence[Scorer]) -> bool:
+def _scores_quality(scorers: Sequence[Evaluator]) -> bool:
     """Are the run's scores the task's metric? A user's own evaluators may give others of the same name."""
     from ..evaluators.accuracy import Quality
 

@@ -41,7 +41,7 @@ def sensitivities(space: Space, candidates: Sequence[Candidate]) -> list[dict[st
     asked = replace(plan, sensitivity=True)
     choices = tuple(replace(c, edit=replace(c.edit, plan=asked)) if is_split(c) else c for c in space.choices)
     indices = np.array([c.indices for c in candidates])
-    found = space.model.cost_arrays(choices, indices)  # type: ignore[union-attr]
+    found = space.side.cost_arrays(choices, indices)
     names = ("latency_change", "throughput_change")
     return [{name: float(found[name][i]) for name in names} for i in range(len(candidates))]
 

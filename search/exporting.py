@@ -117,7 +117,7 @@ def stages_of(run: Run, model: Any, number: int) -> list[PlacedStage]:
             f"{run.path} has no splits, so its trials have no stages; sweep with --space prune,splits"
         )
     candidate = run.space.from_values(run[number].candidate.values)
-    return run.space.model.cut(model, candidate)  # type: ignore[union-attr]
+    return run.space.side.cut(model, candidate)
 
 
 def verify(

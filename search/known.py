@@ -11,25 +11,26 @@ from ..results.trial import Trial
 from ..spaces import Candidate, Space
 
 if TYPE_CHECKING:
-    from ..evaluators.pool import Scorer
+    from ..evaluators.base import Evaluator
 
 SAME = "same_network_as"  # detail of a trial that was not scored: the number of the one that was
 
 
 class Known:
-    """Outcomes by network (see ``Blueprint.network_key``): candidates that differ in where they are cut, or
+    """Outcomes by network (see ``ModelSide.network_key``): candidates that differ in where they are cut, or
     within a block that is not there, are not scored twice.
 
     Only where all evaluators say that they judge the network alone (``of_network``); else, and for spaces
     without a model, nothing is known.
     """
 
-    def __init__(self, space: Space, scorers: Iterable[Scorer] | None, trials: Sequence[Trial] = ()) -> None:
-        key = getattr(space.model, "network_key", None)
-        alone = scorers is not None and all(getattr(s, "of_network", False) for s in scorers)
-        self._key = key if alone else None
+    def __init__(
+        self, space: Space, scorers: Iterable[Evaluator] | None, trials: Sequence[Trial] = ()
+    ) -> None:
+        self._side = space.side
+        self._alone = scorers is not None and all(s.of_network for s in scorers)
         self._scored: dict[bytes, Outcome] = {}
-        if self._key is None or not trials:
+        if not self._alone or not trials:
             return
         computed = space.cost_arrays([t.candidate for t in trials])
         for i, t in enumerate(trials):
@@ -39,12 +40,17 @@ class Known:
 
     def learn(self, candidate: Candidate, outcome: Outcome) -> None:
         """Remember what was scored; failures are tried again."""
-        if self._key is not None and outcome.scores is not None and SAME not in outcome.detail:
-            self._scored.setdefault(self._key(candidate), outcome)
+        key = self._key(candidate)
+        if key is not None and outcome.scores is not None and SAME not in outcome.detail:
+            self._scored.setdefault(key, outcome)
 
     def outcome(self, number: int, candidate: Candidate) -> Outcome | None:
         """What is known of a candidate's network, as the outcome of trial ``number``."""
-        if self._key is None or (found := self._scored.get(self._key(candidate))) is None:
+        key = self._key(candidate)
+        if key is None or (found := self._scored.get(key)) is None:
             return None
         detail = {**found.detail, SAME: found.number}
         return replace(found, number=number, seconds=0.0, worker=f"trial {found.number}", detail=detail)
+
+    def _key(self, candidate: Candidate) -> bytes | None:
+        return self._side.network_key(candidate) if self._alone else None

@@ -14,7 +14,7 @@ from ..spaces import Candidate, Space
 from ..spaces.rung import tunes
 
 if TYPE_CHECKING:
-    from ..evaluators.pool import Scorer
+    from ..evaluators.base import Evaluator
     from ..evaluators.task import Task
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def make_pool(
     task: Task | None,
     space: Space,
-    scorers: Sequence[Scorer],
+    scorers: Sequence[Evaluator],
     workers: int,
     address: str | None,
     trial_timeout: float | None,
@@ -36,8 +36,8 @@ def make_pool(
         reference_ms: latency of the unchanged model where an earlier session has measured it.
     """
     light = task and (task.without_test() if tunes(space) else task.without_train())
-    beside = [s for s in scorers if not getattr(s, "lane", False)]
-    alone = [s for s in scorers if getattr(s, "lane", False)]
+    beside = [s for s in scorers if not s.lane]
+    alone = [s for s in scorers if s.lane]
     job = Job(light, space, beside, repeats=repeats)
     pool: Pool
     if workers == 0:

@@ -20,7 +20,7 @@ from .devices import modelled
 from .settings import RunError
 
 if TYPE_CHECKING:
-    from ..evaluators.pool import Scorer
+    from ..evaluators.base import Evaluator, Scorer
     from ..evaluators.task import Task
 
 log = logging.getLogger(__name__)
@@ -55,17 +55,16 @@ def check_inputs(task: Task | None, space: Space) -> None:
     Raises:
         ValueError: validation data of lengths that the networks of the space do not take.
     """
-    if task is None or getattr(space.model, "captured", None) is None:
+    if task is None:
         return
-    from ..spaces.proving.lengths import check_lengths
-
     data: dict[str, Sequence[Any]] = {
         "validation": task.batches,
         "confirm": task.confirm_batches,
         "test": task.test_batches,
         "calibration": task.calibration_batches,
     }
-    check_lengths(space, {what: [batch[:2] for batch in batches] for what, batches in data.items()})
+    inputs = {what: [batch[:2] for batch in batches] for what, batches in data.items()}
+    space.side.check_lengths(space, inputs)
 
 
 def choose_objectives(
@@ -133,7 +132,7 @@ def choose_evaluators(
     objectives: Sequence[Objective],
     limits: Sequence[Limit],
     space: Space,
-) -> list[Scorer]:
+) -> list[Evaluator]:
     """What scores a candidate: ``given`` or the task's quality; latency and robustness where they are wanted.
 
     The latency of a split network is none of these: it is computed, for the devices of the space.
@@ -142,17 +141,19 @@ def choose_evaluators(
         ValueError: neither a task nor evaluators; latency of a split network without devices.
         TaskError: robustness is wanted, and means nothing for the task's inputs.
     """
+    from ..evaluators.base import as_evaluators
+
     if task is None:
         if not given:
             raise ValueError("a sweep without a task needs evaluators=[...] that score its candidates")
-        return list(given)
+        return list(as_evaluators(given))
     from ..evaluators.accuracy import Quality
     from ..evaluators.batches import count_samples
     from ..evaluators.latency import Latency
 
     # Which samples each candidate got right is kept, so that a front can say what it cannot tell apart.
     each = count_samples(task.batches) <= MOST_KEPT
-    scorers: list[Scorer] = [Quality(each=each)] if given is None else list(given)
+    scorers: list[Evaluator] = [Quality(each=each)] if given is None else list(as_evaluators(given))
     wanted = {o.name for o in objectives} | {m.metric for m in limits}
     if "latency_ms" in wanted.difference(metrics_of(scorers, task), modelled(space)):
         if plan_of(space.choices) is not None:
@@ -170,16 +171,16 @@ def choose_evaluators(
     return scorers
 
 
-def with_measured_costs(space: Space, scorers: Sequence[Scorer]) -> list[Scorer]:
+def with_measured_costs(space: Space, scorers: Sequence[Evaluator]) -> list[Evaluator]:
     """The evaluators, and who measures costs that the data decide (see ``Rewrite.measured``)."""
-    if not any(getattr(choice.edit, "measured", ()) for choice in space.choices):
+    if not any(choice.measured for choice in space.choices):
         return list(scorers)
     from ..evaluators.reach import reached
 
     return reached(space, scorers)
 
 
-def on_rungs(space: Space, scorers: Sequence[Scorer], task: Task | None) -> list[Scorer]:
+def on_rungs(space: Space, scorers: Sequence[Evaluator], task: Task | None) -> list[Evaluator]:
     """The evaluators as a space with rungs needs them.
 
     Raises:
@@ -192,26 +193,22 @@ def on_rungs(space: Space, scorers: Sequence[Scorer], task: Task | None) -> list
     from ..evaluators.accuracy import Quality
     from ..evaluators.rungs import OnRung
 
-    def on(scorer: Scorer) -> Scorer:
-        if getattr(scorer, "lane", False):
+    def on(scorer: Evaluator) -> Evaluator:
+        if scorer.lane:
             return scorer
         return OnRung(Quality(each=True) if type(scorer) is Quality else scorer)
 
     return [on(s) for s in scorers]
 
 
-def metrics_of(scorers: Sequence[Scorer], task: Task | None) -> list[str]:
+def metrics_of(scorers: Sequence[Evaluator], task: Task | None) -> list[str]:
     """Names of the scores that evaluators say they give; plain functions say nothing."""
-    names: list[str] = []
-    for scorer in scorers:
-        gives = getattr(scorer, "gives", None)
-        names += gives(task) if gives is not None else getattr(scorer, "metrics", ())
-    return names
+    return [name for scorer in scorers for name in scorer.gives(task)]
 
 
 def check_metrics(
     space: Space,
-    scorers: Sequence[Scorer],
+    scorers: Sequence[Evaluator],
     task: Task | None,
     objectives: Sequence[Objective],
     limits: Sequence[Limit],
@@ -221,7 +218,7 @@ def check_metrics(
     Raises:
         ValueError: names the metric, and what there is.
     """
-    if any(not hasattr(s, "metrics") for s in scorers):
+    if any(not s.declared for s in scorers):
         return  # a plain function: what it gives is seen on the unchanged model
     known = [*metrics_of(scorers, task), *space.cost_arrays([space.baseline])]
     wanted = [("objective", o.name) for o in objectives] + [("limit on", m.metric) for m in limits]

@@ -6,10 +6,10 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ..evaluators.machine import environment
 from ..results.database import being_written
@@ -25,7 +25,6 @@ from .uniform import ladder
 
 if TYPE_CHECKING:
     from ..evaluators import Task
-    from ..spaces import Blueprint
 
 log = logging.getLogger(__name__)
 LEDGER = "ledger.sqlite"  # in the folder of a run
@@ -81,8 +80,8 @@ def describe(
         "unconfirmed": task.confirm_data if task is not None and not task.confirm_batches else "",
         "uniform": [list(c.indices) for c in ladder(space)],
         "kept": kept_units(space),
-        "layers": kept_layers(space),
-        "space": getattr(space, "recipe", None),
+        "layers": space.side.layers(space.choices),
+        "space": space.recipe,
         "modelled": modelled(space),
         "split": plan.to_json() if (plan := plan_of(space.choices)) is not None else None,
         "version": _version(),
@@ -91,17 +90,7 @@ def describe(
 
 def kept_units(space: Space) -> dict[str, list[int]]:
     """By choice, how many units each option keeps; for choices that keep some of many."""
-    kept = {c.name: getattr(c.edit, "kept", None) for c in space.choices}
-    return {name: [int(n) for n in numbers] for name, numbers in kept.items() if numbers is not None}
-
-
-def kept_layers(space: Space) -> list[dict[str, Any]]:
-    """What decides the width of each layer, in network order; see :mod:`..spaces.costing.layer_widths`."""
-    if getattr(space.model, "coupling", None) is None:
-        return []
-    from ..spaces.costing.layer_widths import layer_widths
-
-    return [asdict(layer) for layer in layer_widths(cast("Blueprint", space.model), space.choices)]
+    return {c.name: [int(n) for n in c.kept] for c in space.choices if c.kept is not None}
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -70,13 +70,13 @@ def staged_times(task: Task, space: Space, candidate: Candidate) -> dict[str, An
     if plan is None:
         raise ValueError("this space has no splits; make one by space('prune', 'splits')")
     with one_thread():
-        placed = space.model.stages(candidate)  # type: ignore[union-attr]
+        placed = space.side.stages(candidate)
         stages = [p.stage for p in placed]
         (clock,) = stage_times([stages], resize(task.example, 1))
     names = [d.name for d in plan.devices]
     on = [names.index(p.device) for p in placed]
     ms = [taken / plan.devices[d].speed for taken, d in zip(clock.tolist(), on, strict=True)]
-    sent = [sum(port.bytes(1) for port in stage.inputs) for stage in stages]
+    sent = [float(sum(port.bytes(1) for port in stage.inputs)) for stage in stages]
     costs = _pipeline(plan, ms, sent, on)
     return {
         "stages": [stage.name for stage in stages],

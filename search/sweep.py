@@ -48,7 +48,7 @@ from .warm_start import Source, warm_start
 from .watch import watched
 
 if TYPE_CHECKING:
-    from ..evaluators.pool import Scorer
+    from ..evaluators.base import Evaluator, Scorer
     from ..evaluators.task import Task
 
 log = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ class Driver:
         budget: Budget,
         progress: Progress,
         window: int,
-        scorers: Sequence[Scorer] | None = None,
+        scorers: Sequence[Evaluator] | None = None,
     ) -> None:
         self.searcher, self.space = searcher, searcher.space
         self.pool, self.ledger = pool, ledger

@@ -18,12 +18,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..evaluators.base import Evaluator
 from ..evaluators.pool import Job, Outcome, Pool
 from ..results.hypervolume import nondominated
 from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective, total_violation
 from ..results.trial import Trial
-from ..spaces import Candidate, Choice, Space
+from ..spaces import Candidate, Choice, ModelSide, Space
 from .base import Searcher
 from .budget import Budget
 from .exact.certificate import Certificate
@@ -101,12 +102,11 @@ def claimed(certificate: Certificate, objectives: Sequence[Objective]) -> np.nda
     return np.unique(np.array(points).reshape(-1, len(objectives)), axis=0)
 
 
-class ToyScorer:
+class ToyScorer(Evaluator):
     """Gives :func:`toy_scores`, fails where told, keeps the candidates it was called for."""
 
     name = "toy"
     metrics = ("quality", "cost")
-    lane = False
 
     def __init__(self, fail: Callable[[Candidate], bool] = lambda _: False) -> None:
         self.fail = fail
@@ -166,7 +166,7 @@ def facts(trials: Sequence[Trial]) -> list[tuple[int, tuple[int, ...], dict[str,
     return [(t.number, t.candidate.indices, dict(t.scores), t.reason) for t in trials]
 
 
-class _Cost:
+class _Cost(ModelSide):
     """A model side whose cost falls linearly from 1 to 0.1."""
 
     def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]:

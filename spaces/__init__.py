@@ -7,12 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .choice import Candidate, Choice, Option
-from .space import Space
+from .space import ModelSide, Space
 
 if TYPE_CHECKING:
     from .blueprint import Blueprint, trace
 
-__all__ = ["Blueprint", "Candidate", "Choice", "Option", "Space", "trace"]
+__all__ = ["Blueprint", "Candidate", "Choice", "ModelSide", "Option", "Space", "trace"]
 
 _TORCH_SIDE = {"Blueprint": ".blueprint", "trace": ".blueprint"}
 

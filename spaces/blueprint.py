@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ from .repair import Calibration
 from .repair.gram import Inputs
 from .repair.least_squares import RIDGE
 from .rewriting.rewrite import Built, is_rewrite, rewrites_of, rewritten
-from .space import Repair, Space
+from .space import ModelSide, Repair, Space
 from .splitting.cutting import Cutting
 from .splitting.splits import plan_of
 from .splitting.staged import PlacedStage, Staged, place
@@ -54,7 +55,7 @@ def trace(model: nn.Module, example: Any) -> Blueprint:
     return Blueprint(capture(model, example))
 
 
-class Blueprint:
+class Blueprint(ModelSide):
     """What :func:`trace` found: groups and residual blocks with their costs, and the means to cut them.
 
     Attributes:
@@ -106,7 +107,7 @@ class Blueprint:
         return tuple(g for g in self.coupling.groups if g.name not in out)
 
     @property
-    def blocks(self) -> tuple[Block, ...]:
+    def blocks(self) -> tuple[Block, ...]:  # type: ignore[override]
         """Residual blocks that may be dropped; after :meth:`prove_blocks`, only the proven ones."""
         out = self._drops.left_out if self._drops else {}
         return tuple(b for b in self._blocks if b.name not in out)
@@ -254,17 +255,19 @@ class Blueprint:
             raise ValueError(f"nothing in this model may be {what}" + (f" ({reasons})" if reasons else ""))
         self._rewrites |= any(map(is_rewrite, choices))
         calibrated = self.mending.calibration is not None
-        recipe: dict[str, Any] | None = None
-        if isinstance(importance, str):
-            shared = {
-                "ratios": ratios if isinstance(ratios, int) else [float(r) for r in ratios],
-                "importance": importance,
-                "round_to": round_to,
-                "repair": self.mending.repair if calibrated else repair,
-            }
-            own = {name: value for maker in makers for name, value in maker.recorded().items()}
-            recipe = {"kinds": list(kinds), "options": {**shared, **own}, "calibrated": calibrated}
-        space = Space([c for c in choices if len(c) > 1] or choices, model=self, recipe=recipe)
+        shared = {
+            "ratios": ratios if isinstance(ratios, int) else [float(r) for r in ratios],
+            "importance": importance,
+            "round_to": round_to,
+            "repair": self.mending.repair if calibrated else repair,
+        }
+        own = {name: value for maker in makers for name, value in maker.recorded().items()}
+        recipe = {"kinds": list(kinds), "options": {**shared, **own}, "calibrated": calibrated}
+        space = Space(
+            [c for c in choices if len(c) > 1] or choices,
+            model=self,
+            recipe=recipe if isinstance(importance, str) else None,
+        )
         if self.artifact == "module" and (candidates := spanning(space)):
             self._check_widths(candidates)
         return space
@@ -374,6 +377,29 @@ class Blueprint:
             )
             self._elastic = key, made
         return self._elastic[1]
+
+    def moves_statistics(self, candidate: Candidate, repair: Repair | None = None) -> bool:
+        return self.mending.moves_statistics(candidate, repair)
+
+    def recalibrated(self, batches: Sequence[Inputs]) -> Blueprint:
+        known, repair = self.mending.calibration, self.mending.repair
+        if known is None or repair == "merge":
+            return self
+        other = object.__new__(type(self))  # `copy` would leave out the captured graph
+        other.__dict__.update(vars(self))
+        other.mending = copy.copy(self.mending)
+        other.calibrate(batches, repair=repair, ridge=known.ridge)
+        return other
+
+    def check_lengths(self, space: Space, data: Mapping[str, Sequence[Inputs]]) -> None:
+        from .proving.lengths import check_lengths
+
+        check_lengths(self, space, data)
+
+    def layers(self, choices: tuple[Choice, ...]) -> list[dict[str, Any]]:
+        from .costing.layer_widths import layer_widths
+
+        return [asdict(layer) for layer in layer_widths(self, choices)]
 
     # -- travel to workers ---------------------------------------------------------------------------
 

@@ -37,6 +37,21 @@ class Choice:
     def __len__(self) -> int:
         return len(self.options)
 
+    @property
+    def neutral(self) -> bool:
+        """Does it decide where a network runs alone, and nothing about what that computes?"""
+        return getattr(self.edit, "neutral", False)
+
+    @property
+    def kept(self) -> tuple[int, ...] | None:
+        """By option, how many of many units stay; ``None`` where the choice is about something else."""
+        return getattr(self.edit, "kept", None)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Costs that a space with this choice does not compute: the data decide, and evaluators measure."""
+        return getattr(self.edit, "measured", ())
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:

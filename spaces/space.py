@@ -1,10 +1,11 @@
-"""A space of candidates. Knows numbers only; what candidates do to a model is the model side's."""
+"""Search space: a finite product of choices. Numbers only; the model side does what candidates mean."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -16,16 +17,108 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from .repair.gram import Inputs
+    from .splitting.staged import PlacedStage
 
 Repair = bool | Literal["once", "merge"]  # how built networks are mended without training
 
 
-class ModelSide(Protocol):
-    """What a space asks of the model behind it (implemented by :class:`Blueprint`)."""
+class Switching(Protocol):
+    """One resident network that takes the place of many built ones."""
 
-    def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]: ...
+    @property
+    def free(self) -> bool:
+        """Whether nobody has it from :meth:`lend`."""
 
-    def build(self, candidate: Candidate, *, repair: Repair | None = None) -> torch.nn.Module: ...
+    def switches(self, candidate: Candidate) -> bool:
+        """Can it become this candidate's network?"""
+
+    def lend(
+        self, candidate: Candidate, *, copies: bool = False, repair: Repair | None = None
+    ) -> AbstractContextManager[torch.nn.Module]:
+        """The candidate's network in eval mode; what is done to it is undone afterwards.
+
+        Args:
+            copies: give parameters of its own, which may be changed in place.
+            repair: in place of the space's own.
+        """
+
+
+class ModelSide:
+    """All that a space asks of the model behind it; this one answers for a space that has none.
+
+    ``trace(...).space(...)`` gives a space the real one. A subclass answers what it can: searchers need
+    :meth:`cost_arrays` alone.
+    """
+
+    blocks: tuple[Any, ...] = ()  # residual blocks that may be dropped
+
+    def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Analytic costs, float64 [n] each by metric, of candidates given as option indices [n, choices]."""
+        return {}
+
+    def cost_bounds(
+        self, choices: tuple[Choice, ...], low: np.ndarray, high: np.ndarray
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Bounds (least, most) [n] on some costs over boxes ``low <= indices <= high`` [n, choices]."""
+        return {}
+
+    def build(self, candidate: Candidate, *, repair: Repair | None = None) -> torch.nn.Module:
+        """An independent network in eval mode, really smaller.
+
+        Args:
+            repair: in place of the space's own.
+
+        Raises:
+            ValueError: there is no model.
+        """
+        raise ValueError("this needs a space of a model; make one by `trace(model, example).space(...)`")
+
+    def cut(self, network: torch.nn.Module, candidate: Candidate) -> list[PlacedStage]:
+        """The stages of a network that was built of this candidate in one piece, with their devices.
+
+        Raises:
+            ValueError: the candidate's space has no splits.
+        """
+        raise ValueError("stages need a space of a model, with splits: space('prune', 'splits')")
+
+    def stages(self, candidate: Candidate) -> list[PlacedStage]:
+        """:meth:`cut` of the candidate's network, which is built for it."""
+        return self.cut(self.build(candidate), candidate)
+
+    def unchanged(self, candidate: Candidate) -> bool:
+        """Is it the network that was given, wherever it is cut and runs?"""
+        return not any(candidate.indices)
+
+    def network_key(self, candidate: Candidate) -> bytes | None:
+        """Equal for candidates that are the same network; ``None`` where that is not known."""
+        return None
+
+    def elastic(self, choices: tuple[Choice, ...]) -> Switching | None:
+        """One network that switches between the candidates of a space with these choices; None without."""
+        return None
+
+    def moves_statistics(self, candidate: Candidate, repair: Repair | None = None) -> bool:
+        """Do built networks come with running statistics that fit their activations?"""
+        return False
+
+    def recalibrated(self, batches: Sequence[Inputs]) -> ModelSide:
+        """The same with other calibration data; itself where none are used."""
+        return self
+
+    def check_lengths(self, space: Space, data: Mapping[str, Sequence[Inputs]]) -> None:
+        """Refuse inputs of lengths that the networks of ``space`` do not take.
+
+        Args:
+            data: ``(args, kwargs)`` each, by what they are (``"validation"``).
+
+        Raises:
+            ValueError: names the input and the length, with the cure.
+        """
+
+    def layers(self, choices: tuple[Choice, ...]) -> list[dict[str, Any]]:
+        """What decides the width of each layer, in network order; see :class:`.layer_widths.LayerWidth`."""
+        return []
 
 
 class Space:
@@ -65,7 +158,7 @@ class Space:
     @property
     def neutral(self) -> np.ndarray:
         """[choices] bool: those that decide where a network runs, and nothing about what it computes."""
-        return np.array([getattr(c.edit, "neutral", False) for c in self.choices], dtype=bool)
+        return np.array([c.neutral for c in self.choices], dtype=bool)
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -161,10 +254,13 @@ class Space:
 
     def cost_arrays(self, candidates: Sequence[Candidate]) -> dict[str, np.ndarray]:
         """:meth:`costs` as plain float64 arrays [n]; empty for a space without a model."""
-        if self.model is None:
-            return {}
         indices = np.array([c.indices for c in candidates], dtype=np.int64).reshape(-1, len(self))
-        return self.model.cost_arrays(self.choices, indices)
+        return self.side.cost_arrays(self.choices, indices)
+
+    @property
+    def side(self) -> ModelSide:
+        """The model, or where there is none one that says so."""
+        return _NONE if self.model is None else self.model
 
     def costs(self, candidates: Sequence[Candidate]) -> pd.DataFrame:
         """Analytic costs, one row per candidate, nothing built.
@@ -194,10 +290,13 @@ class Space:
         self._need_model("build")
         if candidate.choices != self.choices:
             candidate = self.from_values(candidate.values)
-        return self.model.build(candidate, repair=repair)  # type: ignore[union-attr]
+        return self.side.build(candidate, repair=repair)
 
-    def _need_model(self, what: str) -> Any:
+    def _need_model(self, what: str) -> None:
         if self.model is None:
             raise ValueError(
                 f"{what} needs a space of a model; make one by `trace(model, example).space(...)`"
             )
+
+
+_NONE = ModelSide()

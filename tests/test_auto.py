@@ -20,14 +20,14 @@ from netcarve.search.testing import (
     toy_space,
     toy_sweep,
 )
-from netcarve.spaces import Choice, Space
+from netcarve.spaces import Choice, ModelSide, Space
 
 
 class TestAuto(SearcherConformance):
     searcher = Auto
 
 
-class Costs:
+class Costs(ModelSide):
     """An analytic cost: multiplied over neighbouring choices, as MACs are."""
 
     def cost_arrays(self, choices, indices):

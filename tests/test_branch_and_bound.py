@@ -13,7 +13,7 @@ from netcarve.search.exact.branch_and_bound import BranchAndBound
 from netcarve.search.exact.certificate import Certificate, CertificateError, check_certificate
 from netcarve.search.registry import guard
 from netcarve.search.testing import SearcherConformance, claimed, drive, every, toy_space, true_front
-from netcarve.spaces import Choice, Space
+from netcarve.spaces import Choice, ModelSide, Space
 
 COSTS = (Objective("macs"), Objective("params"), Objective("memory_mb"))
 
@@ -24,7 +24,7 @@ class TestBranchAndBound(SearcherConformance):
     learns = False  # without a bound it enumerates
 
 
-class Tables:
+class Tables(ModelSide):
     """An analytic model side: polynomials of what each choice keeps, or anything at all.
 
     ``vouches`` gives bounds over boxes, from the two extreme corners: right only where costs fall.

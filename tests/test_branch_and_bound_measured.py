@@ -11,12 +11,12 @@ from netcarve.search.exact.certificate import CertificateError, check_certificat
 from netcarve.search.greedy.sensitivity import candidates_of, predict
 from netcarve.search.registry import guard
 from netcarve.search.testing import claimed, drive, every, toy_space, true_front
-from netcarve.spaces import Choice, Space
+from netcarve.spaces import Choice, ModelSide, Space
 
 COSTS = (Objective("macs"), Objective("params"), Objective("memory_mb"))
 
 
-class Quadratic:
+class Quadratic(ModelSide):
     """Costs are quadratic forms of what each choice keeps, with bounds from the corners of a box."""
 
     def __init__(self, counts, rng):

@@ -15,7 +15,7 @@ from netcarve.evaluators import (
     measure_latency,
     reestimate_batchnorm,
 )
-from netcarve.spaces import Candidate, Choice, Space
+from netcarve.spaces import Candidate, Choice, ModelSide, Space
 from torch import Tensor, nn
 
 CHANGED = Candidate((0,))
@@ -36,7 +36,7 @@ class Net(nn.Module):
         return self.fc(self.drop(self.bn(self.conv(x)).relu().mean((2, 3))))
 
 
-class Side:
+class Side(ModelSide):
     """A model side that gives the same network for every candidate."""
 
     def build(self, candidate: Candidate, *, repair: object = None) -> nn.Module:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from netcarve.evaluators import Task
 from netcarve.evaluators.accuracy import Quality
+from netcarve.evaluators.base import as_evaluators
 from netcarve.evaluators.batchnorm import reestimate_batchnorm
 from netcarve.evaluators.pool import Job
 from netcarve.evaluators.reach import Reach, reached
@@ -356,7 +357,7 @@ def test_evaluators_are_left_alone_where_nothing_is_measured(task):
     blueprint = trace(task.model, task.example)
     scorers = [Quality()]
     assert reached(blueprint.space("prune"), scorers) == scorers
-    made = reached(blueprint.space("exits"), [lambda task, model, candidate: {"x": 1.0}])
+    made = reached(blueprint.space("exits"), as_evaluators([lambda task, model, candidate: {"x": 1.0}]))
     assert isinstance(made[-1], Reach)
     assert made[-1].metrics == ("macs", "flops")
 

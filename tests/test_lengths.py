@@ -183,14 +183,13 @@ def test_a_forward_that_branches_on_the_length_is_refused(change, message):
     # Between the shortest and the longest it must run at least.
     calls = [((normal(2, steps, 4),), {}) for steps in (14, 30, 31)]
     with pytest.raises(ValueError, match="the only length"):
-        check_lengths(space, {"validation": calls})
+        check_lengths(space.model, space, {"validation": calls})
 
 
 def test_a_branch_that_keeps_units_together_is_taken():
     task = bucketed(Branching(lambda net, h, x: h * 2))
-    check_lengths(
-        trace(task.model, task.example).space("prune"), {"validation": [b[:2] for b in task.batches]}
-    )
+    space = trace(task.model, task.example).space("prune")
+    check_lengths(space.model, space, {"validation": [b[:2] for b in task.batches]})
 
 
 def test_captured_graphs_take_one_length_and_say_why():

@@ -31,7 +31,7 @@ from netcarve.evaluators import (
     resolve_task,
 )
 from netcarve.evaluators.ray_session import RaySession
-from netcarve.spaces import Candidate, Choice, Space
+from netcarve.spaces import Candidate, Choice, ModelSide, Space
 from threadpoolctl import threadpool_info
 from torch import Tensor, nn
 
@@ -144,7 +144,7 @@ class Net(nn.Module):
         return self.layers(x)
 
 
-class Side:
+class Side(ModelSide):
     """A model side whose candidates scale one layer."""
 
     def __init__(self, model: nn.Module) -> None:

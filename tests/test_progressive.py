@@ -18,7 +18,7 @@ from netcarve.search import Interrupted
 from netcarve.search.combined.progressive import Progressive, disagreements, mcnemar
 from netcarve.search.registry import guard
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, facts, toy_scores, toy_space
-from netcarve.spaces import Candidate, Space
+from netcarve.spaces import Candidate, ModelSide, Space
 from netcarve.spaces.rung import Rung, parse_rungs, rung_of, tunes, with_rungs
 from scipy.stats import binomtest
 from torch import nn
@@ -127,7 +127,7 @@ def test_the_paired_test_is_the_exact_binomial_one() -> None:
         assert mcnemar(wins, losses) == pytest.approx(expected)
 
 
-class _Costs:
+class _Costs(ModelSide):
     """MACs are known: each option takes a tenth."""
 
     def cost_arrays(self, choices: Any, indices: np.ndarray) -> dict[str, np.ndarray]:

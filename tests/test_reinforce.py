@@ -16,7 +16,7 @@ from netcarve.search.learnt.ppo import PPO
 from netcarve.search.learnt.reinforce import Reinforce
 from netcarve.search.registry import guard
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
-from netcarve.spaces import Candidate, Choice, Space
+from netcarve.spaces import Candidate, Choice, ModelSide, Space
 
 
 class TestReinforce(SearcherConformance):
@@ -27,7 +27,7 @@ class TestPPO(SearcherConformance):
     searcher = PPO
 
 
-class _Costs:
+class _Costs(ModelSide):
     def cost_arrays(self, choices: Any, indices: np.ndarray) -> dict[str, np.ndarray]:
         return {"macs": (10.0 - indices).prod(axis=1), "params": (10.0 - indices).sum(axis=1)}
 

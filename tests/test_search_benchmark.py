@@ -17,6 +17,7 @@ import torch
 from netcarve import Candidate, Choice, Objective, Space, sweep, trace
 from netcarve.evaluators.tasks.digits import DigitsNet
 from netcarve.search.registry import known_searchers
+from netcarve.spaces import ModelSide
 from rich.console import Console
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -214,7 +215,7 @@ def test_proposals_are_timed_up_to_the_last_mark() -> None:
     assert (timing.told, timing.given_up) == (4**6, False)  # the space has no more
 
 
-class _Cheap:
+class _Cheap(ModelSide):
     def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]:
         return {"macs": 100.0 - indices.sum(axis=1)}
 

@@ -15,7 +15,7 @@ from netcarve.search.greedy.netadapt import NetAdapt
 from netcarve.search.greedy.sensitivity import candidates_of, predict
 from netcarve.search.registry import guard
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
-from netcarve.spaces import Space
+from netcarve.spaces import ModelSide, Space
 
 
 class TestAdditive(SearcherConformance):
@@ -33,7 +33,7 @@ class TestNetAdapt(SearcherConformance):
     random = False
 
 
-class Products:
+class Products(ModelSide):
     """An analytic model side like MACs: sums of products of what neighbouring choices keep."""
 
     def __init__(self, widths):
@@ -271,7 +271,7 @@ def test_netadapt_takes_the_least_damage_of_the_first_round_and_the_smallest_com
     assert made.budgets == [(36.0, space.candidate([0, 1]))]
 
 
-class Additives:
+class Additives(ModelSide):
     def __init__(self, base, saves):
         self.base, self.saves = base, saves
 

@@ -9,7 +9,7 @@ from netcarve.search.greedy.merge import GreedyMerge
 from netcarve.search.greedy.split import GreedySplit
 from netcarve.search.registry import searcher
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_space
-from netcarve.spaces import Candidate, Choice, Space
+from netcarve.spaces import Candidate, Choice, ModelSide, Space
 
 
 class TestGreedyMerge(SearcherConformance):
@@ -97,7 +97,7 @@ def test_partitions_need_cuts():
         searcher("greedy-split", toy_space(), OBJECTIVES)
 
 
-class Modelled:
+class Modelled(ModelSide):
     """A model side whose costs are the partition's own figures."""
 
     def __init__(self, weights):

@@ -18,7 +18,7 @@ from netcarve.search.generator import GeneratorSearcher
 from netcarve.search.greedy.greedy import Greedy
 from netcarve.search.registry import find_searcher, guard, known_searchers, searcher
 from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
-from netcarve.spaces import Choice, Space
+from netcarve.spaces import Choice, ModelSide, Space
 
 
 class Climb(GeneratorSearcher):
@@ -62,7 +62,7 @@ class TestDistinctOfRandom(SearcherConformance):
         return Distinct(Random(space, objectives, seed=seed), patience=1)
 
 
-class Costs:
+class Costs(ModelSide):
     """An analytic model side: cost falls linearly from 1 to 0.1."""
 
     def __init__(self, weights):

@@ -16,12 +16,12 @@ from netcarve.search.sweep import Driver
 from netcarve.search.testing import OBJECTIVES, AnyOrder, facts, toy_scores, toy_space
 from netcarve.search.testing import ToyScorer as Toy
 from netcarve.search.testing import toy_sweep as run
-from netcarve.spaces import Space
+from netcarve.spaces import ModelSide, Space
 
 NAMES = ("quality:max", "cost:min")
 
 
-class Costs:
+class Costs(ModelSide):
     """A model side with analytic costs, and itself for a model."""
 
     def cost_arrays(self, choices, indices):

@@ -9,11 +9,12 @@ import torch
 from netcarve import Choice, Space, Task, trace
 from netcarve.search.base import Searcher, parse_limits
 from netcarve.search.uniform import RUNGS, SHARE, ladder, opening
+from netcarve.spaces import ModelSide
 from netcarve.spaces.rung import parse_rungs, with_rungs
 from torch import nn
 
 
-class Costs:
+class Costs(ModelSide):
     """MACs proportional to what is kept."""
 
     def cost_arrays(self, choices, indices):

@@ -11,10 +11,10 @@ from netcarve.search.feasible import Feasible, check_reachable
 from netcarve.search.generator import GeneratorSearcher
 from netcarve.search.registry import guard, searcher
 from netcarve.search.testing import OBJECTIVES, drive, toy_scores, toy_space
-from netcarve.spaces import Space
+from netcarve.spaces import ModelSide, Space
 
 
-class Costs:
+class Costs(ModelSide):
     """An analytic model side: cost falls linearly from 1 to 0.1."""
 
     def __init__(self, weights):

@@ -106,7 +106,7 @@ def parts_section(subject: Subject) -> Section:
 
 def _parts(subject: Subject) -> tuple[dict[str, Any], str]:
     """Name -> what tells the part in the original's graph, and what they are."""
-    blocks = getattr(subject.space.model, "blocks", ())
+    blocks = subject.space.side.blocks
     if 2 <= len(blocks) <= MOST:
         return {b.name: b for b in blocks}, "residual blocks"
     if len(blocks) > MOST:

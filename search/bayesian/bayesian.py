@@ -114,7 +114,7 @@ class Bayesian(Searcher):
         return [Candidate(tuple(row), self.space.choices) for row in rows.tolist()]
 
     def _costs(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        return self.space.model.cost_arrays(self.space.choices, rows) if self.space.model else {}
+        return self.space.side.cost_arrays(self.space.choices, rows)
 
     def _violation(self, rows: np.ndarray) -> np.ndarray:
         limits = [m for m in self.limits if m.metric in self._analytic]

@@ -11,7 +11,7 @@ import numpy as np
 
 from ...results.objective import Objective
 from ...results.trial import Trial
-from ...spaces import Candidate, Choice, Space
+from ...spaces import Candidate, Choice, ModelSide, Space
 from ...spaces.rung import NAME, off_rung, rungs_of
 from ..base import Searcher
 from ..evolutionary.ranking import best_first
@@ -224,7 +224,7 @@ class Progressive(Searcher):
         return Candidate(indices, self.space.choices)
 
 
-class _OnTop:
+class _OnTop(ModelSide):
     """The model side of the space of networks: costs do not depend on the rung."""
 
     def __init__(self, space: Space, place: int) -> None:

@@ -99,9 +99,8 @@ class Bounds:
         return self.space.cost_arrays(candidates_of(self.space, rows)) if self.analytic else {}
 
     def _vouched(self, low: np.ndarray, high: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        bound = getattr(self.space.model, "cost_bounds", None)
-        found = bound(self.space.choices, low, high) if bound is not None and self.analytic else None
-        return {m: pair for m, pair in (found or {}).items() if m in self.analytic}
+        found = self.space.side.cost_bounds(self.space.choices, low, high) if self.analytic else {}
+        return {m: pair for m, pair in found.items() if m in self.analytic}
 
 
 def branching_order(bounds: Bounds) -> list[int]:

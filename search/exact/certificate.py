@@ -293,8 +293,7 @@ class _Checker:
     def _box(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lower bounds of the objectives over boxes, and which boxes may hold what keeps the limits."""
         ranges: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        vouch = getattr(self.space.model, "cost_bounds", None)
-        found = (vouch(self.space.choices, low, high) if vouch else None) or {}
+        found = self.space.side.cost_bounds(self.space.choices, low, high)
         corners = [
             self.space.cost_arrays([Candidate(tuple(r), self.space.choices) for r in rows.tolist()])
             if "assumed" in self.claim.origin.values()

@@ -123,5 +123,4 @@ class Episodes:
         return np.stack([costs[m] for m in self._metrics], axis=1) / self._whole
 
     def _costs(self, indices: np.ndarray) -> Costs:
-        model = self.space.model
-        return {} if model is None else model.cost_arrays(self.space.choices, indices)
+        return self.space.side.cost_arrays(self.space.choices, indices)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
 from ..blocks import find_blocks
-from ..blueprint import Blueprint
 from ..capture import (
     CaptureError,
     batch_length,
@@ -38,23 +38,24 @@ from ..threads import one_thread
 from .proof import Artifacts, no_constant_parameters
 from .proof_cache import ProofCache
 
+if TYPE_CHECKING:
+    from ..blueprint import Blueprint
+
 SAMPLES = 2  # of each batch that are run
 
 
 @one_thread()
-def check_lengths(space: Space, data: Mapping[str, Sequence[Inputs]]) -> None:
+def check_lengths(blueprint: Blueprint, space: Space, data: Mapping[str, Sequence[Inputs]]) -> None:
     """Refuse inputs of lengths (of any axis but the first) that the networks of a space do not take.
 
     Args:
-        space: whose model is a :class:`Blueprint` that holds its captured graph.
+        blueprint: of the space's model, with its captured graph.
         data: inputs ``(args, kwargs)``, by what they are (``"validation"``).
 
     Raises:
         ValueError: the networks are captured graphs, or the user's module, pruned, is wrong at some length;
             the cure is to pad.
     """
-    blueprint = space.model
-    assert isinstance(blueprint, Blueprint)
     traced = blueprint.captured.args, blueprint.captured.kwargs
     others: dict[tuple[torch.Size, ...], tuple[str, Inputs]] = {}
     for what, batches in data.items():
