@@ -1,4 +1,7 @@
-"""Dominance, hypervolume and knee of point sets. Pure functions; everything is minimised."""
+"""Dominance, hypervolume and knee of point sets. Pure functions; everything is minimised.
+
+Dominance and hypervolume are moocore's; it is imported where it is used, since that takes 40 ms.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ def nondominated(points: ArrayLike) -> np.ndarray:
     """Which points no other point dominates.
 
     One point dominates another when it is nowhere worse and somewhere better, so equal points are kept
-    or dropped together. O(n log n) for two objectives, O(n x front) for more.
+    or dropped together.
 
     Args:
         points: [n, objectives], minimised; infinities are allowed.
@@ -23,29 +26,32 @@ def nondominated(points: ArrayLike) -> np.ndarray:
     Raises:
         ValueError: not two-dimensional, or NaN.
     """
+    import moocore
+
     points = _matrix(points)
-    n, m = points.shape
-    keep = np.zeros(n, dtype=bool)
-    if n == 0:
-        return keep
-    # In lexicographic order a point can only be dominated by an earlier one, and duplicates are adjacent.
-    order = np.lexsort(points.T[::-1])
-    ordered = points[order]
-    first = np.ones(n, dtype=bool)
-    first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    unique = ordered[first]
-    kept = np.zeros(len(unique), dtype=bool)
-    if m == 2:
-        best = np.minimum.accumulate(unique[:, 1])
-        kept[0] = True
-        kept[1:] = unique[1:, 1] < best[:-1]
-    else:
-        left = np.arange(len(unique))
-        while len(left):
-            kept[left[0]] = True
-            left = left[(unique[left] < unique[left[0]]).any(axis=1)]
-    keep[order] = kept[np.cumsum(first) - 1]
-    return keep
+    if not len(points):
+        return np.zeros(0, dtype=bool)
+    return moocore.is_nondominated(_finite(points), keep_weakly=True)
+
+
+def dominance_ranks(points: ArrayLike) -> np.ndarray:
+    """Which front each point is on: 0 for what no point dominates, 1 for what only those do, and so on.
+
+    Args:
+        points: [n, objectives], minimised; infinities are allowed.
+
+    Returns:
+        Int64 [n]; equal points share a rank.
+
+    Raises:
+        ValueError: as :func:`nondominated`.
+    """
+    import moocore
+
+    points = _matrix(points)
+    if not len(points):
+        return np.zeros(0, dtype=np.int64)
+    return moocore.pareto_rank(_finite(points)).astype(np.int64)
 
 
 def nondominated_within(points: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
@@ -86,10 +92,6 @@ def nondominated_within(points: ArrayLike, low: ArrayLike, high: ArrayLike) -> n
 def hypervolume(points: ArrayLike, reference: Sequence[float] | np.ndarray) -> float:
     """Volume that the points dominate up to the reference point, exact for any number of objectives.
 
-    Two objectives: one sweep, O(n log n). More: the exclusive volumes of WFG (While, Bradstreet, Barone,
-    "A fast way of calculating exact hypervolumes", IEEE Trans. Evol. Comput. 16(1), 2012, algorithm 1),
-    taken in the order of the last objective so that every level has one objective fewer.
-
     Args:
         points: [n, objectives], minimised, finite; only those below the reference everywhere count.
         reference: [objectives], finite.
@@ -97,6 +99,8 @@ def hypervolume(points: ArrayLike, reference: Sequence[float] | np.ndarray) -> f
     Raises:
         ValueError: shapes that do not fit, or a number that is not finite.
     """
+    import moocore
+
     points, corner = _matrix(points), np.asarray(reference, dtype=np.float64)
     if corner.ndim != 1 or not len(corner) or (len(points) and points.shape[1] != len(corner)):
         raise ValueError(
@@ -105,33 +109,8 @@ def hypervolume(points: ArrayLike, reference: Sequence[float] | np.ndarray) -> f
         )
     if not (np.isfinite(points).all() and np.isfinite(corner).all()):
         raise ValueError("hypervolume needs finite points and a finite reference")
-    if not len(points):
-        return 0.0
-    points = points[(points < corner).all(axis=1)]
-    return _volume(points[nondominated(points)] if points.shape[1] > 2 else points, corner)
-
-
-def _volume(points: np.ndarray, corner: np.ndarray) -> float:
-    """Hypervolume of points [n, m] that are all at or below ``corner`` [m]."""
-    if not len(points):
-        return 0.0
-    if len(corner) == 1:
-        return float(corner[0] - points.min())
-    if len(corner) == 2:
-        points = points[np.argsort(points[:, 0], kind="stable")]
-        height = np.minimum.accumulate(np.concatenate((corner[1:], points[:, 1])))  # [n + 1]
-        return float((corner[0] - points[:, 0]) @ (height[:-1] - height[1:]))
-    points = points[np.argsort(points[:, -1], kind="stable")]
-    total = 0.0
-    for i, point in enumerate(points):
-        # Earlier points reach at least as low in the last objective, so what they leave of this point's box
-        # is a prism: a base in the other objectives times one height.
-        covered = np.maximum(points[:i, :-1], point[:-1])
-        if covered.shape[1] > 2:
-            covered = covered[nondominated(covered)]
-        base = float(np.prod(corner[:-1] - point[:-1])) - _volume(covered, corner[:-1])
-        total += base * float(corner[-1] - point[-1])
-    return total
+    points = points[(points < corner).all(axis=1)] if len(points) else points
+    return float(moocore.hypervolume(points, ref=corner)) if len(points) else 0.0
 
 
 def knee(points: ArrayLike) -> int:
@@ -167,6 +146,16 @@ def knee(points: ArrayLike) -> int:
     # 1e-12: points that differ by rounding only are equal, so that the first of them is taken.
     towards_ideal = -(scaled @ normal)
     return int(np.flatnonzero(towards_ideal >= towards_ideal.max() - 1e-12)[0])
+
+
+def _finite(points: np.ndarray) -> np.ndarray:
+    """Points that dominate each other as the given ones [n, objectives] do, without infinities.
+
+    moocore 0.3.2 errs on these, or ends the process, from three objectives on.
+    """
+    if np.isfinite(points).all():
+        return points
+    return np.stack([np.unique(column, return_inverse=True)[1] for column in points.T], axis=1).astype(float)
 
 
 def _matrix(points: ArrayLike) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from netcarve.results.hypervolume import hypervolume, knee, nondominated
+from netcarve.results.hypervolume import dominance_ranks, hypervolume, knee, nondominated
 
 EDGE = 6  # integer points in [0, EDGE)^m, reference EDGE
 
@@ -91,6 +91,19 @@ def test_nothing_dominates_nothing():
 def test_nondominated_is_the_definition(objectives, data):
     points = data.draw(integer_points(objectives, most=14))
     assert (~nondominated(points)).tolist() == dominated_by_definition(points)
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4, 40])
+@given(data=st.data())
+def test_fronts_come_off_one_after_the_other(objectives, data):
+    some = st.sampled_from([-np.inf, -1e308, -0.0, 0.0, 1.0, np.inf])
+    points = data.draw(arrays(np.float64, st.tuples(st.integers(0, 9), st.just(objectives)), elements=some))
+    found, left, level = dominance_ranks(points), np.arange(len(points)), 0
+    assert (nondominated(points) == (found == 0)).all()
+    while len(left):
+        beaten = np.array(dominated_by_definition(points[left]), dtype=bool)
+        assert (found[left[~beaten]] == level).all()
+        left, level = left[beaten], level + 1
 
 
 def test_equal_points_are_kept_together_and_zero_has_one_sign():

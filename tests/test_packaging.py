@@ -11,11 +11,13 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import netcarve
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 # Each imports only from those before it.
@@ -43,6 +45,11 @@ def modules() -> dict[str, Path]:
 
 
 MODULES = modules()
+NOT_PRODUCT = [p for top in ("tests", "benchmarks", "examples") for p in sorted((ROOT / top).rglob("*.py"))]
+# Run with their own folder on the path: benchmarks, and what an export carries along.
+SCRIPTS = {p.stem for p in ROOT.rglob("*.py") if p.parent.name in ("benchmarks", "standalone")}
+# Installed by hand by those who want them; nothing else asks for them.
+BY_HAND = {"atheris", "executorch", "torch_pruning"}
 
 
 def imports(name: str, *, types: bool) -> set[str]:
@@ -70,6 +77,17 @@ def imports(name: str, *, types: bool) -> set[str]:
                 module = f"{base}.{alias.name}"
                 found.add(module if module in MODULES else base)
     return {module for module in found if module in MODULES and module != name}
+
+
+def imported_from_elsewhere(path: Path) -> set[str]:
+    """Top-level packages that a file imports anywhere, but for Python's, ours and those installed by hand."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.add(node.module.partition(".")[0])
+    return found - sys.stdlib_module_names - SCRIPTS - BY_HAND - {"netcarve"}
 
 
 def layer(name: str) -> int:
@@ -117,8 +135,7 @@ def test_no_import_cycles() -> None:
 
 
 def test_files_stay_small() -> None:
-    tops = [ROOT / name for name in ("tests", "benchmarks", "examples")]
-    paths = [*MODULES.values(), *(path for top in tops for path in top.rglob("*.py"))]
+    paths = [*MODULES.values(), *NOT_PRODUCT]
     lengths = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in paths}
     assert {path: lines for path, lines in lengths.items() if lines > 400} == {}
 
@@ -145,6 +162,20 @@ def test_every_dependency_is_pinned_in_constraints() -> None:
         assert requirement.name in pins, f"constraints.txt lacks {requirement.name}"
         assert requirement.specifier.contains(pins[requirement.name]), requirement
     assert set(pins) == {Requirement(text).name for text in asked}
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Also what comes along with another distribution today: torch brings sympy, say."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    every = {"": project["dependencies"], **project["optional-dependencies"]}
+    for_users = {name: texts for name, texts in every.items() if name not in ("dev", "zoo")}
+    installed = packages_distributions()
+    for path in (*MODULES.values(), *NOT_PRODUCT):
+        groups = for_users if path in MODULES.values() else every
+        declared = {canonicalize_name(Requirement(d).name) for texts in groups.values() for d in texts}
+        for name in imported_from_elsewhere(path):
+            sources = {canonicalize_name(d) for d in installed.get(name, [name])}
+            assert sources & declared, f"{path.relative_to(ROOT)} imports {name}, which nothing declares"
 
 
 def test_the_version_is_said_once_and_the_same() -> None:

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from ...results.hypervolume import nondominated
+from ...results.hypervolume import dominance_ranks, nondominated
 
 AUGMENTATION = 1e-3  # rho of the augmented Chebyshev norm: breaks ties, hides no point that matters
 
@@ -23,18 +23,11 @@ def ranks(losses: np.ndarray, violations: np.ndarray) -> np.ndarray:
         Int [n], 0 for the first front; equal violations share a rank.
     """
     rank = np.zeros(len(losses), dtype=np.int64)
-    left = np.flatnonzero(violations <= 0.0)
-    level = 0
-    if losses.shape[1] == 1 and len(left):
-        rank[left] = np.unique(losses[left, 0], return_inverse=True)[1]
-        level, left = int(rank.max()) + 1, left[:0]
-    while len(left):
-        first = nondominated(losses[left])
-        rank[left[first]] = level
-        left = left[~first]
-        level += 1
-    broken = violations > 0.0
-    rank[broken] = level + np.unique(violations[broken], return_inverse=True)[1]
+    kept, broken = violations <= 0.0, violations > 0.0
+    rank[kept] = dominance_ranks(losses[kept])
+    rank[broken] = (
+        rank.max(initial=-1, where=kept) + 1 + np.unique(violations[broken], return_inverse=True)[1]
+    )
     return rank
 
 
