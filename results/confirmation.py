@@ -16,7 +16,7 @@ import numpy as np
 from .front import Front
 from .objective import Objective
 from .points import points_of, scaled_hypervolume
-from .significance import wilson
+from .significance import sign_test, wilson
 from .trial import Trial
 
 LEVEL = 0.05  # of the paired test that tells two networks apart
@@ -90,11 +90,9 @@ def indistinct(front: Front, level: float = LEVEL) -> dict[int, list[int]]:
     right = samples_right(list(front))
     if right is None or len(front) < 2:
         return {}
-    from scipy.special import bdtr  # the binomial distribution without scipy.stats, which takes 2 s to import
-
     numbers = [t.number for t in front]
     gained = np.rint(right @ (1.0 - right).T).astype(np.int64)  # [trials, trials]: the row alone is right
-    p = np.minimum(1.0, 2.0 * bdtr(np.minimum(gained, gained.T), gained + gained.T, 0.5))
+    p = sign_test(gained, gained.T)
     return {
         number: [numbers[j] for j in np.flatnonzero(p[i] >= level) if j != i]
         for i, number in enumerate(numbers)

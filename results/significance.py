@@ -9,6 +9,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 LEVEL = 0.95
 RESAMPLES = 1000
@@ -81,14 +82,21 @@ def mcnemar(ours: np.ndarray, theirs: np.ndarray) -> Paired:
     if ours.shape != theirs.shape or ours.ndim != 1:
         raise ValueError(f"need two vectors of one length, got {ours.shape} and {theirs.shape}")
     gained, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    return Paired(gained, lost, sign_test(gained, lost))
+    return Paired(gained, lost, float(sign_test(gained, lost)))
 
 
-def sign_test(a: int, b: int) -> float:
-    """Two-sided p that ``a + b`` fair coins fall at least as unevenly as ``a`` against ``b``."""
-    count = a + b
-    tail = sum(math.comb(count, k) for k in range(min(a, b) + 1))
-    return min(1.0, tail / 2 ** (count - 1)) if count else 1.0
+def sign_test(a: ArrayLike, b: ArrayLike) -> np.ndarray:
+    """Two-sided p that ``a + b`` fair coins fall at least as unevenly as ``a`` against ``b``.
+
+    Args:
+        a, b: counts, int arrays that broadcast.
+
+    Returns:
+        Float64 of their shape, in (0, 1].
+    """
+    from scipy.special import bdtr  # the binomial distribution without scipy.stats, which takes 2 s to import
+
+    return np.minimum(1.0, 2.0 * bdtr(np.minimum(a, b), np.add(a, b), 0.5))
 
 
 def bootstrap(
