@@ -13,6 +13,7 @@ import netcarve
 import numpy as np
 from netcarve import Candidate, Trial
 from netcarve.evaluators.pool import Outcome, Pool
+from netcarve.results import Proposal
 from netcarve.results.hypervolume import hypervolume
 from netcarve.results.ledger import Ledger
 from netcarve.search.budget import Budget
@@ -30,16 +31,16 @@ class Lookup(Pool):
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self._queue: deque[tuple[int, Candidate]] = deque()
+        self._queue: deque[tuple[int, Proposal]] = deque()
 
     def room(self) -> int:
         return WINDOW
 
-    def submit(self, jobs: Sequence[tuple[int, Candidate]]) -> None:
+    def submit(self, jobs: Sequence[tuple[int, Proposal]]) -> None:
         self._queue.extend(jobs)
 
     def finished(self, timeout: float | None = None) -> list[Outcome]:
-        done = [Outcome(number, self.problem.score(candidate)) for number, candidate in self._queue]
+        done = [Outcome(number, self.problem.score(asked.candidate)) for number, asked in self._queue]
         self._queue.clear()
         return done
 
@@ -58,7 +59,7 @@ def own_run(name: str, problem: Problem, seed: int, evaluations: int) -> list[Tr
     with tempfile.TemporaryDirectory() as folder, Ledger(Path(folder) / "ledger", write=True) as ledger:
         budget = Budget(evaluations)
         first = [problem.space.baseline, *opening(problem.space, problem.limits, evaluations)]
-        ledger.propose(list(enumerate(first)))
+        ledger.propose(list(enumerate(map(Proposal, first))))
         ledger.save_settings({"given": len(first) - 1})
         Driver(searcher, Lookup(problem), ledger, budget=budget, progress=Silent(), window=WINDOW).run()
         return ledger.trials(problem.space)

@@ -17,6 +17,7 @@ from netcarve.evaluators.accuracy import Quality
 from netcarve.evaluators.pool import Job
 from netcarve.evaluators.ray_pool import RayPool
 from netcarve.evaluators.tasks import digits
+from netcarve.results import Proposal
 from netcarve.spaces.prune import Prune
 from search_costs import fitted_forms
 from torch import Tensor, nn
@@ -127,7 +128,7 @@ def score_all(job: Job, candidates: Sequence[Candidate], *, workers: int) -> np.
     accuracy = np.full(len(candidates), np.nan)
     start = time.perf_counter()
     with RayPool(job, workers=workers) as pool:
-        pool.submit(list(enumerate(candidates)))
+        pool.submit(list(enumerate(map(Proposal, candidates))))
         while np.isnan(accuracy).any():
             for outcome in pool.finished():
                 if outcome.scores is None:

@@ -13,9 +13,9 @@ import typer
 if TYPE_CHECKING:
     from ..evaluators import Task
     from ..results import Front
+    from ..results.fidelity import Fidelity
     from ..search import Run
     from ..spaces import Blueprint
-    from ..spaces.rung import Rung
 
 Repair = bool | Literal["once", "merge"]
 
@@ -56,17 +56,14 @@ def kinds_of(text: str) -> list[str]:
     return kinds
 
 
-def rungs_of(text: str | None, searcher: str) -> tuple[Rung, ...]:
+def rungs_of(text: str | None, searcher: str) -> tuple[Fidelity, ...] | None:
     if text is None:
-        return ()
+        return None
     if searcher != "progressive":
         raise typer.BadParameter(f"--rungs is for --searcher progressive, got {searcher}")
-    from ..spaces.rung import parse_rungs
+    from ..results.fidelity import parse_rungs
 
-    rungs = parse_rungs(names_in(text))
-    if len(rungs) < 2:
-        raise typer.BadParameter("--rungs needs at least two, such as quick,full")
-    return rungs
+    return parse_rungs(names_in(text))
 
 
 def ratios_of(text: str) -> int | list[float]:

@@ -122,7 +122,6 @@ def sweep(
     from ..search.registry import find_searcher
     from ..search.settings import resumed_settings
     from ..search.warm_start import read_source
-    from ..spaces.rung import with_rungs
 
     # What can be wrong without a model is said before the task loads, which may take a while.
     kinds = kinds_of(space)
@@ -188,8 +187,6 @@ def sweep(
             progress=proven,
             **options,
         )
-        if levels:
-            candidates = with_rungs(candidates, levels)
     try:
         with busy(spinner=False):
             run = run_sweep(
@@ -211,6 +208,7 @@ def sweep(
                 mirrors=mirrors,
                 repeats=repeats,
                 measure=measure,
+                rungs=levels,
             )
     except Interrupted as stop:
         tell(str(stop), err=True)

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
+from ..results.fidelity import FULL, Fidelity, Proposal
 from ..spaces import Candidate, Space
-from ..spaces.rung import rung_of
 from ..spaces.splitting.splits import unsplit
 from .base import Evaluator, as_evaluators, detail_of
 from .seeding import seeded
@@ -59,6 +59,7 @@ class Job:
         repeats: how often a candidate is scored; more than once, its scores are the means, with
             ``detail["spread"]``, their standard deviations. Once, the unchanged model is still scored twice,
             and ``detail["differs"]`` holds both values of what does not come out alike.
+        rungs: fidelities on which candidates may be judged, the most thorough first.
     """
 
     task: Task | None
@@ -66,32 +67,38 @@ class Job:
     evaluators: Sequence[Evaluator]
     repair: Sequence[Repair] | None = None
     repeats: int = 1
+    rungs: tuple[Fidelity, ...] = (FULL,)
+    _parts: dict[float, Task] = field(default_factory=dict, init=False, repr=False)  # by share of the data
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "evaluators", as_evaluators(self.evaluators))
 
-    def evaluate(self, number: int, candidate: Candidate) -> Outcome:
+    def evaluate(self, number: int, candidate: Candidate, fidelity: str | None = None) -> Outcome:
         """Switch or build, repair, score, on one thread, with generators seeded from the candidate.
 
         Never raises, but for an interruption: what goes wrong is the outcome.
+
+        Args:
+            fidelity: name of one of the rungs; by default the first.
         """
         start = time.perf_counter()
         scores: dict[str, float] | None = None
         error: str | None = None
         detail: dict[str, Any] = {}
         try:
-            with seeded(_seed(unsplit(candidate))), self._one_thread():
-                scores, detail = self._score(number, candidate)
+            on = self._rung(fidelity)
+            with seeded(self._seed(unsplit(candidate), on)), self._one_thread():
+                scores, detail = self._score(number, candidate, on)
         except (Exception, SystemExit):  # a user's metric may call sys.exit
             error = traceback.format_exc()
         return Outcome(number, scores, error, time.perf_counter() - start, worker_name(), detail)
 
-    def build(self, candidate: Candidate) -> Any:
+    def build(self, candidate: Candidate, fidelity: str | None = None) -> Any:
         """The model as it is scored, in one piece, in eval mode; ``None`` for a space without a model."""
         if self.space.model is None:
             return None
-        whole = unsplit(candidate)
-        return self._repaired(self.space.build(whole, repair=_repair_of(whole)).eval(), whole)
+        whole, on = unsplit(candidate), self._rung(fidelity)
+        return self._repaired(self.space.build(whole, repair=on.repair).eval(), whole, on)
 
     def stages(self, candidate: Candidate) -> list[PlacedStage]:
         """The repaired model cut into its stages, each with its device.
@@ -102,7 +109,7 @@ class Job:
         return self.space.side.cut(self.build(candidate), candidate)
 
     @contextmanager
-    def lend(self, candidate: Candidate) -> Iterator[Any]:
+    def lend(self, candidate: Candidate, fidelity: str | None = None) -> Iterator[Any]:
         """The repaired model for as long as the context lasts: this process's resident network, switched.
 
         What is done to it is undone afterwards. A model is built where none can be switched, where that is
@@ -120,12 +127,12 @@ class Job:
         elastic = None if self._in_lane() else self.space.side.elastic(self.space.choices)
         usable = elastic is not None and elastic.free and elastic.switches(candidate)
         if elastic is None or not usable or self._unchanged(candidate):
-            yield self.build(candidate)
+            yield self.build(candidate, fidelity)
             return
-        changed = bool(self.repair) or self._tuned(candidate)
-        copies = changed or not only_run
-        with elastic.lend(candidate, copies=copies, repair=_repair_of(candidate)) as model:
-            yield self._repaired(model, candidate)
+        on = self._rung(fidelity)
+        copies = bool(self.repair) or on.epochs > 0 or not only_run
+        with elastic.lend(candidate, copies=copies, repair=on.repair) as model:
+            yield self._repaired(model, candidate, on)
 
     def _in_lane(self) -> bool:
         return any(evaluator.lane for evaluator in self.evaluators)
@@ -134,49 +141,66 @@ class Job:
         """Is it the network that was given? The scores of that are those of the task's model, untouched."""
         return self.space.side.unchanged(candidate)
 
-    def _repaired(self, model: Any, candidate: Candidate) -> Any:
+    def _repaired(self, model: Any, candidate: Candidate, on: Fidelity) -> Any:
         if self.task is not None and not self._unchanged(candidate):
             if self.repair is None:
-                self._settle(model, candidate)
+                self._settle(model, candidate, on)
             for mend in self.repair or ():
                 mend(model, self.task.calibration_batches)
-            self._tune(model, candidate)
+            if on.epochs:
+                self._tune(model, candidate, on)
             if callable(refit := getattr(model, "refit", None)):  # heads that it was given (see Rewrite.wrap)
                 refit(self.task.calibration_batches)
         return model
 
-    def _settle(self, model: Any, candidate: Candidate) -> None:
+    def _settle(self, model: Any, candidate: Candidate, on: Fidelity) -> None:
         """Let BatchNorm's statistics follow the change, where the space's own repair has not done so."""
-        if not self.space.side.moves_statistics(candidate, _repair_of(candidate)):
+        if not self.space.side.moves_statistics(candidate, on.repair):
             from .batchnorm import reestimate_if_better
 
             assert self.task is not None
             reestimate_if_better(model, self.task)
 
-    def _tune(self, model: Any, candidate: Candidate) -> None:
-        """Fine-tune where the candidate's rung says so; never the unchanged model."""
-        rung = rung_of(candidate)
-        if rung is not None and self._tuned(candidate):
-            from .finetuning import finetune
+    def _tune(self, model: Any, candidate: Candidate, on: Fidelity) -> None:
+        from .finetuning import finetune
 
-            assert self.task is not None
-            finetune(
-                model,
-                self.task.train,
-                loss=self.task.judge.training_loss,
-                epochs=rung.epochs,
-                seed=_seed(candidate),
-            )
+        assert self.task is not None
+        loss, seed = self.task.judge.training_loss, self._seed(candidate, on)
+        finetune(model, self.task.train, loss=loss, epochs=on.epochs, seed=seed)
 
-    def _tuned(self, candidate: Candidate) -> bool:
-        rung = rung_of(candidate)
-        return rung is not None and rung.epochs > 0 and not self._unchanged(candidate)
+    @property
+    def tunes(self) -> bool:
+        """Is training data needed on any rung?"""
+        return any(rung.epochs for rung in self.rungs)
 
-    def _score(self, number: int, candidate: Candidate) -> tuple[dict[str, float], dict[str, Any]]:
-        scores, detail = self._score_once(candidate)
+    def _rung(self, name: str | None) -> Fidelity:
+        if name is None:
+            return self.rungs[0]
+        found = next((rung for rung in self.rungs if rung.name == name), None)
+        if found is None:
+            raise ValueError(f"unknown fidelity {name!r}; known: {', '.join(r.name for r in self.rungs)}")
+        return found
+
+    def _seed(self, candidate: Candidate, on: Fidelity) -> int:
+        """Of a candidate's generators; where there are several rungs, each draws numbers of its own."""
+        place = (self.rungs.index(on),) if len(self.rungs) > 1 else ()
+        return int(np.random.SeedSequence((*candidate.indices, *place)).generate_state(1)[0])
+
+    def _part(self, share: float) -> Task | None:
+        """The task on a share of its validation data."""
+        if self.task is None or share == 1.0:
+            return self.task
+        if share not in self._parts:
+            self._parts[share] = self.task.part(share)
+        return self._parts[share]
+
+    def _score(
+        self, number: int, candidate: Candidate, on: Fidelity
+    ) -> tuple[dict[str, float], dict[str, Any]]:
+        scores, detail = self._score_once(candidate, on)
         given = number == 0 and self.task is not None and not self._in_lane() and self._unchanged(candidate)
         again = self.repeats - 1 or int(given)
-        others = [self._score_once(candidate)[0] for _ in range(again)]
+        others = [self._score_once(candidate, on)[0] for _ in range(again)]
         if self.repeats > 1:
             runs = {metric: [value, *(o[metric] for o in others)] for metric, value in scores.items()}
             detail["spread"] = {metric: statistics.stdev(values) for metric, values in runs.items()}
@@ -185,12 +209,13 @@ class Job:
             detail["differs"] = differs
         return scores, detail
 
-    def _score_once(self, candidate: Candidate) -> tuple[dict[str, float], dict[str, Any]]:
+    def _score_once(self, candidate: Candidate, on: Fidelity) -> tuple[dict[str, float], dict[str, Any]]:
         scores: dict[str, float] = {}
         detail: dict[str, Any] = {}
-        with self.lend(candidate) as model:
+        task = self._part(on.samples)
+        with self.lend(candidate, on.name) as model:
             for evaluator in self.evaluators:
-                given = evaluator(self.task, model, candidate)
+                given = evaluator(task, model, candidate)
                 _check(given, scores, evaluator.name or type(evaluator).__name__)
                 scores.update({metric: float(value) for metric, value in given.items()})
                 detail.update(detail_of(given))
@@ -224,8 +249,8 @@ class Pool(Protocol):
     def room(self) -> int:
         """How many more candidates it would take now to stay busy."""
 
-    def submit(self, jobs: Sequence[tuple[int, Candidate]]) -> None:
-        """Take ``(number, candidate)`` pairs; more than :meth:`room` are queued."""
+    def submit(self, jobs: Sequence[tuple[int, Proposal]]) -> None:
+        """Take ``(number, proposal)`` pairs; more than :meth:`room` are queued."""
 
     def finished(self, timeout: float | None = None) -> list[Outcome]:
         """What has finished since the last call.
@@ -251,17 +276,20 @@ class InProcessPool(Pool):
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._queue: deque[tuple[int, Candidate]] = deque()
+        self._queue: deque[tuple[int, Proposal]] = deque()
 
     def room(self) -> int:
         return max(0, 1 - len(self._queue))
 
-    def submit(self, jobs: Sequence[tuple[int, Candidate]]) -> None:
+    def submit(self, jobs: Sequence[tuple[int, Proposal]]) -> None:
         self._queue.extend(jobs)
 
     def finished(self, timeout: float | None = None) -> list[Outcome]:
         """One outcome, however long it takes: there is nobody else to wait."""
-        return [self.job.evaluate(*self._queue.popleft())] if self._queue else []
+        if not self._queue:
+            return []
+        number, proposal = self._queue.popleft()
+        return [self.job.evaluate(number, proposal.candidate, proposal.fidelity)]
 
     def close(self) -> None:
         self._queue.clear()
@@ -270,15 +298,6 @@ class InProcessPool(Pool):
 def worker_name() -> str:
     """``host:pid`` of this process."""
     return f"{platform.node()}:{os.getpid()}"
-
-
-def _seed(candidate: Candidate) -> int:
-    return int(np.random.SeedSequence(candidate.indices).generate_state(1)[0])
-
-
-def _repair_of(candidate: Candidate) -> bool | Literal["once"] | None:
-    rung = rung_of(candidate)
-    return None if rung is None else rung.repair
 
 
 def _check(given: Any, scores: Mapping[str, float], name: str) -> None:

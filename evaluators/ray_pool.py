@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..spaces import Candidate
+from ..results.fidelity import Proposal
 from .errors import PoolError, first_line
 from .pool import Job, Outcome, Pool, worker_name
 from .ray_session import RaySession
 from .shipping import Parcel, check_sendable, pack, unpack
 
-Numbered = tuple[int, Candidate]
+Numbered = tuple[int, Proposal]
 
 CALL_SECONDS = 0.15  # of one call: long against its 1 ms of overhead, short enough to share work evenly
 MAX_CALL = 512  # candidates
@@ -39,9 +39,9 @@ class _Worker:
             torch.set_num_threads(1)
         return worker_name()
 
-    def evaluate(self, calls: list[tuple[int, tuple[int, ...]]]) -> list[Outcome]:
+    def evaluate(self, calls: list[tuple[int, tuple[int, ...], str]]) -> list[Outcome]:
         candidate = self.job.space.candidate
-        return [self.job.evaluate(number, candidate(indices)) for number, indices in calls]
+        return [self.job.evaluate(number, candidate(indices), rung) for number, indices, rung in calls]
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ class RayPool(Pool):
         return max(0, len(self._seats) * self._depth() * self._call_size() - waiting - running)
 
     def submit(self, jobs: Sequence[Numbered]) -> None:
-        """Queue ``(number, candidate)`` pairs and hand out as many as the workers can take."""
+        """Queue ``(number, proposal)`` pairs and hand out as many as the workers can take."""
         self._queue.extend(jobs)
         self._dispatch()
 
@@ -201,7 +201,7 @@ class RayPool(Pool):
     def _send(self, seat: _Seat, jobs: list[Numbered]) -> None:
         if not seat.calls:
             seat.since = time.monotonic()
-        calls = [(number, candidate.indices) for number, candidate in jobs]
+        calls = [(number, one.candidate.indices, one.fidelity) for number, one in jobs]
         seat.calls.append(_Call(seat.actor.evaluate.remote(calls), jobs))
 
     # -- taking in

@@ -9,7 +9,6 @@ from torch import nn
 
 from ..spaces import Candidate, Space
 from ..spaces.exits import Cascade
-from ..spaces.rung import rungs_of
 from .accuracy import Quality
 from .base import Evaluator, Measured, detail_of
 from .cost import count
@@ -68,7 +67,7 @@ def reached(space: Space, scorers: Sequence[Evaluator]) -> list[Evaluator]:
     quality = next((s for s in scorers if type(s) is Quality), None)
     if quality is None:
         return [*scorers, Reach()]
-    made = Reach(Quality(each=True) if rungs_of(space) else quality)
+    made = Reach(quality)
     return [made if s is quality else s for s in scorers]
 
 

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Self
 import cloudpickle
 import numpy as np
 
-from ..spaces.rung import tunes
 from .errors import PoolError, TaskError, first_line, their_part
 from .pool import Job
 from .resolve import import_module_of, module_of
@@ -59,7 +58,7 @@ def pack(job: Job) -> Parcel:
     """
     data, spec = None, None if job.task is None else job.task.spec
     if job.task is not None:
-        light = job.task.without_test() if tunes(job.space) else job.task.without_train()
+        light = job.task.without_test() if job.tunes else job.task.without_train()
         data = _map(_to_array, (light.batches, light.calibration_batches))
         light.batches, light.calibration_batches = [], []
         job = replace(job, task=light)

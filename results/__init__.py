@@ -1,13 +1,15 @@
 """Outcomes: objectives, trials, the ledger that keeps them, the front that people look at, export."""
 
+from .fidelity import Fidelity, Proposal
 from .front import Front
-from .ledger import Ledger, LedgerError, Measurement
+from .ledger import Ledger, LedgerError
 from .objective import METRICS, Limit, Objective, total_violation
 from .tracker import FrontTracker
-from .trial import Trial
+from .trial import Measurement, Trial, in_full
 
 __all__ = [
     "METRICS",
+    "Fidelity",
     "Front",
     "FrontTracker",
     "Ledger",
@@ -15,6 +17,8 @@ __all__ = [
     "Limit",
     "Measurement",
     "Objective",
+    "Proposal",
     "Trial",
+    "in_full",
     "total_violation",
 ]

@@ -16,8 +16,8 @@ from shlex import quote
 from typing import IO
 
 # Stored as SQLite's user_version and, so that neither can change alone, in the note ``schema``; raised when a
-# table changes. 1 had no checksums, 2 none of notes and one copy of the settings.
-SCHEMA_VERSION = 3
+# table changes. 1 had no checksums, 2 none of notes and one copy of the settings, 3 no fidelity.
+SCHEMA_VERSION = 4
 SCHEMA_NOTE = "schema"
 APPLICATION_ID = 0x4E434C44  # "NCLD": tells a ledger from any other SQLite file
 
@@ -29,7 +29,7 @@ NOTHING_IN_IT = (  # never advise to remove it: what is missing may lie elsewher
 _SCHEMA = """
 CREATE TABLE settings (value TEXT NOT NULL, crc INTEGER);
 CREATE TABLE info (key TEXT PRIMARY KEY, value TEXT NOT NULL, crc INTEGER);
-CREATE TABLE proposals (number INTEGER PRIMARY KEY, candidate TEXT NOT NULL, crc INTEGER);
+CREATE TABLE proposals (number INTEGER PRIMARY KEY, candidate TEXT NOT NULL, crc INTEGER, fidelity TEXT);
 CREATE TABLE outcomes (
     number INTEGER PRIMARY KEY, scores TEXT NOT NULL, error TEXT, seconds REAL NOT NULL, worker TEXT NOT NULL,
     crc INTEGER
@@ -44,14 +44,16 @@ _SPARE = "CREATE TABLE IF NOT EXISTS spare (value TEXT NOT NULL, crc INTEGER);"
 COLUMNS = {
     "settings": ("value",),
     "info": ("key", "value"),
-    "proposals": ("number", "candidate"),
+    "proposals": ("number", "candidate", "fidelity"),  # NULL: in full
     "outcomes": ("number", "scores", "error", "seconds", "worker"),
     "measurements": ("number", "scores", "detail"),
 }
 
 
 def checksum(table: str, *values: str | int | float | None) -> int:
-    """CRC-32 over a row, and the table that it is of."""
+    """CRC-32 over a row without the NULLs at its end, as columns that came later are, and its table."""
+    while values and values[-1] is None:
+        values = values[:-1]
     return zlib.crc32(json.dumps([table, *values]).encode())
 
 
@@ -162,6 +164,8 @@ def _upgrade(db: sqlite3.Connection) -> None:
             for table in COLUMNS
             if table not in with_checksums(db)
         )
+        if not has_column(db, "proposals", "fidelity"):
+            added += " ALTER TABLE proposals ADD COLUMN fidelity TEXT;"
         db.executescript(
             f"BEGIN IMMEDIATE; {added} {_SPARE} DELETE FROM spare; INSERT INTO spare SELECT value, crc FROM "
             f"settings; {_version_note()} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
@@ -170,11 +174,12 @@ def _upgrade(db: sqlite3.Connection) -> None:
 
 def with_checksums(db: sqlite3.Connection) -> set[str]:
     """Tables whose rows have a checksum: all, but in an older ledger."""
-    return {
-        table
-        for table in COLUMNS
-        if any(column == "crc" for _, column, *_ in db.execute(f"PRAGMA table_info({table})"))
-    }
+    return {table for table in COLUMNS if has_column(db, table, "crc")}
+
+
+def has_column(db: sqlite3.Connection, table: str, name: str) -> bool:
+    """Is it there? Older ledgers lack some, and are read as they are."""
+    return any(column == name for _, column, *_ in db.execute(f"PRAGMA table_info({table})"))
 
 
 def _check(db: sqlite3.Connection, path: Path) -> None:

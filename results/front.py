@@ -20,7 +20,7 @@ from .points import (
     read_reference,
     scaled_hypervolume,
 )
-from .trial import Trial
+from .trial import Trial, in_full
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Front:
     """The non-dominated trials among those that succeeded, have every objective and keep every limit.
 
-    Of trials with equal objectives the lowest number stands for all. Measured latencies whose intervals
+    Trials on lower rungs do not count (:func:`.trial.in_full`). Of trials with equal objectives the lowest
+    number stands for all. Measured latencies whose intervals
     overlap count as equal (see :func:`nondominated_within`). ``trials`` are sorted by the first objective,
     best first, then by number.
 
@@ -51,6 +52,8 @@ class Front:
     ) -> None:
         self.objectives = read_objectives(objectives)
         self.limits = read_limits(limits)
+        below, trials = len(trials), in_full(trials)
+        below -= len(trials)
         self.baseline = next((t for t in trials if t.number == 0 and not t.failed), None)
         complete = [t for t in trials if has_scores(t, self.objectives)]
         # [objectives], minimised
@@ -58,6 +61,7 @@ class Front:
         base = self.baseline.scores if self.baseline else {}
         kept = [t for t in complete if total_violation(self.limits, t.scores, base) == 0]
         self._excluded = {
+            "were judged on lower rungs": below,
             "failed": sum(t.failed for t in trials),
             "lack an objective": sum(not t.failed for t in trials) - len(complete),
             "break a limit": len(complete) - len(kept),

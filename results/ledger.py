@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from types import TracebackType
 from typing import IO, Any, Self
 
-from ..spaces import Candidate, Choice, Space
+from ..spaces import Choice, Space
 from .database import (
     COLUMNS,
     SCHEMA_NOTE,
@@ -22,24 +21,18 @@ from .database import (
     connect,
     damaged,
     explain,
+    has_column,
     is_at,
     leave_word,
     lock,
     rescue,
     with_checksums,
 )
-from .trial import Trial, is_score, outcome_row, scores_text
+from .fidelity import FULL, Proposal, proposal_row
+from .rung_choice import RungChoice
+from .trial import Measurement, Trial, is_score, outcome_row, scores_text
 
-__all__ = ["Ledger", "LedgerError", "Measurement"]
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """Scores of a trial that were taken after it was recorded (latency of the front, for example)."""
-
-    number: int  # of the trial
-    scores: Mapping[str, float]  # metric name -> value
-    detail: Mapping[str, Any] = field(default_factory=dict)  # quartiles, device, ...: plain JSON
+__all__ = ["Ledger", "LedgerError"]
 
 
 class Ledger:
@@ -63,12 +56,13 @@ class Ledger:
         self.path = Path(path)
         self._lock: IO[str] | None = None
         self.rescuing = False  # its file is gone, and a copy is made or used
-        self._proposed: dict[int, Candidate] = {}  # what this object has proposed: spares record() a look
+        self._proposed: dict[int, Proposal] = {}  # what this object has proposed: spares record() a look
         if write and (create or self.path.exists()):  # resuming what is not there must leave no lock file
             self._lock = lock(self.path)
         try:
             self._db = connect(self.path, write=write, create=create)
             self._checked = with_checksums(self._db)  # an old ledger is read as it is
+            self._fidelity = "fidelity" if has_column(self._db, "proposals", "fidelity") else "NULL"
             self._file = self.path.stat()
         except BaseException as error:
             if self._lock is not None and not self.path.exists():  # discarded while we waited for the lock
@@ -115,6 +109,11 @@ class Ledger:
     @property
     def settings(self) -> dict[str, Any]:
         """What the run was started with; empty until :meth:`save_settings`."""
+        settings = self._written_settings()
+        old = RungChoice.of(settings)
+        return old.settings(settings) if old else settings
+
+    def _written_settings(self) -> dict[str, Any]:
         rows = self._rows("settings")
         settings = self._json(rows[0][0]) if rows else {}
         if not isinstance(settings, dict):
@@ -159,13 +158,13 @@ class Ledger:
 
     # What was asked and what came of it.
 
-    def propose(self, proposals: Sequence[tuple[int, Candidate]]) -> None:
-        """Keep numbered candidates, in one transaction, before they are evaluated.
+    def propose(self, proposals: Sequence[tuple[int, Proposal]]) -> None:
+        """Keep numbered proposals, in one transaction, before they are evaluated.
 
         Raises:
             LedgerError: a number that stands for another candidate already.
         """
-        rows = [(int(number), candidate.to_json()) for number, candidate in proposals]
+        rows = [proposal_row(number, proposal) for number, proposal in proposals]
         with self._writing() as db:
             for row in rows:
                 if not self._add(db, "proposals", row):
@@ -186,13 +185,13 @@ class Ledger:
         rows = [outcome_row(trial) for trial in trials]
         with self._writing() as db:
             for trial, row in zip(trials, rows, strict=True):
-                if self._proposed.get(row[0]) != trial.candidate:
-                    proposal = (row[0], trial.candidate.to_json())
+                if self._proposed.get(row[0]) != trial.proposal:
+                    proposal = proposal_row(row[0], trial.proposal)
                     self._must_equal("proposals", proposal, "was proposed as another candidate")
                 if not self._add(db, "outcomes", row):
                     self._must_equal("outcomes", row, "is recorded with another outcome")
                 elif trial.detail and not trial.failed:
-                    self._add_measurement(db, trial.number, "{}", trial.detail)  # the outcome's own
+                    self._add(db, "measurements", (row[0], "{}", _text(trial.detail)))  # the outcome's own
 
     def measure(
         self, number: int, scores: Mapping[str, float], detail: Mapping[str, Any] | None = None
@@ -210,18 +209,15 @@ class Ledger:
                 what = "is not recorded" if found is None else "failed"
                 raise LedgerError(f"trial {number} of {self.path} {what}; measure trials that have scores")
             text = scores_text(number, scores) if scores or not detail else "{}"
-            self._add_measurement(db, number, text, detail or {})
+            self._add(db, "measurements", (number, text, _text(detail or {})))
 
-    def _add_measurement(
-        self, db: sqlite3.Connection, number: int, scores: str, detail: Mapping[str, Any]
-    ) -> None:
-        self._add(db, "measurements", (number, scores, json.dumps(dict(detail), allow_nan=False)))
-
-    def proposals(self, space: Space | None = None) -> dict[int, Candidate]:
+    def proposals(self, space: Space | None = None) -> dict[int, Proposal]:
         """Every proposal by number, in number order. ``space`` as in :meth:`trials`."""
-        rows = self._rows("proposals", "ORDER BY number")
-        rebuild = self._rebuild(space) if rows else None
-        return {number: rebuild(text) for number, text in rows} if rebuild else {}
+        rows = self._read_rows("proposals", "ORDER BY number")
+        if not rows:
+            return {}
+        space = space or self._own_space()
+        return {n: self._proposal(space, text, fidelity) for n, text, fidelity in rows}
 
     def trials(self, space: Space | None = None, *, measured: bool = True) -> list[Trial]:
         """Every outcome, in number order.
@@ -234,14 +230,13 @@ class Ledger:
         Raises:
             LedgerError: a candidate does not fit the space, or neither space nor settings tell the choices.
         """
-        rows = self._rows("outcomes", "ORDER BY number")
-        asked = dict(self._rows("proposals"))
+        rows = self._read_rows("outcomes", "ORDER BY number")
         if not rows:
             return []
-        rebuild = self._rebuild(space)
+        asked = self.proposals(space)
         later: dict[int, dict[str, float]] = {}
         details: dict[int, dict[str, Any]] = {}
-        for number, scores, detail in self._rows("measurements", "ORDER BY id"):
+        for number, scores, detail in self._read_rows("measurements", "ORDER BY id"):
             found = self._scores(scores)
             if measured or not found:
                 later.setdefault(number, {}).update(found)
@@ -249,12 +244,13 @@ class Ledger:
         return [
             Trial(
                 number,
-                rebuild(asked[number]),
+                asked[number].candidate,
                 self._scores(scores) | later.get(number, {}),
                 error,
                 seconds,
                 worker,
                 details.get(number, {}),
+                asked[number].fidelity,
             )
             for number, scores, error, seconds, worker in rows
             if number in asked
@@ -262,7 +258,7 @@ class Ledger:
 
     def measurements(self, number: int) -> list[Measurement]:
         """The later measurements of one trial, oldest first."""
-        rows = self._rows("measurements", "WHERE number = ? ORDER BY id", (int(number),))
+        rows = self._read_rows("measurements", "WHERE number = ? ORDER BY id", (int(number),))
         return [Measurement(n, self._scores(scores), self._detail(detail)) for n, scores, detail in rows]
 
     def restore(self, rows: Mapping[str, Sequence[tuple[Any, ...]]]) -> None:
@@ -275,8 +271,6 @@ class Ledger:
                     else:
                         self._add(db, table, row)
 
-    # Inside.
-
     def _read(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         try:
             return self._db.execute(sql, values).fetchall()
@@ -286,12 +280,22 @@ class Ledger:
     def _rows(self, table: str, rest: str = "", values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Rows of a table, each seen to be as it was written."""
         crc = "crc" if table in self._checked else "NULL"
-        rows = self._read(f"SELECT {', '.join(COLUMNS[table])}, {crc} FROM {table} {rest}", values)
+        columns = [self._fidelity if name == "fidelity" else name for name in COLUMNS[table]]
+        rows = self._read(f"SELECT {', '.join(columns)}, {crc} FROM {table} {rest}", values)
         for *row, crc in rows:
             blob = bytes in map(type, row)  # never written: a turned bit in its type
             if blob or (crc is not None and crc != checksum(table, *row)):
                 raise damaged(self.path, f"a row of {table} has changed: {row[0]!r:.40}")
         return [row[:-1] for row in rows]
+
+    def _read_rows(self, table: str, rest: str = "", values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a table as this netcarve writes them; those of a run of 0.1 with rungs are translated."""
+        rows = self._rows(table, rest, values)
+        old = RungChoice.of(self._written_settings()) if rows else None
+        try:
+            return [old.row(table, row) for row in rows] if old else rows
+        except ValueError as error:
+            raise damaged(self.path, f"an unreadable entry among the {table}") from error
 
     def _add_settings(self, db: sqlite3.Connection, text: str) -> None:
         for table in ("settings", "spare"):
@@ -345,11 +349,10 @@ class Ledger:
         )
 
     def _must_equal(self, table: str, row: tuple[Any, ...], otherwise: str) -> None:
-        columns = ", ".join(COLUMNS[table])
-        kept = self._db.execute(f"SELECT {columns} FROM {table} WHERE number = ?", row[:1]).fetchone()
-        if kept is None:
+        kept = self._read_rows(table, "WHERE number = ?", row[:1])
+        if not kept:
             raise LedgerError(f"trial {row[0]} of {self.path} was never proposed; call propose() first")
-        if kept != row:
+        if kept[0] != row:
             raise LedgerError(
                 f"trial {row[0]} of {self.path} {otherwise} already; a ledger only grows: use a new number"
             )
@@ -372,25 +375,25 @@ class Ledger:
             raise damaged(self.path, f"a detail that is no object: {text[:60]!r}")
         return detail
 
-    def _rebuild(self, space: Space | None) -> Callable[[str], Candidate]:
-        if space is None:
-            choices = self.settings.get("choices")
-            if not choices:
-                raise LedgerError(
-                    f"the settings in {self.path} do not tell the choices of its run; give the space"
-                )
-            space = Space([Choice(name, tuple(options)) for name, options in choices])
-        given = space
+    def _own_space(self) -> Space:
+        choices = self.settings.get("choices")
+        if not choices:
+            raise LedgerError(
+                f"the settings in {self.path} do not tell the choices of its run; give the space"
+            )
+        return Space([Choice(name, tuple(options)) for name, options in choices])
 
-        def rebuild(text: str) -> Candidate:
-            try:
-                return given.from_values(self._json(text))
-            except ValueError as error:
-                raise LedgerError(f"the ledger {self.path} was written for another space: {error}") from error
-
-        return rebuild
+    def _proposal(self, space: Space, text: str, fidelity: str | None) -> Proposal:
+        try:
+            return Proposal(space.from_values(self._json(text)), fidelity or FULL.name)
+        except ValueError as error:
+            raise LedgerError(f"the ledger {self.path} was written for another space: {error}") from error
 
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _text(detail: Mapping[str, Any]) -> str:
+    return json.dumps(dict(detail), allow_nan=False)

@@ -12,7 +12,7 @@ from .confirmation import confirming_data
 from .hypervolume import nondominated
 from .objective import FRACTIONS, Objective
 from .table import COUNTS, HEADINGS, USUAL, metric_text, ratio_text, si
-from .trial import Trial
+from .trial import Trial, in_full
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ def plot_front(
     numbers = {t.number for t in on_front}
     rest = [
         t
-        for t in all_trials
+        for t in in_full(all_trials)
         if across.name in t.scores and up.name in t.scores and t.number not in numbers and t.number != 0
     ]
     if not on_front and not rest:

@@ -259,6 +259,8 @@ def _row(payload: bytes, rowid: int) -> Iterator[tuple[str, int, Row]]:
     for table, columns in COLUMNS.items():
         # Leading integer keys are not stored in the row: they are its rowid.
         own = values[1:] if table == "measurements" else values
+        if table == "proposals" and len(own) in (3, 4):  # its last column came later, behind the checksum
+            own = [*own[:2], *(own[3:] or [None]), own[2]]
         if len(own) != len(columns) + 1:
             continue
         *row, crc = own

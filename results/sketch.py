@@ -8,7 +8,7 @@ import numpy as np
 
 from .front import Front
 from .table import HEADINGS, metric_text
-from .trial import Trial
+from .trial import Trial, in_full
 
 COLUMNS, ROWS = 64, 14  # characters
 # Bits of the dots of a Braille character, [row, column] (Unicode 6.0, block U+2800).
@@ -75,7 +75,7 @@ def sketch(
     window = np.concatenate([best, at([front.baseline] if front.baseline else [])])
     least, most = window.min(axis=0), window.max(axis=0)
     low, high = least - 0.03 * (most - least), most + 0.03 * (most - least)
-    layers = [(at(trials), "dim"), (best, "bold cyan"), (at([front.knee]), "bold green")]
+    layers = [(at(in_full(trials)), "dim"), (best, "bold cyan"), (at([front.knee]), "bold green")]
     if front.baseline is not None:
         layers.append((at([front.baseline]), "bold yellow"))
     picture = braille(layers, low, high, columns=columns, rows=rows)

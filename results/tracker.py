@@ -25,6 +25,7 @@ class FrontTracker:
         self.objectives = read_objectives(objectives)
         self.limits = read_limits(limits)
         self._baseline: Trial | None = None
+        self._fidelity: str | None = None  # of the first trial: others do not count, as for a front
         self._points = np.empty((0, len(self.objectives)))  # [front, objectives], minimised
         self._trials: list[Trial] = []  # in the order of the points
         self._worst = np.full(len(self.objectives), -np.inf)
@@ -32,6 +33,9 @@ class FrontTracker:
 
     def add(self, trial: Trial) -> bool:
         """Take one more trial into account; True when it entered the front."""
+        self._fidelity = self._fidelity or trial.fidelity
+        if trial.fidelity != self._fidelity:
+            return False
         if trial.number == 0 and not trial.failed:
             self._baseline = trial
             self._volume = None

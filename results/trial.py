@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..spaces import Candidate
+from .fidelity import FULL, Proposal
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,12 @@ class Trial:
     seconds: float = 0.0  # wall time of the evaluation
     worker: str = ""  # who evaluated it
     detail: Mapping[str, Any] = field(default_factory=dict)  # kept beside the scores, plain JSON
+    fidelity: str = FULL.name  # how thoroughly it was judged: the name of a rung of the run
+
+    @property
+    def proposal(self) -> Proposal:
+        """The candidate with its fidelity."""
+        return Proposal(self.candidate, self.fidelity)
 
     @property
     def failed(self) -> bool:
@@ -50,6 +57,25 @@ class Trial:
         """Last line of the traceback; empty for a success."""
         lines = (self.error or "").strip().splitlines()
         return lines[-1] if lines else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Scores of a trial that were taken after it was recorded (latency of the front, for example)."""
+
+    number: int  # of the trial
+    scores: Mapping[str, float]  # metric name -> value
+    detail: Mapping[str, Any] = field(default_factory=dict)  # quartiles, device, ...: plain JSON
+
+
+def in_full(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials that results are read from: those of the fidelity of the first by number.
+
+    In a run that is trial 0, the unchanged model, which is always judged as thoroughly as the run judges.
+    """
+    trials = list(trials)
+    top = min(trials, key=lambda t: t.number).fidelity if trials else FULL.name
+    return [t for t in trials if t.fidelity == top]
 
 
 def is_score(value: Any) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..results.fidelity import FULL, Fidelity, Proposal
 from ..results.objective import Limit, Objective, total_violation
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
@@ -30,6 +31,8 @@ class Searcher(ABC):
     * Trials are matched by their candidate, never by position. They may come late, in any order within one
       call, failed, and for candidates that it never asked for (the unchanged model, earlier runs, repairs).
     * ``ask`` may return fewer than wanted. ``[]`` means that it waits for trials, or has finished.
+    * Candidates are judged in full. An algorithm over several fidelities names them in :attr:`rungs`, asks
+      for :class:`~netcarve.results.Proposal`, and finds in each trial the fidelity on which it was judged.
 
     Args:
         space: where to search.
@@ -41,6 +44,7 @@ class Searcher(ABC):
     """
 
     limits: tuple[Limit, ...] = ()  # what a wanted candidate keeps; set by `searcher()` and `sweep()`
+    rungs: tuple[Fidelity, ...] = (FULL,)  # on which it has candidates judged, the most thorough first
 
     def __init__(self, space: Space, objectives: Iterable[Objective | str], *, seed: int = 0) -> None:
         self.space = space
@@ -53,7 +57,7 @@ class Searcher(ABC):
         self.baseline: dict[str, float] = {name: float(values[0]) for name, values in costs.items()}
 
     @abstractmethod
-    def ask(self, n: int) -> list[Candidate]:
+    def ask(self, n: int) -> Sequence[Candidate | Proposal]:
         """At most ``n`` candidates to score; ``[]`` while waiting for trials, or when finished."""
 
     def tell(self, trials: Sequence[Trial]) -> None:
@@ -62,7 +66,7 @@ class Searcher(ABC):
             if not trial.failed and not any(trial.candidate.indices):
                 self.baseline.update(trial.scores)
 
-    def closing(self, n: int) -> list[Candidate]:
+    def closing(self, n: int) -> Sequence[Candidate | Proposal]:
         """At most ``n`` candidates that a sweep scores beyond its budget, once, when the budget is spent.
 
         For algorithms whose best candidates may not have been judged in full by then.
@@ -101,13 +105,13 @@ class Wrapper(Searcher):
     def __init__(self, inner: Searcher) -> None:
         super().__init__(inner.space, inner.objectives, seed=inner.seed)
         self.inner = inner
-        self.limits = inner.limits
+        self.limits, self.rungs = inner.limits, inner.rungs
 
     def tell(self, trials: Sequence[Trial]) -> None:
         super().tell(trials)
         self.inner.tell(trials)
 
-    def closing(self, n: int) -> list[Candidate]:
+    def closing(self, n: int) -> Sequence[Candidate | Proposal]:
         return self.inner.closing(n)
 
     @property

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..evaluators.pool import Job
+from ..results.fidelity import FULL, Fidelity
 from ..results.front import Front
 from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective
+from ..results.trial import in_full
 from ..spaces import Space
 
 if TYPE_CHECKING:
@@ -17,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def confirm_front(
-    ledger: Ledger, task: Task, space: Space, scorers: Sequence[Evaluator], say: Callable[[str], None]
+    ledger: Ledger,
+    task: Task,
+    space: Space,
+    scorers: Sequence[Evaluator],
+    say: Callable[[str], None],
+    rungs: Sequence[Fidelity] = (FULL,),
 ) -> None:
     """Score the unchanged model, the front and the uniform cuts on ``task.confirm_batches``, and keep it.
 
@@ -33,17 +41,18 @@ def confirm_front(
     from ..evaluators.accuracy import Quality
     from ..evaluators.batches import count_samples
 
-    trials = ledger.trials(space)
+    trials = in_full(ledger.trials(space))
     rows = {tuple(row) for row in settings.get("uniform", ())}
     front = Front(trials, objectives, limits=settings["limits"])
     numbers = {t.number for t in (front.baseline, *front) if t is not None}
     wanted = [t for t in trials if t.number in numbers or t.candidate.indices in rows]
     wanted = [t for t in wanted if not t.failed and not t.confirmed]
     samples = count_samples(task.confirm_batches)
-    job = Job(task.to_confirm(), space, [Quality(each=True)])
+    levels = tuple(replace(rung, samples=1.0) for rung in rungs)  # of all data, repaired as in the search
+    job = Job(task.to_confirm(), space, [Quality(each=True)], rungs=levels)
     for done, trial in enumerate(wanted):
         say(f"confirming the front on {task.confirm_data}: {done + 1} of {len(wanted)}")
-        outcome = job.evaluate(trial.number, trial.candidate)
+        outcome = job.evaluate(trial.number, trial.candidate, trial.fidelity)
         if outcome.scores is not None:
             right = outcome.detail.get("right")
             record = {"data": task.confirm_data, "samples": samples, "scores": outcome.scores}

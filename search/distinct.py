@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from ..results.fidelity import Proposal, proposals
 from ..results.trial import Trial
 from ..spaces import Candidate
 from .base import Searcher, Wrapper
@@ -24,7 +25,7 @@ def _within(trial: Trial) -> Trial:
 
 
 class Distinct(Wrapper):
-    """Never proposes a candidate twice, and finishes when every candidate has been proposed.
+    """Never proposes a candidate twice on one fidelity, and finishes when every candidate has been proposed.
 
     A duplicate is answered from memory, or by the trial that is under way. After ``patience`` of them in a
     row an unseen neighbour of the last one comes out instead (where the algorithm wanted to be), else a
@@ -51,13 +52,13 @@ class Distinct(Wrapper):
         self.patience = patience
         self.exhausted = False
         self._repair = repair
-        self._seen: dict[Candidate, Trial | None] = {}  # proposed or told; None: under way
+        self._seen: dict[Proposal, Trial | None] = {}  # proposed or told; None: under way
         self._under_way = 0
         self._unfolded = 0  # how many of the seen have had all their neighbours looked at
         self._order: list[Candidate] = []  # the seen, in order
 
-    def ask(self, n: int) -> list[Candidate]:
-        out: list[Candidate] = []
+    def ask(self, n: int) -> list[Candidate | Proposal]:
+        out: list[Candidate | Proposal] = []
         duplicates = 0
         while len(out) < n and not self.exhausted:
             proposed = self.inner.ask(n - len(out))
@@ -66,44 +67,47 @@ class Distinct(Wrapper):
                     self._note(self._substitute(self.space.baseline), out)
                 break
             again = [c for c in proposed if not self._note(c, out)]
-            answers = [t for c in dict.fromkeys(again) if (t := self._seen[c]) is not None]
+            answers = [t for c in dict.fromkeys(self._keys(again)) if (t := self._seen[c]) is not None]
             if answers:
                 self.inner.tell(answers)
             duplicates = duplicates + len(again) if len(again) == len(proposed) else 0
             if duplicates >= self.patience:
                 duplicates = 0
-                self._note(self._substitute(again[-1]), out)
+                self._note(self._substitute(self._keys(again)[-1].candidate), out)
         return out
 
     def tell(self, trials: Sequence[Trial]) -> None:
         trials = [_within(trial) for trial in trials]
         for trial in trials:
-            if trial.candidate not in self._seen:
+            if trial.proposal not in self._seen:
                 self._order.append(trial.candidate)
-            elif self._seen[trial.candidate] is None:
+            elif self._seen[trial.proposal] is None:
                 self._under_way -= 1
-            self._seen[trial.candidate] = trial
+            self._seen[trial.proposal] = trial
         super().tell(trials)
 
     @property
     def finished(self) -> bool:
         return self.exhausted or self.inner.finished
 
-    def _note(self, candidate: Candidate | None, out: list[Candidate]) -> bool:
-        """Put an unseen candidate out; False for a seen one."""
-        if candidate is None or candidate in self._seen:
+    def _keys(self, asked: Iterable[Candidate | Proposal]) -> list[Proposal]:
+        return proposals(asked, self.rungs)
+
+    def _note(self, asked: Candidate | Proposal | None, out: list[Candidate | Proposal]) -> bool:
+        """Put an unseen candidate out, as it was asked for; False for a seen one."""
+        if asked is None or (key := self._keys([asked])[0]) in self._seen:
             return False
-        self._seen[candidate] = None
+        self._seen[key] = None
         self._under_way += 1
-        self._order.append(candidate)
-        out.append(candidate)
+        self._order.append(key.candidate)
+        out.append(asked)
         return True
 
     def _substitute(self, wanted: Candidate) -> Candidate | None:
         """An unseen acceptable candidate; None (and exhausted) when there is none left."""
         for candidate in self._nearby(wanted):
             accepted = self._repair(candidate) if self._repair else candidate
-            if accepted is not None and accepted not in self._seen:
+            if accepted is not None and self._keys([accepted])[0] not in self._seen:
                 return accepted
         self.exhausted = True
         return None

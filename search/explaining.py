@@ -121,8 +121,8 @@ def _of_the_network(
     # Whole: what is cut into stages computes the same, and is harder to look into.
     candidate = unsplit(space.from_values(trial.candidate.values))
     with one_thread():
-        network = Job(task, space, ()).build(candidate)
-    subject = Subject(task, space, candidate, network, samples, seed, progress)
+        network = Job(task, space, (), rungs=run.rungs).build(candidate, trial.fidelity)
+    subject = Subject(task, space, candidate, network, samples, seed, run.rungs, progress)
     return {name: analyse(name, subject) for name in names}
 
 

@@ -183,6 +183,7 @@ def _description(run: Run, trial: Trial, spec: str | None) -> dict[str, Any]:
         "run": run.path.resolve().name,  # an export may travel, the folders around it do not
         "trial": trial.number,
         "candidate": trial.candidate.values,
+        **({"fidelity": trial.fidelity} if len(run.rungs) > 1 else {}),
         "scores": dict(trial.scores),
         "baseline": dict(run.baseline.scores) if run.baseline else {},
         "choices": settings["choices"],

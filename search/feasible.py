@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from ..results.fidelity import Proposal, proposals
 from ..results.objective import Limit
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
@@ -40,16 +42,24 @@ class Feasible(Wrapper):
         set_limits(self, parse_limits(limits))
         check_reachable(self.space, self.limits, self.reference)
 
-    def ask(self, n: int) -> list[Candidate]:
-        out: list[Candidate] = []
+    def ask(self, n: int) -> list[Candidate | Proposal]:
+        out: list[Candidate | Proposal] = []
         for _ in range(ROUNDS):
             proposed = self.inner.ask(n - len(out))
-            kept = self.violations(proposed) <= 0.0
-            refused = [c for c, ok in zip(proposed, kept, strict=True) if not ok]
-            repaired = {c: self.repair(c) for c in refused}
-            out += [r for c in proposed if (r := repaired.get(c, c)) is not None]
+            asked = proposals(proposed, self.rungs)
+            kept = self.violations([one.candidate for one in asked]) <= 0.0
+            refused = [one for one, ok in zip(asked, kept, strict=True) if not ok]
+            repaired = {one: self.repair(one.candidate) for one in refused}
+            for given, one in zip(proposed, asked, strict=True):
+                if one not in repaired:
+                    out.append(given)
+                elif (candidate := repaired[one]) is not None:
+                    out.append(candidate if given is not one else replace(one, candidate=candidate))
             if refused:
-                self.inner.tell([Trial(-1, c, error=f"refused: breaks {self._limits_text}") for c in refused])
+                error = f"refused: breaks {self._limits_text}"
+                self.inner.tell(
+                    [Trial(-1, one.candidate, error=error, fidelity=one.fidelity) for one in refused]
+                )
             if not proposed or len(out) >= n:
                 break
         return out

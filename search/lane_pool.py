@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from ..evaluators.lane import Lane, steadied
 from ..evaluators.pool import InProcessPool, Job, Outcome, Pool
+from ..results.fidelity import FULL, Fidelity, Proposal
 from ..results.points import BUSY
-from ..spaces import Candidate, Space
-from ..spaces.rung import tunes
+from ..spaces import Space
 
 if TYPE_CHECKING:
     from ..evaluators.base import Evaluator
@@ -29,16 +29,18 @@ def make_pool(
     trial_timeout: float | None,
     reference_ms: float | None = None,
     repeats: int = 1,
+    rungs: tuple[Fidelity, ...] = (FULL,),
 ) -> Pool:
     """Workers for what may run side by side (0: this process), and a lane behind them for what must not.
 
     Args:
         reference_ms: latency of the unchanged model where an earlier session has measured it.
     """
-    light = task and (task.without_test() if tunes(space) else task.without_train())
+    tunes = any(rung.epochs for rung in rungs)
+    light = task and (task.without_test() if tunes else task.without_train())
     beside = [s for s in scorers if not s.lane]
     alone = [s for s in scorers if s.lane]
-    job = Job(light, space, beside, repeats=repeats)
+    job = Job(light, space, beside, repeats=repeats, rungs=rungs)
     pool: Pool
     if workers == 0:
         pool = InProcessPool(job)
@@ -61,13 +63,13 @@ class LanePool(Pool):
         self.pool = pool
         self.lane = lane
         self.reference_ms = reference_ms
-        self._in_flight: dict[int, Candidate] = {}
+        self._in_flight: dict[int, Proposal] = {}
         self._warned = False
 
     def room(self) -> int:
         return self.pool.room()
 
-    def submit(self, jobs: Sequence[tuple[int, Candidate]]) -> None:
+    def submit(self, jobs: Sequence[tuple[int, Proposal]]) -> None:
         self._in_flight.update(jobs)
         self.pool.submit(jobs)
 
@@ -84,10 +86,10 @@ class LanePool(Pool):
     def close(self) -> None:
         self.pool.close()
 
-    def _measured(self, outcome: Outcome, candidate: Candidate) -> Outcome:
+    def _measured(self, outcome: Outcome, asked: Proposal) -> Outcome:
         if outcome.scores is None:
             return outcome
-        lane = self.lane.evaluate(outcome.number, candidate)
+        lane = self.lane.evaluate(outcome.number, asked.candidate)
         seconds = outcome.seconds + lane.seconds
         if lane.scores is None:
             return replace(outcome, scores=None, error=lane.error, seconds=seconds)

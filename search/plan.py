@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..evaluators.errors import their_part
+from ..results.fidelity import DEFAULT_RUNGS, Fidelity, parse_rungs
 from ..results.ledger import Ledger
 from ..results.objective import ALIASES, FRACTIONS, METRICS, Limit, Objective
 from ..results.table import metric_text
 from ..results.trial import Trial
 from ..spaces import Space
-from ..spaces.rung import rungs_of, tunes
 from ..spaces.splitting.splits import plan_of
 from .base import Searcher, parse_objectives
 from .devices import modelled
@@ -132,10 +132,14 @@ def choose_evaluators(
     objectives: Sequence[Objective],
     limits: Sequence[Limit],
     space: Space,
+    *,
+    rungs: bool = False,
 ) -> list[Evaluator]:
     """What scores a candidate: ``given`` or the task's quality; latency and robustness where they are wanted.
 
-    The latency of a split network is none of these: it is computed, for the devices of the space.
+    Which samples a candidate got right is kept where they are not too many, and on ``rungs``, which compare
+    candidates by them. The latency of a split network is none of these: it is computed, for the devices of
+    the space.
 
     Raises:
         ValueError: neither a task nor evaluators; latency of a split network without devices.
@@ -152,8 +156,10 @@ def choose_evaluators(
     from ..evaluators.latency import Latency
 
     # Which samples each candidate got right is kept, so that a front can say what it cannot tell apart.
-    each = count_samples(task.batches) <= MOST_KEPT
+    each = rungs or count_samples(task.batches) <= MOST_KEPT
     scorers: list[Evaluator] = [Quality(each=each)] if given is None else list(as_evaluators(given))
+    if rungs:
+        scorers = [Quality(each=True) if type(scorer) is Quality else scorer for scorer in scorers]
     wanted = {o.name for o in objectives} | {m.metric for m in limits}
     if "latency_ms" in wanted.difference(metrics_of(scorers, task), modelled(space)):
         if plan_of(space.choices) is not None:
@@ -180,25 +186,25 @@ def with_measured_costs(space: Space, scorers: Sequence[Evaluator]) -> list[Eval
     return reached(space, scorers)
 
 
-def on_rungs(space: Space, scorers: Sequence[Evaluator], task: Task | None) -> list[Evaluator]:
-    """The evaluators as a space with rungs needs them.
+def choose_rungs(
+    given: Iterable[Fidelity | str] | None, searcher: str | Searcher, task: Task | None
+) -> tuple[Fidelity, ...]:
+    """Fidelities that a searcher given by name is to climb; empty: it judges all in full.
 
     Raises:
-        TaskError: a rung that fine-tunes, without training data or without a loss for it.
+        ValueError: fewer than two, an unknown one, or a searcher that was made already.
+        TaskError: one that fine-tunes, without training data or without a loss for it.
     """
-    if task is None or not rungs_of(space):
-        return list(scorers)
-    if tunes(space):
+    if given is None and searcher == "progressive" and task is not None:
+        given = DEFAULT_RUNGS
+    if given is not None and isinstance(searcher, Searcher):
+        raise ValueError(
+            "rungs are for a searcher given by name; make this one with them: Progressive(rungs=...)"
+        )
+    rungs = searcher.rungs if isinstance(searcher, Searcher) else parse_rungs(given) if given else ()
+    if task is not None and any(rung.epochs for rung in rungs):
         task.check_training()
-    from ..evaluators.accuracy import Quality
-    from ..evaluators.rungs import OnRung
-
-    def on(scorer: Evaluator) -> Evaluator:
-        if scorer.lane:
-            return scorer
-        return OnRung(Quality(each=True) if type(scorer) is Quality else scorer)
-
-    return [on(s) for s in scorers]
+    return rungs if len(rungs) > 1 else ()
 
 
 def metrics_of(scorers: Sequence[Evaluator], task: Task | None) -> list[str]:

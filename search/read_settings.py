@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..results.database import NOTHING_IN_IT
+from ..results.fidelity import stored_rungs
 from ..results.objective import Limit, Objective
 from ..spaces import Choice
 from .devices import stored_platform
@@ -63,6 +64,9 @@ def _check(settings: Mapping[str, Any]) -> None:
             _text("a kind of space", kind)
         _dict("options of the space", recipe["options"])
         stored_platform(settings)
+    for rung in _list("rungs", settings.get("rungs") or []):
+        _dict("a rung", rung)
+    stored_rungs(settings)
     names = []
     for choice in _list("choices", settings["choices"]):
         name, options = choice

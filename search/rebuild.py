@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..results.rung_choice import NAME, RungChoice
 from ..spaces import Option, Space
-from ..spaces.rung import Rung, with_rungs
 from .settings import RunError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def rebuild_space(task: Task, settings: Mapping[str, Any]) -> Space:
     Args:
         settings: ``choices`` (``[[name, [options...]], ...]``) and ``space``, the space's ``recipe``:
             ``{"kinds": [...], "options": {...}}`` as given to ``Blueprint.space``, ``"calibrated"``:
-            whether it was given the task's calibration batches, and ``"rungs"`` of a progressive search.
+            whether it was given the task's calibration batches.
 
     Raises:
         RunError: the model gives another space today, or the run does not say how its space was made.
@@ -37,8 +37,6 @@ def rebuild_space(task: Task, settings: Mapping[str, Any]) -> Space:
         blueprint = trace(task.model, task.example)
         try:
             space = blueprint.space(*recipe["kinds"], **recipe["options"], calibration=calibration)
-            if recipe.get("rungs"):
-                space = with_rungs(space, [Rung(**rung) for rung in recipe["rungs"]])
         except (AttributeError, LookupError, TypeError) as error:  # options of other names or types
             raise RunError(
                 f"the options of the run's space are not understood ({error}); if another netcarve made the "
@@ -71,6 +69,9 @@ def rebuild(
     from ..spaces.threads import one_thread
 
     task = resolve_task(spec) if isinstance(spec, str) else spec
-    made = rebuild_space(task, {"space": space, "choices": choices})
+    settings = {"space": space, "choices": choices}
+    if old := RungChoice.of(settings):
+        settings, candidate = old.settings(settings), {k: v for k, v in candidate.items() if k != NAME}
+    made = rebuild_space(task, settings)
     with one_thread():
         return made.build(made.from_values(candidate)).eval()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import entry_points
+from inspect import signature
 
+from ..results.fidelity import Fidelity
 from ..results.objective import Limit, Objective
 from ..spaces import Space
 from .base import Searcher, parse_limits
@@ -44,16 +46,26 @@ def searcher(
     *,
     seed: int = 0,
     limits: Iterable[Limit | str] = (),
+    rungs: Sequence[Fidelity] = (),
 ) -> Searcher:
     """A searcher by name, one that never repeats itself and keeps the limits on analytic costs.
 
     Works for a space without a model. A package adds one by an entry point of the group
     ``netcarve.searchers``: a :class:`Searcher` class, or any function of (space, objectives, seed=...).
 
+    Args:
+        rungs: fidelities to climb, for a searcher that takes them (``progressive``).
+
     Raises:
-        ValueError: unknown name, unknown metric, unreadable limit, or a limit that no candidate can keep.
+        ValueError: unknown name, unknown metric, unreadable limit, or a limit that no candidate can keep;
+            rungs for a searcher that judges every candidate in full.
     """
-    return guard(find_searcher(name)(space, objectives, seed=seed), parse_limits(limits))
+    make, options = find_searcher(name), {"rungs": tuple(rungs)} if rungs else {}
+    if rungs and "rungs" not in signature(make).parameters:
+        raise ValueError(
+            f"the searcher {name!r} judges every candidate in full and takes no rungs; progressive does"
+        )
+    return guard(make(space, objectives, seed=seed, **options), parse_limits(limits))
 
 
 def guard(inner: Searcher, limits: Iterable[Limit | str] = ()) -> Searcher:

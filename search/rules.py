@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..results.trial import in_full
 from ..spaces import Space
 from .partitioning.tree import TRUST, LossTree, loss_tree
 
@@ -23,7 +24,7 @@ def run_tree(run: Run, *, depth: int = 3, least: int = 5, seed: int = 0) -> Loss
     Raises:
         ValueError: too few trials that did not fail, or none with a loss.
     """
-    done = [trial for trial in run.trials if not trial.failed]
+    done = [trial for trial in in_full(run.trials) if not trial.failed]
     metric = "loss"
     if not any("loss" in trial.scores for trial in done):
         known = [o.name for o in run.objectives if o.goal == "max"]

@@ -10,10 +10,11 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from ..results.database import being_written, last_word
+from ..results.fidelity import Fidelity, stored_rungs
 from ..results.front import Front
 from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective
-from ..results.trial import Trial
+from ..results.trial import Trial, in_full
 from ..results.trust import trusted
 from ..spaces import Space
 from .devices import stored_platform
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from ..results.export import Receipt
     from ..spaces.devices import Device, Link
     from .exact.certificate import Certificate
-
 
 NAMED = ("best", "knee", "smallest")  # trials that need no number
 
@@ -154,6 +154,11 @@ class Run:
         return stored_platform(self.settings)[1]
 
     @property
+    def rungs(self) -> tuple[Fidelity, ...]:
+        """The fidelities on which trials were judged, the most thorough first; the full one in most runs."""
+        return stored_rungs(self.settings)
+
+    @property
     def baseline(self) -> Trial | None:
         """The unchanged model's trial."""
         return next((t for t in self.trials if t.number == 0 and not t.failed), None)
@@ -162,7 +167,7 @@ class Run:
     def uniform(self) -> list[Trial]:
         """The trials of uniform cuts, whoever proposed them; none in runs of an older netcarve."""
         rows = {tuple(row) for row in self.settings.get("uniform", ())}
-        return [t for t in self.trials if not t.failed and t.candidate.indices in rows]
+        return [t for t in in_full(self.trials) if not t.failed and t.candidate.indices in rows]
 
     @property
     def unconfirmed(self) -> str:
@@ -186,13 +191,14 @@ class Run:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """One row per trial (index ``trial``): scores, ``front`` (bool), ``seconds``, ``error``."""
+        """One row per trial (index ``trial``): scores, ``front``, ``fidelity``, ``seconds``, ``error``."""
         import pandas as pd
 
         frame = pd.DataFrame([dict(t.scores) for t in self.trials], index=[t.number for t in self.trials])
         frame.index.name = "trial"
         best = {t.number for t in self.front}
         frame["front"] = [t.number in best for t in self.trials]
+        frame["fidelity"] = [t.fidelity for t in self.trials]
         frame["seconds"] = [t.seconds for t in self.trials]
         frame["error"] = [t.reason for t in self.trials]
         return frame
@@ -282,9 +288,10 @@ class Run:
         from ..evaluators.pool import Job
         from ..spaces.threads import one_thread
 
-        candidate = self.space.from_values(self[number].candidate.values)
+        trial = self[number]
+        candidate = self.space.from_values(trial.candidate.values)
         with one_thread():
-            return Job(self.task, self.space, ()).build(candidate)
+            return Job(self.task, self.space, (), rungs=self.rungs).build(candidate, trial.fidelity)
 
     def export(
         self,
@@ -362,8 +369,7 @@ class Run:
             only: names of analyses, of :data:`.explaining.NAMES`; by default all.
             samples: validation samples whose representations are looked at.
 
-        Returns:
-            What the page shows, as plain JSON values.
+        Returns what the page shows, as plain JSON values.
 
         Raises:
             RunError: no such trial, one that failed, or nothing that was asked for applies to the run.
@@ -390,10 +396,5 @@ class Run:
 
 
 def load(path: str | Path, task: Task | str | None = None, *, space: Space | None = None) -> Run:
-    """A run from its folder (or its ledger), also one that is still going on; see :class:`Run`.
-
-    Raises:
-        RunError: there is no run.
-        LedgerError: the ledger cannot be read.
-    """
+    """A run from its folder (or its ledger), also one that is still going on; see :class:`Run`."""
     return Run(path, task=task, space=space)

@@ -6,13 +6,14 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluators.machine import environment
 from ..results.database import being_written
+from ..results.fidelity import Fidelity, Proposal, stored_rungs
 from ..results.ledger import Ledger, LedgerError
 from ..results.objective import Limit, Objective
 from ..results.trial import Trial
@@ -57,6 +58,7 @@ def describe(
     limits: Sequence[Limit],
     metrics: Sequence[str],
     repeats: int = 1,
+    rungs: Sequence[Fidelity] = (),
 ) -> dict[str, Any]:
     """The settings that decide what a run proposes and what its scores mean, as plain JSON.
 
@@ -76,6 +78,7 @@ def describe(
         "metrics": list(metrics),
         "scoring": SCORING,
         "repeats": repeats,
+        "rungs": [asdict(rung) for rung in rungs],
         "choices": [[c.name, list(c.options)] for c in space.choices],
         "unconfirmed": task.confirm_data if task is not None and not task.confirm_batches else "",
         "uniform": [list(c.indices) for c in ladder(space)],
@@ -111,8 +114,8 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             f"netcarve {stored.get('version', 'unknown')} scored candidates in another way (the unchanged "
             "model with re-estimated BatchNorm); begin anew from its front: --seed-from"
         )
-    for key in ("task", "searcher", "seed", "window", "objectives", "limits", "metrics", "repeats"):
-        was = stored.get(key, 1 if key == "repeats" else None)
+    for key in ("task", "searcher", "seed", "window", "objectives", "limits", "metrics", "repeats", "rungs"):
+        was = stored.get(key, {"repeats": 1, "rungs": []}.get(key))
         if key in now and was != now[key]:
             found.append(f"{key} was {_short(was)}, is now {_short(now[key])}")
     return found
@@ -202,10 +205,11 @@ def _begin(
         return
     choices = tuple(Choice(name, tuple(options)) for name, options in settings["choices"])
     first = [Candidate((0,) * len(choices), choices), *given]
+    top = stored_rungs(settings)[0].name
     known = [(n, scored[c]) for n, c in enumerate(first) if c in scored]
     with ledger.transaction():
         ledger.save_settings({**settings, "given": len(given), "imported": len(scored)})
-        ledger.propose(list(enumerate(first)))
+        ledger.propose([(n, Proposal(c, top)) for n, c in enumerate(first)])
         ledger.record([replace(trial, number=n, candidate=first[n]) for n, trial in known])
 
 
@@ -238,10 +242,7 @@ def resumed_settings(
 
 
 def check_free(folder: Path) -> None:
-    """
-    Raises:
-        RunError: the folder holds a run, be it one that cannot be read.
-    """
+    """Raise a :class:`RunError` where the folder holds a run, be it one that cannot be read."""
     if (folder / LEDGER).exists() and not _is_blank(folder / LEDGER):
         raise _taken(folder)
 
@@ -382,6 +383,6 @@ def _spaces_differ(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 def _short(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        value = [f"{v['name']}:{v['goal']}" for v in value]
+        value = [f"{v['name']}:{v['goal']}" if "goal" in v else v["name"] for v in value]
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

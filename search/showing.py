@@ -18,6 +18,9 @@ def trial_text(run: Run, number: int) -> str:
     """See :meth:`Run.show`."""
     trial = run[number]
     lines = [f"trial {number} of {run.path}"]
+    if len(run.rungs) > 1:
+        judged = next((rung.text for rung in run.rungs if rung.name == trial.fidelity), "unknown")
+        lines.append(f"fidelity {trial.fidelity}: {judged}")
     if trial.failed:
         return "\n".join([*lines, "failed:", trial.error or ""])
     kept = run.kept(number)

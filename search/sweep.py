@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..evaluators.pool import Outcome, Pool
+from ..results.fidelity import Fidelity, Proposal, proposals
 from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective
 from ..results.trial import Trial
-from ..spaces import Candidate, Space
-from ..spaces.rung import DEFAULT, parse_rungs, rungs_of, with_rungs
+from ..spaces import Space
 from .base import Searcher, innermost, parse_limits
 from .budget import Budget
 from .clock import Clock
-from .combined.progressive import AT_LEAST, trials_needed
+from .combined.progressive import warn_of_few
 from .confirming import confirm_front
 from .devices import memory_limits
 from .known import Known
@@ -32,10 +31,10 @@ from .plan import (
     check_types,
     choose_evaluators,
     choose_objectives,
+    choose_rungs,
     metrics_of,
     note_limits,
     note_misfit,
-    on_rungs,
     with_measured_costs,
 )
 from .progress import Progress, Silent
@@ -50,8 +49,6 @@ from .watch import watched
 if TYPE_CHECKING:
     from ..evaluators.base import Evaluator, Scorer
     from ..evaluators.task import Task
-
-log = logging.getLogger(__name__)
 
 TRIALS = 100  # where neither trials nor minutes are given
 WINDOW = 16
@@ -91,6 +88,7 @@ def sweep(
     mirrors: Iterable[Mirror | str] = (),
     repeats: int = 1,
     measure: bool = True,
+    rungs: Iterable[Fidelity | str] | None = None,
 ) -> Run:
     """Search ``space`` for the best subnetworks of ``task``, and keep every outcome.
 
@@ -126,6 +124,8 @@ def sweep(
             the means, their standard deviations in ``detail["spread"]``.
         measure: the latency of the front at the end (see :func:`.measured_front.measure_front`); without it
             a latency objective stands as the search has seen it.
+        rungs: on which ``"progressive"`` judges candidates, the most thorough first: ``"tuned"``, ``"full"``,
+            ``"quick"``, or :class:`netcarve.results.Fidelity`; by default full and quick.
 
     Raises:
         ValueError: anything in the arguments that cannot work, before any work: unknown searcher, metric or
@@ -135,13 +135,11 @@ def sweep(
     """
     check_types(task, space)
     check_inputs(task, space)
-    if searcher == "progressive" and task is not None and not rungs_of(space):
-        space = with_rungs(space, parse_rungs(DEFAULT))
+    levels = choose_rungs(rungs, searcher, task)
     goals = choose_objectives(objectives, searcher, task, space)
     bounds = parse_limits([*limits, *memory_limits(space)])
-    scorers = on_rungs(
-        space, with_measured_costs(space, choose_evaluators(task, evaluators, goals, bounds, space)), task
-    )
+    chosen = choose_evaluators(task, evaluators, goals, bounds, space, rungs=bool(levels))
+    scorers = with_measured_costs(space, chosen)
     check_numbers(
         trials=trials,
         minutes=minutes,
@@ -155,7 +153,7 @@ def sweep(
     if isinstance(searcher, Searcher):
         search = guard(searcher, bounds)
     else:
-        search = searcher_by_name(searcher, space, goals, seed=seed, limits=bounds)
+        search = searcher_by_name(searcher, space, goals, seed=seed, limits=bounds, rungs=levels)
     settings = describe(
         task=task,
         space=space,
@@ -166,16 +164,12 @@ def sweep(
         limits=search.limits,
         metrics=metrics_of(scorers, task),
         repeats=repeats,
+        rungs=levels,
     )
     if trials is None and minutes is None:
         trials = TRIALS
-    if trials is not None and (rungs := rungs_of(space)) and trials < trials_needed(len(rungs)):
-        names, need = ", ".join(rung.name for rung in reversed(rungs)), trials_needed(len(rungs))
-        log.warning(
-            "%d trials are few for the rungs %s: with %d or more the best come to the top by themselves; at "
-            "the end, at most %d are promoted anyway",
-            *(trials, names, need, AT_LEAST),
-        )
+    if trials is not None and levels:
+        warn_of_few(trials, levels)
     progress = progress or Silent()
     followers = [mirror(m) if isinstance(m, str) else m for m in mirrors]
     begin = warm_start(() if resume else seed_from, space, settings, measured=METRICS_OF_A_PLACE)
@@ -199,7 +193,9 @@ def sweep(
                 for trial in scored:
                     progress.told(trial, replayed=True)
             else:
-                with make_pool(task, space, scorers, workers, address, trial_timeout, known, repeats) as pool:
+                with make_pool(
+                    task, space, scorers, workers, address, trial_timeout, known, repeats, search.rungs
+                ) as pool:
                     driver = Driver(
                         search, pool, ledger, budget=budget, progress=progress, window=window, scorers=scorers
                     )
@@ -208,7 +204,7 @@ def sweep(
                     ledger.note("certificate", search.certificate.to_json())
                 ledger.note("complete", driver.told if search.finished and not driver.cut_short else 0)
             if task is not None:
-                confirm_front(ledger, task, space, scorers, progress.says)
+                confirm_front(ledger, task, space, scorers, progress.says, search.rungs)
             if task is not None and measure:
                 progress.says("measuring latency")
                 if isinstance(progress, Mirroring):
@@ -261,9 +257,9 @@ class Driver:
         self._closing = {n for n in ledger.info.get("closing", ()) if n in self._proposed}
         self._recorded = {t.number: t for t in ledger.trials(self.space, measured=False)}
         self._known = Known(self.space, scorers, list(self._recorded.values()))
-        self._new: list[tuple[int, Candidate]] = []  # not in the ledger yet
-        self._todo: deque[tuple[int, Candidate]] = deque()  # not submitted yet
-        self._in_flight: dict[int, Candidate] = {}
+        self._new: list[tuple[int, Proposal]] = []  # not in the ledger yet
+        self._todo: deque[tuple[int, Proposal]] = deque()  # not submitted yet
+        self._in_flight: dict[int, Proposal] = {}
         self._ready: dict[int, Trial] = {}  # known outcomes that wait for their turn
         self._given = ledger.settings.get("given", 0)  # first trials that the searcher was not asked for
         self._noted = 0.0
@@ -300,46 +296,46 @@ class Driver:
             self._close()
             return
         if self.asked == 0:
-            candidates = [self.space.baseline]
+            asked = proposals([self.space.baseline], self.searcher.rungs)
         elif self.told == 0 or wanted <= 0 or allowed <= 0:
             return
         elif self.asked <= self._given:
             last = min(self._given, self.asked + wanted - 1)
-            candidates = [self._proposed[number] for number in range(self.asked, last + 1)]
+            asked = [self._proposed[number] for number in range(self.asked, last + 1)]
         elif self.told <= self._given or self.searcher.finished:
             return  # the search begins when it knows all that it was given
         else:
             # All that is wanted, even where less is allowed: a longer run then starts with the same calls.
-            proposed = self.searcher.ask(wanted)
-            candidates = proposed[: int(min(wanted, allowed))]
-            self.cut_short |= len(candidates) < len(proposed)
-        for candidate in candidates:
+            proposed = proposals(self.searcher.ask(wanted), self.searcher.rungs)
+            asked = proposed[: int(min(wanted, allowed))]
+            self.cut_short |= len(asked) < len(proposed)
+        for proposal in asked:
             self._pass_closing()
-            self._take(candidate)
+            self._take(proposal)
 
-    def _take(self, candidate: Candidate) -> None:
-        """Give the next number to a candidate, whose outcome may be in the ledger already."""
+    def _take(self, proposal: Proposal) -> None:
+        """Give the next number to a proposal, whose outcome may be in the ledger already."""
         number = self.asked
-        if self._proposed.setdefault(number, candidate) != candidate:
+        if self._proposed.setdefault(number, proposal) != proposal:
             raise RunError(
                 f"cannot resume: trial {number} was {self._proposed[number].to_json()}, the search now "
-                f"proposes {candidate.to_json()}; resume with the netcarve that started the run "
+                f"proposes {proposal.to_json()}; resume with the netcarve that started the run "
                 f"({self.ledger.settings.get('version', 'unknown')}), or start a new one"
             )
         if number in self._recorded:
             self._ready[number] = self._recorded[number]
         else:
-            self._new.append((number, candidate))
+            self._new.append((number, proposal))
         self.asked += 1
 
     def _close(self) -> None:
         """The budget is spent: score what the searcher would have judged in full next."""
-        last = self.searcher.closing(self.window)
+        last = proposals(self.searcher.closing(self.window), self.searcher.rungs)
         if last:
             self._closing |= set(range(self.asked, self.asked + len(last)))
             self.ledger.note("closing", sorted(self._closing))
-        for candidate in last:
-            self._take(candidate)
+        for proposal in last:
+            self._take(proposal)
 
     def _pass_closing(self) -> None:
         """Take up what an earlier session has scored beyond its budget: its numbers are gone."""
@@ -353,15 +349,15 @@ class Driver:
             self._todo.extend(self._new)
             self._new = []
         room = self.pool.room() if self._todo else 0
-        jobs: list[tuple[int, Candidate]] = []
+        jobs: list[tuple[int, Proposal]] = []
         known: list[Outcome] = []
         while self._todo and len(jobs) < room:
-            number, candidate = self._todo.popleft()
-            if outcome := self._known.outcome(number, candidate):
-                self._in_flight[number] = candidate
+            number, proposal = self._todo.popleft()
+            if outcome := self._known.outcome(number, proposal):
+                self._in_flight[number] = proposal
                 known.append(outcome)
             else:
-                jobs.append((number, candidate))
+                jobs.append((number, proposal))
         if known:
             self._keep(known)
         if jobs:
@@ -387,13 +383,15 @@ class Driver:
 
     def _trials(self, outcomes: list[Outcome]) -> list[Trial]:
         """Outcomes with the analytic costs of their candidates; the measured wins over the computed."""
-        candidates = [self._in_flight.pop(o.number) for o in outcomes]
-        costs = self.space.cost_arrays(candidates) if candidates else {}
+        asked = [self._in_flight.pop(o.number) for o in outcomes]
+        costs = self.space.cost_arrays([one.candidate for one in asked]) if asked else {}
         trials = []
-        for i, (o, candidate) in enumerate(zip(outcomes, candidates, strict=True)):
+        for i, (o, one) in enumerate(zip(outcomes, asked, strict=True)):
             computed = {metric: float(values[i]) for metric, values in costs.items()}
             scores = {**computed, **(o.scores or {})} if o.error is None else {}
-            trials.append(Trial(o.number, candidate, scores, o.error, o.seconds, o.worker, o.detail))
+            trials.append(
+                Trial(o.number, one.candidate, scores, o.error, o.seconds, o.worker, o.detail, one.fidelity)
+            )
             if o.number == 0:
                 check_baseline(trials[-1], self.searcher.objectives, self.searcher.limits)
                 note_limits(trials[-1], self.searcher.limits)

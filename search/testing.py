@@ -20,6 +20,7 @@ import numpy as np
 
 from ..evaluators.base import Evaluator
 from ..evaluators.pool import Job, Outcome, Pool
+from ..results.fidelity import Proposal, proposals
 from ..results.hypervolume import nondominated
 from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective, total_violation
@@ -63,9 +64,15 @@ def drive(
 ) -> list[Trial]:
     """Ask and tell until ``n`` trials, or until the searcher asks for nothing more; all trials in order."""
     trials: list[Trial] = []
-    while len(trials) < n and (asked := searcher.ask(min(batch, n - len(trials)))):
-        numbered = list(enumerate(asked, start=len(trials)))
-        told = [Trial(i, c, error="on purpose") if fail(c) else Trial(i, c, scores(c)) for i, c in numbered]
+    while len(trials) < n:
+        asked = proposals(searcher.ask(min(batch, n - len(trials))), searcher.rungs)
+        if not asked:
+            break
+        told = []
+        for number, one in enumerate(asked, start=len(trials)):
+            failed = fail(one.candidate)
+            found, error = ({}, "on purpose") if failed else (scores(one.candidate), None)
+            told.append(Trial(number, one.candidate, found, error, fidelity=one.fidelity))
         trials += told
         searcher.tell(list(order(told)))
     return trials
@@ -142,12 +149,12 @@ class AnyOrder(Pool):
     def __init__(self, job: Job, workers: int, seed: int = 0) -> None:
         self.job, self.workers = job, workers
         self.rng = np.random.default_rng(seed)
-        self.queue: list[tuple[int, Candidate]] = []
+        self.queue: list[tuple[int, Proposal]] = []
 
     def room(self) -> int:
         return max(0, self.workers - len(self.queue))
 
-    def submit(self, jobs: Sequence[tuple[int, Candidate]]) -> None:
+    def submit(self, jobs: Sequence[tuple[int, Proposal]]) -> None:
         self.queue += jobs
 
     def finished(self, timeout: float | None = None) -> list[Outcome]:
@@ -155,15 +162,19 @@ class AnyOrder(Pool):
         n = int(self.rng.integers(1, len(order) + 1)) if order else 0
         done = [self.queue[i] for i in order[:n]]
         self.queue = [self.queue[i] for i in order[n:]]
-        return [self.job.evaluate(*one) for one in done]
+        return [self.job.evaluate(number, one.candidate, one.fidelity) for number, one in done]
 
     def close(self) -> None:
         self.queue = []
 
 
-def facts(trials: Sequence[Trial]) -> list[tuple[int, tuple[int, ...], dict[str, float], str]]:
-    """All of a trial but times and workers: number, indices, scores, reason of failure."""
-    return [(t.number, t.candidate.indices, dict(t.scores), t.reason) for t in trials]
+def facts(trials: Sequence[Trial]) -> list[tuple[int, tuple[int, ...], dict[str, float], str, str]]:
+    """All of a trial but times and workers: number, indices, scores, reason of failure, fidelity."""
+    return [(t.number, t.candidate.indices, dict(t.scores), t.reason, t.fidelity) for t in trials]
+
+
+def _scored(number: int, asked: Proposal) -> Trial:
+    return Trial(number, asked.candidate, toy_scores(asked.candidate), fidelity=asked.fidelity)
 
 
 class _Cost(ModelSide):
@@ -192,18 +203,24 @@ class SearcherConformance:
 
     def test_proposes_candidates_of_the_space(self) -> None:
         space = Space([Choice("a", (1.0, 0.5)), Choice("b", ("x",)), Choice("c", tuple(range(9)))])
-        proposals = self.proposals(space)
-        assert proposals
-        for indices in proposals:
+        found = self.proposals(space)
+        assert found
+        for indices in found:
             assert space.candidate(indices).choices == space.choices
             assert all(type(i) is int for i in indices)
 
     def test_proposes_at_most_what_is_asked_for(self) -> None:
         searcher = self.make(toy_space())
         for n in (1, 3, 1, 16, 2):
-            asked = searcher.ask(n)
+            asked = proposals(searcher.ask(n), searcher.rungs)
             assert len(asked) <= n
-            searcher.tell([Trial(i, c, toy_scores(c)) for i, c in enumerate(asked)])
+            searcher.tell([_scored(i, one) for i, one in enumerate(asked)])
+
+    def test_stays_within_its_fidelities(self) -> None:
+        searcher = guard(self.make(toy_space()))
+        names = {rung.name for rung in searcher.rungs}
+        assert {one.fidelity for one in proposals(searcher.ask(4), searcher.rungs)} <= names
+        assert {t.fidelity for t in drive(searcher, 40)} <= names
 
     def test_same_seed_same_proposals(self) -> None:
         assert self.proposals(toy_space(), seed=3) == self.proposals(toy_space(), seed=3)
@@ -226,8 +243,7 @@ class SearcherConformance:
         assert self.proposals(toy_space(6), batch=6, order=lambda trials: trials[::-1]) == in_order
 
     def test_survives_failures(self) -> None:
-        proposals = self.proposals(toy_space(), fail=lambda c: sum(c.indices) % 2 == 1)
-        assert proposals
+        assert self.proposals(toy_space(), fail=lambda c: sum(c.indices) % 2 == 1)
         searcher = guard(self.make(toy_space()))
         assert len(drive(searcher, 40, fail=lambda _: True)) == 40 or searcher.finished
 
@@ -258,22 +274,24 @@ class SearcherConformance:
     def test_earlier_trials_are_used_and_not_spent_again(self) -> None:
         space = toy_space(5)
         earlier = [space.baseline, *space.sample(np.random.default_rng(0), 36)]
-        proposals = []
+        found = []
         for sign in (1.0, -1.0):  # the same candidates, with the best and the worst exchanged
             searcher = guard(self.make(space))
             for i, c in enumerate(earlier):
                 scores = toy_scores(c)
-                searcher.tell([Trial(i, c, {**scores, "quality": sign * scores["quality"]})])
-            proposals.append([t.candidate for t in drive(searcher, 24)])
-            assert proposals[-1]
-            assert not set(proposals[-1]) & set(earlier)
+                scores["quality"] *= sign
+                searcher.tell([Trial(i, c, scores, fidelity=searcher.rungs[0].name)])
+            found.append([t.candidate for t in drive(searcher, 24)])
+            assert found[-1]
+            assert not set(found[-1]) & set(earlier)
         if self.learns:
-            assert proposals[0] != proposals[1]
+            assert found[0] != found[1]
 
     def test_neither_workers_nor_interruptions_matter(self, tmp_path: Path) -> None:
         """A run of one worker, and one of seven that finish in any order, stopped half-way and resumed."""
         space = Space(toy_space(5).choices, model=_Cost())
-        job = Job(None, Space(space.choices), [ToyScorer(fail=lambda c: c.indices[0] == 2)])
+        rungs = self.make(space).rungs
+        job = Job(None, Space(space.choices), [ToyScorer(fail=lambda c: c.indices[0] == 2)], rungs=rungs)
 
         def run(name: str, workers: int, trials: int) -> list[Trial]:
             searcher = guard(self.make(space, seed=1), ["cost<=0.9x", "quality>=0.2x"])
@@ -291,14 +309,14 @@ class SearcherConformance:
     def test_late_trials(self) -> None:
         """With a window of candidates under way, told one by one, it neither stops nor repeats itself."""
         searcher = guard(self.make(toy_space()))
-        waiting: list[Candidate] = []
-        told: list[Candidate] = []
+        waiting: list[Proposal] = []
+        told: list[Proposal] = []
         while len(told) < 30:
-            waiting += searcher.ask(8 - len(waiting))
+            waiting += proposals(searcher.ask(8 - len(waiting)), searcher.rungs)
             if not waiting:
                 break
             told.append(waiting.pop(0))
-            searcher.tell([Trial(len(told) - 1, told[-1], toy_scores(told[-1]))])
+            searcher.tell([_scored(len(told) - 1, told[-1])])
         assert len(told) == len(set(told))
         assert len(told) == 30 or searcher.finished
 
@@ -306,13 +324,13 @@ class SearcherConformance:
         space = toy_space(2, 3)
         searcher = guard(self.make(space))
         trials = drive(searcher, 50)
-        assert len({t.candidate for t in trials}) == len(trials) <= space.size
+        assert len({t.proposal for t in trials}) == len(trials) <= space.size * len(searcher.rungs)
         assert searcher.finished
         assert searcher.ask(1) == []
 
     def test_one_choice_and_one_candidate(self) -> None:
         assert drive(guard(self.make(toy_space(1, 5))), 20)
-        assert [t.candidate.indices for t in drive(guard(self.make(toy_space(1, 1))), 20)] == [(0,)]
+        assert {t.candidate.indices for t in drive(guard(self.make(toy_space(1, 1))), 20)} == {(0,)}
 
     def test_one_objective(self) -> None:
         searcher = guard(self.make(toy_space(), objectives=OBJECTIVES[1:]))

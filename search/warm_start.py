@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..results.export.standalone.limits import read_text
-from ..results.trial import Trial
+from ..results.trial import Trial, in_full
 from ..spaces import Candidate, Choice, Space
 from .run import Run
 from .settings import RunError
@@ -33,9 +33,9 @@ def warm_start(
 ) -> WarmStart:
     """Candidates and known outcomes from ``sources``.
 
-    A run of the same task and space gives all its successful trials, with their scores. Another run gives
-    the candidates of its front, to be scored anew: choices of the same name take the nearest option, others
-    stay unchanged.
+    A run of the same task and space gives all trials that it judged in full, with their scores. Another run
+    gives the candidates of its front, to be scored anew: choices of the same name take the nearest
+    option, others stay unchanged.
 
     Args:
         sources: candidates, ``{choice: option}``, runs, folders of runs, or JSON files that hold
@@ -57,7 +57,7 @@ def warm_start(
         source = read_source(given) if isinstance(given, str | Path) else given
         if isinstance(source, Run):
             if _comparable(source.settings, settings) and not wanted & set(measured):
-                for trial in source.trials:
+                for trial in in_full(source.trials):
                     if wanted <= set(trial.scores):
                         scored.setdefault(space.from_values(trial.candidate.values), trial)
                 chosen.update(dict.fromkeys(scored))
@@ -82,7 +82,8 @@ def read_source(path: str | Path) -> Run | list[Mapping[str, Any]]:
 
 
 def _comparable(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
-    return all(theirs.get(key) == ours[key] for key in SAME)
+    rungs = (theirs.get("rungs") or []) == ours["rungs"]
+    return rungs and all(theirs.get(key) == ours[key] for key in SAME)
 
 
 def _translated(run: Run, space: Space) -> list[Candidate]:

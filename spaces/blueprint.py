@@ -352,11 +352,11 @@ class Blueprint(ModelSide):
         return make(alive, mend)
 
     def unchanged(self, candidate: Candidate) -> bool:
-        """Is it the given network? Where it is cut and runs, and its rung, make no difference."""
+        """Is it the given network? Where it is cut and runs makes no difference."""
         return self._decoder.unchanged(candidate)
 
     def network_key(self, candidate: Candidate) -> bytes:
-        """Equal for candidates of a space that are the same network on the same rung, wherever it is cut."""
+        """Equal for candidates of a space that are the same network, wherever it is cut."""
         return self._decoder.network_key(candidate)
 
     def elastic(self, choices: tuple[Choice, ...]) -> Elastic:

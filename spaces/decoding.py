@@ -18,7 +18,6 @@ from .masks.program import Sparsify
 from .prune import Prune
 from .rewriting.dividing import Divide, branch_macs
 from .rewriting.rewrite import Rewrite
-from .rung import is_rung
 from .splitting.cutting import Cutting
 from .splitting.splits import Split, plan_of
 from .splitting.staging import split_costs
@@ -144,11 +143,11 @@ class Decoder:
         return plan is not None and any(0 < b < plan.segments for b in self.placed(candidate)[0])
 
     def unchanged(self, candidate: Candidate) -> bool:
-        """Is it the given network, wherever that is cut and however thoroughly it is judged?"""
+        """Is it the given network, wherever that is cut?"""
         rest = [
             c
             for c, i in zip(candidate.choices, candidate.indices, strict=True)
-            if i and not is_rung(c) and not isinstance(c.edit, Prune | Drop | Split)
+            if i and not isinstance(c.edit, Prune | Drop | Split)
         ]
         return not rest and bool(self.alive(candidate).all())
 

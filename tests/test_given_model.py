@@ -13,7 +13,6 @@ from netcarve.evaluators import Job, Quality, reestimate_batchnorm, resolve_task
 from netcarve.evaluators.batchnorm import misfit, reestimate_if_better
 from netcarve.search.settings import RunError
 from netcarve.spaces.capture import CaptureError
-from netcarve.spaces.rung import Rung, with_rungs
 from torch import Tensor, nn
 
 
@@ -83,12 +82,9 @@ def test_the_digits_net_is_scored_as_it_is() -> None:
     assert outcome.scores["accuracy"] == right / len(y)
 
 
-def test_wherever_it_is_cut_and_however_it_is_judged() -> None:
+def test_wherever_it_is_cut() -> None:
     task = own_answers(Normed())
     space = space_of(task, kinds=("prune", "splits"))
-    rungs = with_rungs(space, (Rung("tuned", epochs=3), Rung("full"), Rung("quick", repair="once")))
-    for indices in ([0] * len(rungs), *([0] * (len(rungs) - 1) + [i] for i in (1, 2))):
-        assert space.model.unchanged(rungs.candidate(indices))  # type: ignore[union-attr]
     free = [i for i, choice in enumerate(space.choices) if space.neutral[i]]
     cut = [int(i in free) for i in range(len(space))]
     assert Job(task, space, (Quality(),)).evaluate(0, space.candidate(cut)).scores["accuracy"] == 1.0  # type: ignore[index]

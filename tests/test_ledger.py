@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from netcarve import Choice, Ledger, Space, Trial
-from netcarve.results import LedgerError
+from netcarve.results import LedgerError, Proposal
 from netcarve.results.database import COLUMNS, SCHEMA_VERSION
 
 SPACE = Space(
@@ -45,7 +45,7 @@ def ledger(path):
 
 
 def fill(ledger, trials=TRIALS):
-    ledger.propose([(t.number, t.candidate) for t in trials])
+    ledger.propose([(t.number, t.proposal) for t in trials])
     ledger.record(trials)
 
 
@@ -61,8 +61,8 @@ def refusal(call, *words):
 
 
 def test_what_is_written_is_read(path, ledger):
-    ledger.propose([(t.number, t.candidate) for t in TRIALS])
-    ledger.propose([(7, SPACE.baseline)])
+    ledger.propose([(t.number, t.proposal) for t in TRIALS])
+    ledger.propose([(7, Proposal(SPACE.baseline))])
     ledger.record(TRIALS[2:])
     ledger.record(TRIALS[:2])
     ledger.note("seconds", 1.5)
@@ -110,14 +110,14 @@ def test_the_same_again_is_ignored_and_anything_else_refused(ledger):
     refusal(lambda: ledger.record([other]), "trial 2", "another outcome")
     moved = Trial(2, SPACE.candidate([2, 1, 1]), {"accuracy": 0.5})
     refusal(lambda: ledger.record([moved]), "trial 2", "another candidate")
-    refusal(lambda: ledger.propose([(2, moved.candidate)]), "trial 2", "another candidate")
+    refusal(lambda: ledger.propose([(2, moved.proposal)]), "trial 2", "another candidate")
     refusal(lambda: ledger.record([trial(8, accuracy=1.0)]), "trial 8", "never proposed")
     refusal(lambda: ledger.save_settings({"seed": 4}), "other settings")
     assert ledger.trials() == TRIALS
 
 
 def test_a_resumed_writer_knows_earlier_proposals(path, ledger):
-    ledger.propose([(t.number, t.candidate) for t in TRIALS])
+    ledger.propose([(t.number, t.proposal) for t in TRIALS])
     ledger.close()
     with Ledger(path, write=True, create=False) as again:
         again.record(TRIALS)
@@ -125,7 +125,7 @@ def test_a_resumed_writer_knows_earlier_proposals(path, ledger):
 
 
 def test_a_transaction_is_whole_or_not_at_all(ledger):
-    ledger.propose([(t.number, t.candidate) for t in TRIALS])
+    ledger.propose([(t.number, t.proposal) for t in TRIALS])
     refusal(lambda: ledger.record([*TRIALS, trial(8, accuracy=1.0)]), "never proposed")
     assert ledger.trials() == []
     ledger.record(TRIALS)
@@ -143,7 +143,7 @@ def test_a_transaction_is_whole_or_not_at_all(ledger):
     ],
 )
 def test_bad_trials_are_refused(ledger, bad, match):
-    ledger.propose([(0, bad.candidate)])
+    ledger.propose([(0, bad.proposal)])
     with pytest.raises(ValueError, match=match):
         ledger.record([bad])
     assert ledger.trials() == []
@@ -200,12 +200,13 @@ def test_a_second_writer_is_refused(path, ledger):
 WRITER = """
 import sys
 from netcarve import Choice, Ledger, Space, Trial
+from netcarve.results import Proposal
 space = Space([Choice("a", tuple(range(1000)))])
 with Ledger(sys.argv[1], write=True) as ledger:
     ledger.save_settings({"choices": [["a", list(range(1000))]]})
     for n in range(100_000):
         candidate = space.candidate([n % 1000])
-        ledger.propose([(n, candidate)])
+        ledger.propose([(n, Proposal(candidate))])
         ledger.record([Trial(n, candidate, {"accuracy": n / 7})])
         print(n, flush=True)
 """
@@ -353,7 +354,7 @@ def test_a_turned_bit_in_the_header_is_damage_not_another_version(ledger):
 def test_what_is_written_together_is_kept_together(ledger):
     def half():
         with ledger.transaction():
-            ledger.propose([(t.number, t.candidate) for t in TRIALS])
+            ledger.propose([(t.number, t.proposal) for t in TRIALS])
             ledger.record([trial(0)])
 
     with pytest.raises(ValueError, match="no scores"):
@@ -367,9 +368,9 @@ def test_what_is_written_together_is_kept_together(ledger):
 
 def test_a_newer_schema_is_refused(ledger):
     ledger.close()
-    change_inside(ledger.path, f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    change_inside(ledger.path, f"PRAGMA user_version = {SCHEMA_VERSION + 4}")
     refusal(
-        lambda: Ledger(ledger.path), "newer netcarve", f"schema {SCHEMA_VERSION + 1}", "pip install --upgrade"
+        lambda: Ledger(ledger.path), "newer netcarve", f"schema {SCHEMA_VERSION + 4}", "pip install --upgrade"
     )
 
 
@@ -391,6 +392,6 @@ def test_appending_is_cheap(ledger):
     trials = [trial(n, accuracy=0.5, macs=1e6, params=1e4, loss=0.1) for n in range(2000)]
     start = time.process_time()
     for t in trials:
-        ledger.propose([(t.number, t.candidate)])
+        ledger.propose([(t.number, t.proposal)])
         ledger.record([t])
     assert (time.process_time() - start) / len(trials) < 0.5e-3  # ten times what it takes, for busy machines

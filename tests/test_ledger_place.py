@@ -30,7 +30,7 @@ def ledger(path):
 
 
 def fill(ledger, trials=TRIALS):
-    ledger.propose([(t.number, t.candidate) for t in trials])
+    ledger.propose([(t.number, t.proposal) for t in trials])
     ledger.record(trials)
 
 
@@ -136,7 +136,7 @@ def test_a_full_disk_loses_nothing_recorded(ledger):
     pages = ledger._db.execute("PRAGMA page_count").fetchone()[0]
     ledger._db.execute(f"PRAGMA max_page_count = {pages + 2}")
     more = [Trial(n, TRIALS[0].candidate, error="a long story " * 200) for n in range(3, 20)]
-    ledger.propose([(t.number, t.candidate) for t in more])
+    ledger.propose([(t.number, t.proposal) for t in more])
     refusal(lambda: ledger.record(more), "no room on disk", "what was recorded is kept")
     assert ledger.trials() == TRIALS
     ledger._db.execute(f"PRAGMA max_page_count = {pages + 1000}")

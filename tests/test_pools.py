@@ -31,6 +31,7 @@ from netcarve.evaluators import (
     resolve_task,
 )
 from netcarve.evaluators.ray_session import RaySession
+from netcarve.results import Proposal
 from netcarve.spaces import Candidate, Choice, ModelSide, Space
 from threadpoolctl import threadpool_info
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ def _drain(pool: Pool, jobs: list[tuple[int, Candidate]], window: int | None = N
     while len(outcomes) < len(jobs):
         in_flight = len(jobs) - len(waiting) - len(outcomes)
         take = len(waiting) if window is None else window - in_flight
-        pool.submit(waiting[:take])
+        pool.submit([(n, Proposal(c)) for n, c in waiting[:take]])
         del waiting[:take]
         for outcome in pool.finished(30):
             assert outcome.number not in outcomes
@@ -206,7 +207,7 @@ def test_in_process_pool() -> None:
         assert pool.room() == 1
         outcomes = _drain(pool, [(i, _one("score", i)) for i in range(5)])
         assert [o.scores["score"] for _, o in sorted(outcomes.items())] == [0, 1, 2, 3, 4]  # type: ignore[index]
-        pool.submit([(9, _one("score"))])
+        pool.submit([(9, Proposal(_one("score")))])
         assert pool.room() == 0
     assert pool.finished() == []
 
@@ -378,7 +379,7 @@ def test_requests_that_cannot_be_met_are_refused(session: RaySession) -> None:
 def test_finished_returns_when_time_is_up(session: RaySession) -> None:
     with RayPool(_job(), workers=1) as pool:
         _drain(pool, [(0, _one("score"))])
-        pool.submit([(1, _one("sleep", 99))])
+        pool.submit([(1, Proposal(_one("sleep", 99)))])
         start = time.monotonic()
         assert pool.finished(0.2) == []
         assert 0.1 < time.monotonic() - start < 0.8

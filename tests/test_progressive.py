@@ -10,107 +10,138 @@ import netcarve
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from netcarve.evaluators import Job
 from netcarve.evaluators.accuracy import Quality, pack
 from netcarve.evaluators.base import Measured
+from netcarve.results import Fidelity, Front, FrontTracker, Ledger, Proposal, in_full
+from netcarve.results.fidelity import FULL, parse_rungs, proposals
 from netcarve.results.objective import Objective
+from netcarve.results.report.document import report_document
 from netcarve.results.trial import Trial
 from netcarve.search import Interrupted
+from netcarve.search import searcher as searcher_by_name
+from netcarve.search.budget import Budget
 from netcarve.search.combined.progressive import Progressive, disagreements, mcnemar
+from netcarve.search.distinct import Distinct
+from netcarve.search.feasible import Feasible
+from netcarve.search.known import SAME, Known
+from netcarve.search.progress import Silent
 from netcarve.search.registry import guard
-from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, facts, toy_scores, toy_space
+from netcarve.search.sweep import Driver
+from netcarve.search.testing import (
+    OBJECTIVES,
+    AnyOrder,
+    SearcherConformance,
+    ToyScorer,
+    facts,
+    toy_scores,
+    toy_space,
+    toy_sweep,
+)
 from netcarve.spaces import Candidate, ModelSide, Space
-from netcarve.spaces.rung import Rung, parse_rungs, rung_of, tunes, with_rungs
 from scipy.stats import binomtest
 from torch import nn
 from torch.utils.data import TensorDataset
 
-THREE = (Rung("full"), Rung("half", samples=0.5), Rung("quick", samples=0.25))
+THREE = (Fidelity("full"), Fidelity("half", samples=0.5), Fidelity("quick", samples=0.25))
 
 
 class TestProgressive(SearcherConformance):
     searcher = Progressive
 
 
-def _scores(candidate: Candidate) -> dict[str, float]:
-    """On lower rungs quality is known with an error, and goes by another name."""
-    rung = rung_of(candidate)
-    assert rung is not None
-    base = toy_scores(Candidate(candidate.indices[:-1], candidate.choices[:-1]))
-    error = 0.02 * (1 - rung.samples) * np.sin(37.0 * sum(candidate.indices))
-    name = "quality" if rung.name == "full" else f"quality@{rung.name}"
-    return {name: base["quality"] + error, "cost": base["cost"]}
+class TestProgressiveOnRungs(SearcherConformance):
+    @staticmethod
+    def searcher(space, objectives, *, seed):  # type: ignore[override]
+        return Progressive(space, objectives, seed=seed, rungs=THREE)
+
+    def test_neither_workers_nor_interruptions_matter(self, tmp_path: Path) -> None:
+        """A budget that is spent promotes some more: a killed session is what must not matter, see below."""
 
 
-def _drive(searcher: Progressive, n: int) -> list[Trial]:
+def _scores(asked: Proposal) -> dict[str, float]:
+    """On lower rungs quality is known with an error."""
+    samples = next(rung.samples for rung in THREE if rung.name == asked.fidelity)
+    base = toy_scores(asked.candidate)
+    error = 0.02 * (1 - samples) * np.sin(37.0 * sum(asked.candidate.indices))
+    return {"quality": base["quality"] + error, "cost": base["cost"]}
+
+
+def _drive(searcher: netcarve.Searcher, n: int, scores: Any = _scores) -> list[Trial]:
     trials: list[Trial] = []
-    while len(trials) < n and (asked := searcher.ask(4)):
-        told = [Trial(len(trials) + i, c, _scores(c)) for i, c in enumerate(asked)]
+    while len(trials) < n and (asked := proposals(searcher.ask(4), searcher.rungs)):
+        told = [
+            Trial(len(trials) + i, one.candidate, scores(one), fidelity=one.fidelity)
+            for i, one in enumerate(asked)
+        ]
         trials += told
         searcher.tell(told)
     return trials
 
 
+def _on(trials: list[Trial], fidelity: str) -> list[tuple[int, ...]]:
+    return [t.candidate.indices for t in trials if t.fidelity == fidelity]
+
+
 def test_one_of_so_many_goes_up_and_only_by_steps() -> None:
-    space = with_rungs(toy_space(5), THREE)
-    searcher = Progressive(space, OBJECTIVES, reduction=3, inner="random")
+    searcher = Progressive(toy_space(5), OBJECTIVES, rungs=THREE, reduction=3, inner="random")
     trials = _drive(searcher, 120)
-    on = [[t.candidate.indices[:-1] for t in trials if t.candidate.indices[-1] == r] for r in range(3)]
+    on = [_on(trials, rung.name) for rung in THREE]
     assert set(on[0]) < set(on[1]) < set(on[2])
     for above, below in itertools.pairwise(on):
         assert len(below) // 3 - 1 <= len(above) <= -(-len(below) // 3)
-    assert len({t.candidate for t in trials}) == 120
+    assert len({t.proposal for t in trials}) == 120
 
 
 def test_who_goes_up_is_on_the_first_fronts() -> None:
-    space = with_rungs(toy_space(5), THREE[::2])
-    trials = _drive(Progressive(space, OBJECTIVES, inner="random"), 80)
-    low = [t for t in trials if t.candidate.indices[-1] == 1]
-    up = {t.candidate.indices[:-1] for t in trials if t.candidate.indices[-1] == 0}
+    trials = _drive(Progressive(toy_space(5), OBJECTIVES, rungs=THREE[::2], inner="random"), 80)
+    low = [t for t in trials if t.fidelity == "quick"]
+    up = set(_on(trials, "full"))
 
     def beaten_by(trial: Trial) -> int:
         return sum(
-            o.scores["quality@quick"] > trial.scores["quality@quick"]
-            and o.scores["cost"] < trial.scores["cost"]
+            o.scores["quality"] > trial.scores["quality"] and o.scores["cost"] < trial.scores["cost"]
             for o in low
         )
 
-    stay = [beaten_by(t) for t in low if t.candidate.indices[:-1] not in up]
-    gone = [beaten_by(t) for t in low if t.candidate.indices[:-1] in up]
+    stay = [beaten_by(t) for t in low if t.candidate.indices not in up]
+    gone = [beaten_by(t) for t in low if t.candidate.indices in up]
     assert np.mean(gone) < 0.3 * np.mean(stay)
 
 
 def test_a_tiny_space_ends_with_its_best_on_top() -> None:
-    space = with_rungs(toy_space(2, 3), THREE)
-    searcher = Progressive(space, OBJECTIVES, reduction=2, inner="grid")
+    searcher = Progressive(toy_space(2, 3), OBJECTIVES, rungs=THREE, reduction=2, inner="grid")
     trials = _drive(searcher, 100)
     assert searcher.finished
-    assert [sum(t.candidate.indices[-1] == r for t in trials) for r in (2, 1, 0)] == [9, 5, 3]
+    assert [len(_on(trials, name)) for name in ("quick", "half", "full")] == [9, 5, 3]
 
 
 def test_a_limit_that_only_the_top_keeps_stops_nobody() -> None:
     """Lower rungs see half of the quality: all break the limit there, and the best go up all the same."""
-    space = with_rungs(toy_space(5), THREE[::2])
-    searcher = guard(Progressive(space, OBJECTIVES, inner="random"), ["quality>=0.8"])
+    searcher = guard(
+        Progressive(toy_space(5), OBJECTIVES, rungs=THREE[::2], inner="random"), ["quality>=0.8"]
+    )
 
-    def score(candidate: Candidate) -> dict[str, float]:
-        scores = _scores(candidate)
-        return {name: v / 2 if name == "quality@quick" else v for name, v in scores.items()}
+    def score(asked: Proposal) -> dict[str, float]:
+        scores = _scores(asked)
+        return scores | {"quality": scores["quality"] / (2 if asked.fidelity == "quick" else 1)}
 
-    trials = drive(searcher, 120, scores=score)
-    top = [t.scores["quality"] for t in trials if "quality" in t.scores]
-    low = [2 * t.scores["quality@quick"] for t in trials if "quality" not in t.scores]
+    trials = _drive(searcher, 120, score)
+    top = [t.scores["quality"] for t in trials if t.fidelity == "full"]
+    low = [2 * t.scores["quality"] for t in trials if t.fidelity == "quick"]
     assert len(top) >= len(low) // 3 - 1
     assert np.mean(np.array(top) >= 0.8) > 2 * np.mean(np.array(low) >= 0.8)
 
 
 def test_it_has_not_finished_while_somebody_may_still_go_up() -> None:
-    space = with_rungs(toy_space(1, 4), THREE[::2])
-    searcher = Progressive(space, OBJECTIVES, reduction=2, inner="grid")
-    waiting, done = searcher.ask(8), 0
+    searcher = Progressive(toy_space(1, 4), OBJECTIVES, rungs=THREE[::2], reduction=2, inner="grid")
+    waiting, done = list(searcher.ask(8)), 0
     while waiting:
         assert not searcher.finished
-        candidate = waiting.pop(0)
-        searcher.tell([Trial(done, candidate, _scores(candidate))])
+        (one,) = proposals([waiting.pop(0)], searcher.rungs)
+        searcher.tell([Trial(done, one.candidate, _scores(one), fidelity=one.fidelity)])
         waiting += searcher.ask(8)
         done += 1
     assert searcher.finished
@@ -133,26 +164,28 @@ class _Costs(ModelSide):
     def cost_arrays(self, choices: Any, indices: np.ndarray) -> dict[str, np.ndarray]:
         return {"macs": 10.0 - indices[:, 0].astype(float)}
 
-    def build(self, candidate: Candidate) -> Any:
+    def build(self, candidate: Candidate, *, repair: object = None) -> Any:
         raise NotImplementedError
 
 
 @pytest.mark.parametrize(("hits", "goes"), [(60, False), (94, True)])
 def test_a_candidate_that_is_certainly_dominated_is_stopped(hits: int, goes: bool) -> None:
     """The cheapest is right on 95 of 100; a dearer one may go up if its lag can be chance."""
-    space = with_rungs(Space(toy_space(1, 3).choices, model=_Costs()), THREE[::2])  # type: ignore[arg-type]
-    searcher = Progressive(space, [Objective("accuracy"), Objective("macs")], reduction=2, inner="grid")
-    asked: list[Candidate] = []
+    space = Space(toy_space(1, 3).choices, model=_Costs())
+    goals = [Objective("accuracy"), Objective("macs")]
+    searcher = Progressive(space, goals, rungs=THREE[::2], reduction=2, inner="grid")
+    asked: list[Proposal] = []
     right = {0: 96, 1: hits, 2: 95}
-    while new := searcher.ask(4):
+    while new := proposals(searcher.ask(4), searcher.rungs):
         asked += new
-        for c in new:
-            n = right[c.indices[0]]
-            name = "accuracy@quick" if c.indices[1] else "accuracy"
+        for one in new:
+            (index,) = one.candidate.indices
+            n = right[index]
             bits = [i < n for i in range(100)]
-            scores = {name: n / 100, "macs": 10.0 - c.indices[0]}
-            searcher.tell([Trial(len(asked), c, scores, detail={"right": pack(bits)})])
-    on_top = {c.indices[0] for c in asked if c.indices[1] == 0}
+            scores = {"accuracy": n / 100, "macs": 10.0 - index}
+            detail = {"right": pack(bits)}
+            searcher.tell([Trial(len(asked), one.candidate, scores, detail=detail, fidelity=one.fidelity)])
+    on_top = {one.candidate.indices[0] for one in asked if one.fidelity == "full"}
     assert 2 in on_top
     assert goes or 1 not in on_top
     low = [s.trial for s in searcher._results[1].values()]
@@ -191,32 +224,30 @@ def task() -> netcarve.Task:
     return _task()
 
 
-def _space(task: netcarve.Task, *names: str) -> Space:
-    space = netcarve.trace(task.model, task.example).space(ratios=4, calibration=task.calibration_batches)
-    return with_rungs(space, parse_rungs(names)) if names else space
+def _space(task: netcarve.Task) -> Space:
+    return netcarve.trace(task.model, task.example).space(ratios=4, calibration=task.calibration_batches)
 
 
 @pytest.mark.parametrize("trials", [2, 8, 14, 30])
 def test_few_trials_end_with_networks_on_top(trials: int, tmp_path: Path, caplog: Any) -> None:
-    space = with_rungs(toy_space(5), THREE)
-
     def sweep(folder: str, trials: int, resume: bool = False) -> list[tuple[Any, ...]]:
         run = netcarve.sweep(
             None,
-            space,
+            toy_space(5),
             "progressive",
             OBJECTIVES,
+            rungs=THREE,
             trials=trials,
             workers=0,
             out=tmp_path / folder,
             resume=resume,
-            evaluators=[lambda task, model, candidate: _scores(candidate)],
+            evaluators=[lambda task, model, candidate: toy_scores(candidate)],
         )
         return facts(run.trials)
 
     first = sweep("run", trials)
     assert "few for the rungs quick, half, full" in caplog.text
-    top = [number for number, indices, *_ in first if indices[-1] == 0 and number]
+    top = [number for number, *_, fidelity in first if fidelity == "full" and number]
     assert len(top) >= 1
     assert trials <= len(first) <= trials + 3
     assert sweep("run", trials, resume=True) == first
@@ -229,13 +260,12 @@ def test_few_trials_end_with_networks_on_top(trials: int, tmp_path: Path, caplog
 def test_a_sweep_adds_rungs_and_its_front_is_of_the_top(task: netcarve.Task, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"searcher": "progressive", "trials": 24, "workers": 0, "window": 4}
     run = netcarve.sweep(task, _space(task), out=tmp_path / "run", **arguments)
-    assert run.settings["choices"][-1] == ["rung", ["full", "quick"]]
-    assert {t.candidate["rung"] for t in run.trials} == {"full", "quick"}
-    assert {t.candidate["rung"] for t in run.front} == {"full"}
+    assert [rung.name for rung in run.rungs] == ["full", "quick"]
+    assert {t.fidelity for t in run.trials} == set(run.table["fidelity"]) == {"full", "quick"}
+    assert {t.fidelity for t in [*run.front, *run.uniform]} == {"full"}
     assert len(run.front) >= 2
     for trial in run.trials:
-        full = trial.candidate["rung"] == "full"
-        assert ("accuracy" in trial.scores, "accuracy@quick" in trial.scores) == (full, not full)
+        full = trial.fidelity == "full"
         assert trial.detail["right"][0] == (200 if full else 50)
         # The score is that of the network that is given out, on the whole data only on top.
         if full:
@@ -254,19 +284,17 @@ def test_a_sweep_adds_rungs_and_its_front_is_of_the_top(task: netcarve.Task, tmp
         netcarve.sweep(task, _space(task), out=tmp_path / "cut", evaluators=[Stops(each=True)], **arguments)
     again = netcarve.sweep(task, _space(task), out=tmp_path / "cut", resume=True, **arguments)
 
-    def found(r: netcarve.Run) -> list[tuple[Candidate, float | None, Any]]:
-        return [(t.candidate, t.scores.get("accuracy"), t.detail["right"]) for t in r.trials]
+    def found(r: netcarve.Run) -> list[tuple[Proposal, float | None, Any]]:
+        return [(t.proposal, t.scores.get("accuracy"), t.detail["right"]) for t in r.trials]
 
     assert found(again) == found(run)
 
 
 def test_the_top_may_fine_tune(task: netcarve.Task, tmp_path: Path) -> None:
-    space = _space(task, "tuned", "quick")
-    assert tunes(space)
-    run = netcarve.sweep(
-        task, space, "progressive", trials=16, workers=0, out=tmp_path / "run", seed=1, window=4
-    )
-    tuned = [t for t in run.trials[1:] if t.candidate["rung"] == "tuned"]
+    space = _space(task)
+    options: dict[str, Any] = {"trials": 16, "workers": 0, "out": tmp_path / "run", "seed": 1, "window": 4}
+    run = netcarve.sweep(task, space, "progressive", rungs=("quick", "tuned"), **options)
+    tuned = [t for t in run.trials[1:] if t.fidelity == "tuned"]
     assert tuned
     assert all(not t.failed for t in run.trials)
     best = tuned[0]
@@ -286,19 +314,34 @@ def test_fine_tuning_needs_training_data(tmp_path: Path) -> None:
     made = _task()
     made.train = None
     with pytest.raises(ValueError, match="needs training data"):
-        netcarve.sweep(made, _space(made, "tuned", "quick"), "progressive", workers=0, out=tmp_path / "run")
+        netcarve.sweep(
+            made, _space(made), "progressive", workers=0, out=tmp_path / "run", rungs=("tuned", "quick")
+        )
     assert not (tmp_path / "run").exists()
 
 
 def test_nonsense_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least two rungs"):
-        with_rungs(toy_space(), THREE[:1])
+    with pytest.raises(ValueError, match="at least two of them"):
+        parse_rungs(THREE[:1])
     with pytest.raises(ValueError, match="distinct names"):
-        with_rungs(with_rungs(toy_space(), THREE), THREE)
-    with pytest.raises(ValueError, match="samples"):
-        Rung("none", samples=0.0)
+        parse_rungs([*THREE, "full"])
+    for name, value in (
+        ("samples", 0.0),
+        ("samples", "all"),
+        ("epochs", -1),
+        ("epochs", True),
+        ("repair", 2),
+    ):
+        with pytest.raises(ValueError, match=name):
+            Fidelity("none", **{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the name of a fidelity"):
+        Fidelity("")
     with pytest.raises(ValueError, match="unknown rung"):
         parse_rungs(["full", "fast"])
+    with pytest.raises(ValueError, match="takes no rungs; progressive does"):
+        searcher_by_name("nsga2", toy_space(), OBJECTIVES, rungs=THREE)
+    with pytest.raises(ValueError, match="none of this search's: full"):
+        proposals([Proposal(toy_space().baseline, "quick")])
     with pytest.raises(ValueError, match="reduction"):
         Progressive(toy_space(), OBJECTIVES, reduction=1)
 
@@ -319,3 +362,149 @@ def test_what_cannot_be_kept_fails_the_candidate_and_not_the_sweep(tmp_path: Pat
     )
     assert [t.failed for t in run.trials] == [False, True, True]
     assert "plain JSON" in run.trials[1].reason
+
+
+# The contract.
+
+
+def test_what_is_asked_for_plainly_is_judged_in_full() -> None:
+    space = toy_space(1)
+    asked = proposals([space.baseline, Proposal(space.candidate([1]), "half")], THREE)
+    assert [(one.candidate.indices, one.fidelity) for one in asked] == [((0,), "full"), ((1,), "half")]
+
+
+class _Several(netcarve.Searcher):
+    """A third party's: candidates at random, each on every rung, and again."""
+
+    rungs = THREE
+
+    def ask(self, n: int) -> list[Proposal]:
+        (candidate,) = self.space.sample(self.rng, 1)
+        return [Proposal(candidate, rung.name) for rung in (*self.rungs, self.rungs[0])][:n]
+
+
+def test_wrappers_tell_one_fidelity_from_another() -> None:
+    made = _Several(toy_space(2, 3), OBJECTIVES)
+    trials = _drive(guard(made), 27)
+    assert len({t.proposal for t in trials}) == len(trials) > 18
+    assert {t.fidelity for t in trials} == {"full", "half", "quick"}
+    assert isinstance(guard(made), Distinct)
+    space = Space(toy_space(1, 3).choices, model=_Costs())
+    kept = Feasible(_Several(space, OBJECTIVES, seed=2), ["macs<=9"]).ask(3)
+    assert [one.fidelity for one in proposals(kept, THREE)] == ["full", "half", "quick"]
+    assert all(one.candidate.indices[0] >= 1 for one in proposals(kept, THREE))
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_front_never_mixes_fidelities(data: st.DataObject) -> None:
+    number = st.integers(0, 4).map(float)
+    drawn = data.draw(st.lists(st.tuples(st.sampled_from(THREE), number, number), min_size=1, max_size=20))
+    space = toy_space(1)
+    trials = [
+        Trial(i, space.baseline, {"accuracy": a, "macs": m}, fidelity=rung.name)
+        for i, (rung, a, m) in enumerate(drawn)
+    ]
+    shuffled = data.draw(st.permutations(trials))
+    front, top = Front(shuffled, ["accuracy", "macs"]), trials[0].fidelity
+    assert {t.fidelity for t in front} == {top}
+    alone = Front([t for t in trials if t.fidelity == top], ["accuracy", "macs"])
+    assert [t.number for t in front] == [t.number for t in alone]
+    assert front.hypervolume() == alone.hypervolume()
+    tracker = FrontTracker(["accuracy", "macs"])
+    for trial in trials:
+        tracker.add(trial)
+    assert tracker.size == len(front)
+    assert tracker.hypervolume() == pytest.approx(front.hypervolume())
+    assert [t.fidelity for t in in_full(shuffled)] == [top] * len(in_full(trials))
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_neither_workers_nor_a_killed_session_change_the_trials(workers: int, tmp_path: Path) -> None:
+    """As of a process that is killed between two commits: the ledger is reopened, and replayed."""
+    space = toy_space(4)
+    job = Job(None, space, [ToyScorer()], rungs=THREE)
+
+    class Killed(AnyOrder):
+        left = 60
+
+        def finished(self, timeout: float | None = None) -> list[Any]:
+            done = super().finished(timeout)
+            self.left -= len(done)
+            if self.left <= 0:
+                raise KeyboardInterrupt
+            return done
+
+    def run(name: str, kind: type[AnyOrder], workers: int) -> list[Any]:
+        made = guard(Progressive(space, OBJECTIVES, seed=1, rungs=THREE))
+        with Ledger(tmp_path / name, write=True) as ledger:
+            pool = kind(job, workers, seed=workers)
+            Driver(made, pool, ledger, budget=Budget(100), progress=Silent(), window=6).run()
+            return facts(ledger.trials(space))
+
+    alone = run("alone", AnyOrder, 1)
+    with pytest.raises(KeyboardInterrupt):
+        run("cut", Killed, workers)
+    assert len(Ledger(tmp_path / "cut").trials(space)) < 60
+    assert run("cut", AnyOrder, workers) == alone
+    assert {fidelity for *_, fidelity in alone} == {"full", "half", "quick"}
+
+
+def test_a_network_is_known_on_its_fidelity_alone() -> None:
+    class Model(ModelSide):
+        def network_key(self, candidate: Candidate) -> bytes:
+            return bytes(candidate.indices)
+
+    class Alone(ToyScorer):
+        of_network = True
+
+    space = toy_space()
+    known = Known(Space(space.choices, model=Model()), [Alone()])
+    outcome = Job(None, space, [ToyScorer()], rungs=THREE).evaluate(3, space.baseline, "quick")
+    known.learn(Proposal(space.baseline, "quick"), outcome)
+    again = known.outcome(4, Proposal(space.baseline, "quick"))
+    assert again is not None
+    assert again.detail[SAME] == 3
+    assert known.outcome(5, Proposal(space.baseline)) is None
+
+
+def test_a_job_judges_on_the_share_of_data_of_its_fidelity(task: netcarve.Task) -> None:
+    seen: list[int] = []
+
+    def count(task: Any, model: Any, candidate: Candidate) -> dict[str, float]:
+        seen.append(sum(len(targets) for _, _, targets in task.batches))
+        return {"samples": float(seen[-1])}
+
+    space = _space(task)
+    job = Job(task, space, (count,), rungs=THREE)
+    candidate = space.candidate([1] * len(space))
+    scores = [job.evaluate(1, candidate, name).scores for name in ("full", "half", "quick", None)]
+    assert scores == [{"samples": n} for n in (200.0, 100.0, 50.0, 200.0)]
+    assert "unknown fidelity 'tuned'" in (job.evaluate(1, candidate, "tuned").error or "")
+
+
+def test_a_ledger_keeps_a_candidate_on_each_fidelity(tmp_path: Path) -> None:
+    space = toy_space()
+    settings = {"choices": [[c.name, list(c.options)] for c in space.choices]}
+    trials = [
+        Trial(i, space.baseline, {"quality": 0.1 * i}, fidelity=rung.name) for i, rung in enumerate(THREE)
+    ]
+    with Ledger(tmp_path / "ledger", write=True) as ledger:
+        ledger.save_settings(settings)
+        ledger.propose([(t.number, t.proposal) for t in trials])
+        ledger.record(trials)
+        with pytest.raises(netcarve.results.LedgerError, match="another candidate"):
+            ledger.propose([(1, Proposal(space.baseline, "quick"))])
+    with Ledger(tmp_path / "ledger") as reader:
+        assert reader.trials() == trials
+        assert [one.fidelity for one in reader.proposals().values()] == ["full", "half", "quick"]
+
+
+def test_what_people_read_is_of_the_top(tmp_path: Path) -> None:
+    run = toy_sweep(tmp_path / "run", searcher="progressive", trials=30, rungs=THREE)
+    assert {t.fidelity for t in run.front} == {FULL.name}
+    low = next(t for t in run.trials if t.fidelity == "quick")
+    assert "fidelity quick: 25 % of the validation data" in run.show(low.number)
+    (shown,) = report_document([run])["runs"]
+    assert any("Not shown: trials judged on lower rungs" in text for text in shown["notes"])
+    assert shown["numbers"] == [t.number for t in run.trials if t.fidelity == FULL.name]

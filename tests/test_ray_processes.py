@@ -31,6 +31,7 @@ def test_a_cluster_that_does_not_answer_is_refused_at_once() -> None:
 SCRIPT = """
 import os, sys, time
 from netcarve.evaluators import Job, RayPool
+from netcarve.results import Proposal
 from netcarve.spaces import Choice, Space
 
 class Scale:
@@ -47,18 +48,18 @@ pool = RayPool(Job(None, space, (evaluate,)), workers=2)
 with pool:
     import ray
     print(ray._private.worker._global_node.get_temp_dir_path(), flush=True)
-    pool.submit([(i, space.baseline) for i in range(5)])
+    pool.submit([(i, Proposal(space.baseline)) for i in range(5)])
     done = 0
     while done < 5:
         done += len(pool.finished())
     print("five", flush=True)
     if sys.argv[1] == "normal":
-        pool.submit([(5, space.candidate([2]))])  # kills its worker
+        pool.submit([(5, Proposal(space.candidate([2])))])  # kills its worker
         while not pool.finished():
             pass
         time.sleep(2)  # Ray would tell of it meanwhile
     if sys.argv[1] == "hang":
-        pool.submit([(i, space.candidate([1])) for i in range(5, 9)])
+        pool.submit([(i, Proposal(space.candidate([1]))) for i in range(5, 9)])
         pool.finished()
 """
 
@@ -132,6 +133,7 @@ cluster.add_node(num_cpus=1)
 lost = cluster.add_node(num_cpus=1)
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 from netcarve.evaluators import Job, RayPool, ray_pool
+from netcarve.results import Proposal
 from netcarve.spaces import Choice, Space
 
 ray_pool.PLACE_SECONDS = 3.0
@@ -146,7 +148,7 @@ with RayPool(Job(None, space, (evaluate,)), workers=2, address=cluster.address) 
     def score(goal):
         count = 0
         while not goal(count):
-            pool.submit([(len(who) + k, space.baseline) for k in range(4)])
+            pool.submit([(len(who) + k, Proposal(space.baseline)) for k in range(4)])
             wanted = len(who) + 4
             while len(who) < wanted:
                 who.extend(o.worker for o in pool.finished() if not o.error)

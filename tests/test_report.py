@@ -38,7 +38,7 @@ def make_run(folder, trials, *, space=None, objectives=GOALS, limits=(), **chang
     )
     with Ledger(folder / LEDGER, write=True) as ledger:
         ledger.save_settings(settings | changed)
-        ledger.propose([(t.number, t.candidate) for t in trials])
+        ledger.propose([(t.number, t.proposal) for t in trials])
         ledger.record(trials)
     return load(folder)
 

@@ -37,7 +37,7 @@ def make_run(folder, trials, *, space=SPACE, objectives=GOALS, **changed):
     folder.mkdir(parents=True)
     with Ledger(folder / LEDGER, write=True) as ledger:
         ledger.save_settings(settings)
-        ledger.propose([(t.number, t.candidate) for t in trials])
+        ledger.propose([(t.number, t.proposal) for t in trials])
         ledger.record(trials)
     return load(folder)
 

@@ -67,7 +67,7 @@ def test_cuts_and_devices_of_a_trial(browser, tmp_path):
     settings = describe(space=space, objectives=GOALS, **fixed)
     with Ledger(tmp_path / LEDGER, write=True) as ledger:
         ledger.save_settings({**settings, "task": "digits", "kept": {"prune:stem": [16, 8]}, "split": plan})
-        ledger.propose([(t.number, t.candidate) for t in trials])
+        ledger.propose([(t.number, t.proposal) for t in trials])
         ledger.record(trials)
     made = load(tmp_path)
     tab, wrong, found = browser.new_page(), [], []

@@ -35,7 +35,7 @@ def whole(tmp_path_factory):
     made = trials(300)
     with Ledger(folder / "l.db", write=True) as ledger:
         ledger.save_settings(SETTINGS)
-        ledger.propose([(t.number, t.candidate) for t in made])
+        ledger.propose([(t.number, t.proposal) for t in made])
         ledger.record(made[:200])
         ledger.measure(3, {"latency_ms": 2.0}, {"device": "cpu"})
         shutil.copy(folder / "l.db", folder / "logged.db")
@@ -100,7 +100,7 @@ def small(tmp_path_factory):
     made = trials(40)
     with Ledger(path, write=True) as ledger:
         ledger.save_settings(SETTINGS)
-        ledger.propose([(t.number, t.candidate) for t in made])
+        ledger.propose([(t.number, t.proposal) for t in made])
         for trial in made:
             ledger.record([trial])
             ledger.note("seconds", trial.number)
@@ -142,13 +142,13 @@ def test_outcomes_are_saved_without_the_settings(small, tmp_path):
 def test_a_newer_ledger_is_not_read_as_an_older_one(small, tmp_path):
     path, _ = small
     header = bytearray(path.read_bytes())
-    header[60:64] = (SCHEMA_VERSION + 1).to_bytes(4, "big")  # SQLite's user_version
+    header[60:64] = (SCHEMA_VERSION + 4).to_bytes(4, "big")  # SQLite's user_version
     (tmp_path / "l.db").write_bytes(header)
     with pytest.raises(LedgerError, match="newer netcarve"):
         salvage(tmp_path / "l.db", tmp_path / "new.db")
     with Ledger(tmp_path / "noted.db", write=True) as ledger:
         ledger.save_settings(SETTINGS)
-        ledger.note("schema", SCHEMA_VERSION + 1)
+        ledger.note("schema", SCHEMA_VERSION + 4)
     with pytest.raises(LedgerError, match="newer netcarve"):
         salvage(tmp_path / "noted.db", tmp_path / "new.db")
     assert not (tmp_path / "new.db").exists()
@@ -158,7 +158,7 @@ def test_a_copy_without_its_log_says_what_is_missing(whole, tmp_path):
     made = trials(20)
     with Ledger(tmp_path / "l.db", write=True) as ledger:
         ledger.save_settings(SETTINGS)
-        ledger.propose([(t.number, t.candidate) for t in made])
+        ledger.propose([(t.number, t.proposal) for t in made])
         ledger.record(made)
         shutil.copy(tmp_path / "l.db", tmp_path / "alone.db")
         shutil.copy(tmp_path / "l.db-wal", tmp_path / "only.db-wal")

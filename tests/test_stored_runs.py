@@ -9,8 +9,10 @@ import torch
 from netcarve import load
 from netcarve.evaluators import resolve_task
 from netcarve.search import RunError, sweep
+from netcarve.search.rebuild import rebuild
 from netcarve.search.settings import LEDGER
 from netcarve.search.testing import facts
+from netcarve.search.warm_start import warm_start
 
 DATA = Path(__file__).parent / "data"
 TASK = f"{DATA / 'stored_task.py'}:task"
@@ -73,13 +75,33 @@ def test_a_progressive_run_of_0_1(stored, call, tmp_path):
     run = load(folder, TASK)
     assert (len(run), [t.number for t in run.front]) == (PROGRESSIVE_TRIALS, [0, 15])
     assert run[15].scores["params"] == 74
-    assert run[6].scores["accuracy@quick"] == pytest.approx(0.8333, abs=1e-4)
+    # The rung was a choice, and named metrics: it is read as the fidelity beside the candidate.
+    assert [rung.name for rung in run.rungs] == ["tuned", "full", "quick"]
+    assert [run[n].fidelity for n in (0, 6, 15)] == ["tuned", "quick", "tuned"]
+    assert {t.fidelity for t in run.front} == {"tuned"}
+    assert run[6].scores["accuracy"] == pytest.approx(0.8333, abs=1e-4)
+    assert "rung" not in run[6].candidate.values
+    assert [t.number for t in run.uniform] == [1, 2, 15, 20, 21]
+    assert {t.fidelity for t in run.uniform} == {"tuned"}
+    assert set(run.settings["space"]) == {"kinds", "options", "calibrated"}
     assert sum(p.numel() for p in run.model(15).parameters()) == 74
     assert "tuned" in call("show", str(folder), "15").out
     shown = json.loads(call("front", str(folder), "--json").out)
     assert [t["number"] for t in shown["trials"]] == [0, 15]
     done = call("export", str(folder), "15", "--task", TASK, "--format", "state", "-o", str(tmp_path / "one"))
     assert done.code == 0, done.err
+    assert run.report(tmp_path / "report.html").exists()
+    again = warm_start([folder], run.space, {**run.settings, "objectives": [], "metrics": []})
+    assert len(again.scored) == sum(t.fidelity == "tuned" for t in run.trials)
+
+
+def test_an_export_of_0_1_with_a_rung_is_made_again(stored):
+    run = load(stored("progressive"), TASK)
+    choices = [*run.settings["choices"], ["rung", ["tuned", "full", "quick"]]]
+    space = {**run.settings["space"], "rungs": [{"name": "tuned"}, {"name": "full"}, {"name": "quick"}]}
+    candidate = {**run[15].candidate.values, "rung": "tuned"}
+    made = rebuild(spec=run.task, space=space, choices=choices, candidate=candidate)
+    assert sum(p.numel() for p in made.parameters()) == 74
 
 
 def test_resuming_a_progressive_run_of_0_1_goes_on_with_it(stored):
@@ -87,6 +109,9 @@ def test_resuming_a_progressive_run_of_0_1_goes_on_with_it(stored):
     run = load(folder, TASK)
     known = facts(run.trials)
     longer = {"trials": 24, "workers": 0, "out": folder, "resume": True, "measure": False}
-    more = sweep(resolve_task(TASK), run.space, "progressive", **longer)
+    with pytest.raises(RunError, match="rungs was"):
+        sweep(resolve_task(TASK), run.space, "progressive", **longer)
+    more = sweep(resolve_task(TASK), run.space, "progressive", rungs=run.rungs, **longer)
     assert len(more) >= 24
     assert facts(more.trials)[:PROGRESSIVE_TRIALS] == known
+    assert facts(load(folder, TASK).trials) == facts(more.trials)

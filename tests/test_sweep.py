@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 from netcarve.evaluators.pool import InProcessPool, Job, Outcome
+from netcarve.results import Proposal
 from netcarve.results.ledger import Ledger
 from netcarve.search import RunError, load, sweep
 from netcarve.search.budget import Budget
@@ -258,7 +259,7 @@ def test_lane_waits_until_the_pool_is_idle():
             return Outcome(number, {"latency_ms": 1.0}, detail={"device": "toy"})
 
     lane_pool = LanePool(pool, Lane())
-    lane_pool.submit(list(enumerate(space.sample(np.random.default_rng(0), 5))))
+    lane_pool.submit(list(enumerate(map(Proposal, space.sample(np.random.default_rng(0), 5)))))
     outcomes = lane_pool.finished()
     assert [o.number for o in outcomes] == [0, 1, 2, 3, 4]
     assert all(o.scores["latency_ms"] == 1.0 and "quality" in o.scores for o in outcomes)
@@ -280,7 +281,7 @@ def test_latencies_are_shares_of_one_time_of_the_unchanged_model():
             return Outcome(number, clock, detail={"ratio": share, "baseline_ms": 2.0 * self.slower})
 
     space = toy_space()
-    candidates = list(enumerate(space.sample(np.random.default_rng(0), 4)))
+    candidates = list(enumerate(map(Proposal, space.sample(np.random.default_rng(0), 4))))
     for reference, first in ((None, 3.0), (1.0, 1.0)):  # a new run, one that is resumed
         lane_pool = LanePool(InProcessPool(Job(None, space, [Toy()])), Slowing(), reference_ms=reference)
         told = []

@@ -10,7 +10,6 @@ from netcarve import Choice, Space, Task, trace
 from netcarve.search.base import Searcher, parse_limits
 from netcarve.search.uniform import RUNGS, SHARE, ladder, opening
 from netcarve.spaces import ModelSide
-from netcarve.spaces.rung import parse_rungs, with_rungs
 from torch import nn
 
 
@@ -67,11 +66,6 @@ def test_where_nothing_is_a_ratio_there_is_no_ladder():
     assert ladder(space_of(Choice("drop:a", (False, True)))) == []
     assert ladder(space_of(Choice("width:a", (1, 2, 4)))) == []
     assert ladder(Space([Choice("prune:a", EIGHT)])) == []  # no model behind it
-
-
-def test_candidates_are_judged_at_the_top_rung():
-    space = with_rungs(space_of(Choice("prune:a", EIGHT)), parse_rungs(("full", "quick")))
-    assert {c["rung"] for c in ladder(space)} == {"full"}
 
 
 @pytest.mark.parametrize(("trials", "ratios"), [(7, []), (8, [4]), (24, [2, 4, 6]), (200, list(range(1, 8)))])

@@ -8,7 +8,6 @@ from ...results.explaining.section import Figure, Section, Skipped, clipped, ser
 from ...results.explaining.shapley import shapley
 from ...results.table import HEADINGS
 from ...spaces import Candidate
-from ...spaces.rung import is_rung
 from ...spaces.splitting.splits import unsplit
 from ..accuracy import Quality
 from ..pool import Job
@@ -30,7 +29,7 @@ def decisions_section(subject: Subject) -> Section:
         Skipped: nothing was changed, too much was, or a network between the two cannot be scored.
     """
     candidate = subject.candidate
-    plain = _scored(candidate)
+    plain = unsplit(candidate)  # no score depends on cuts
     changed = [d for d, i in enumerate(plain.indices) if i]
     if not changed:
         raise Skipped("the trial changes nothing that the score depends on")
@@ -40,7 +39,7 @@ def decisions_section(subject: Subject) -> Section:
     exact = count <= MOST_EXACT
     permutations = 2 * max(1, NETWORKS // (2 * count))
     task = subject.affordable(2**count if exact else permutations * count)
-    job = Job(task, subject.space, (Quality(),))
+    job = Job(task, subject.space, (Quality(),), rungs=subject.rungs)
     metric = task.metric_name
 
     def worth(members: np.ndarray) -> float:
@@ -119,10 +118,3 @@ def decisions_section(subject: Subject) -> Section:
             "subnetwork": found.all,
         },
     )
-
-
-def _scored(candidate: Candidate) -> Candidate:
-    """The candidate whole, on its most thorough rung: no score depends on cuts."""
-    whole = unsplit(candidate)
-    indices = [0 if is_rung(c) else i for c, i in zip(whole.choices, whole.indices, strict=True)]
-    return Candidate(tuple(indices), whole.choices)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...results.explaining.section import Skipped
+from ...results.fidelity import FULL, Fidelity
 from ...spaces import Candidate, Space
 from ...spaces.capture import lengths_of
 from ..accuracy import Quality
@@ -36,6 +37,7 @@ class Subject:
     network: nn.Module  # the subnetwork, eval mode
     samples: int  # of the validation data, at most, for what looks at representations
     seed: int = 0
+    rungs: tuple[Fidelity, ...] = (FULL,)  # of the run, the most thorough first
     say: Callable[[str], None] = field(default=lambda _: None)
 
     @cached_property

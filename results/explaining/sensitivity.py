@@ -12,7 +12,7 @@ import numpy as np
 
 from ..objective import Objective
 from ..table import HEADINGS
-from ..trial import Trial
+from ..trial import Trial, in_full
 from .anova import Anova, Shares, average, factorial, tree_boxes
 from .section import Figure, Section, Skipped, clipped, series
 
@@ -53,12 +53,12 @@ def sensitivity(
     forest, averaged (see :mod:`.anova`).
 
     Args:
-        trials: of one run; those without the metric are left out.
+        trials: of one run; those without the metric and those on lower rungs are left out.
 
     Raises:
         Skipped: too few trials, or a metric that does not vary.
     """
-    scored = [t for t in trials if math.isfinite(t.scores.get(metric, math.nan))]
+    scored = [t for t in in_full(trials) if math.isfinite(t.scores.get(metric, math.nan))]
     if not scored:
         raise Skipped(f"no trial has {metric}")
     choices = scored[0].candidate.choices

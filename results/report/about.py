@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...spaces.devices import devices_of, links_of, platform_text
+from ..fidelity import stored_rungs
 from ..significance import Figure
 from ..table import busy_text, metric_text
 from ..trial import Trial
@@ -26,6 +27,7 @@ def about(run: Reported) -> list[list[str]]:
         ("Seed", str(settings.get("seed", "not recorded"))),
         ("Objectives", ", ".join(f"{o.name} ({goals[o.goal]})" for o in run.objectives)),
         ("Limits", ", ".join(m.text for m in run.limits) or "none"),
+        ("Rungs", "; ".join(f"{r.name}: {r.text}" for r in stored_rungs(settings) if settings.get("rungs"))),
         ("Space", _space(settings.get("space"))),
         ("Devices", _platform(settings.get("space"))),
         ("Candidates", _size(trials[0].candidate.choices)),

@@ -42,7 +42,9 @@ def convergence(
     kept = [
         i
         for i, t in enumerate(trials)
-        if has_scores(t, objectives) and (not limits or total_violation(limits, t.scores, base) == 0)
+        if t.fidelity == trials[0].fidelity
+        and has_scores(t, objectives)
+        and (not limits or total_violation(limits, t.scores, base) == 0)
     ]
     for i, point in zip(kept, points_of([trials[i] for i in kept], objectives), strict=True):
         if not (points <= point).all(axis=1).any():

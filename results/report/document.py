@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..explaining.sensitivity import importance
 from ..front import Front
 from ..objective import FRACTIONS, Objective, known_metric
 from ..table import COUNTS, HEADINGS
-from ..trial import Trial
+from ..trial import Trial, in_full
 from .about import about
 from .convergence import clock_of, convergence, volume
 from .reported import Reported
@@ -87,7 +88,7 @@ def finite(value: Any) -> float | None:
 def _run(
     name: str, run: Reported, *, objectives: Sequence[Objective], reference: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    trials, front = run.trials, run.front
+    trials, front = in_full(run.trials), run.front
     place = {t.number: i for i, t in enumerate(trials)}
     metrics = list(dict.fromkeys(m for t in trials for m in t.scores))
     sure = {CONFIRMED + m: [finite(t.confirmed.get(m)) for t in trials] for m in _confirmed_metrics(run)}
@@ -113,7 +114,7 @@ def _run(
     base = reference or front.reference
     grown = analysis(
         "convergence",
-        lambda: convergence(trials, objectives, run.limits, base, clock_of(run.info)),
+        lambda: convergence(run.trials, objectives, run.limits, base, clock_of(run.info)),
         {"trials": [], "seconds": [], "volume": [], "clock": False},
     )
     spread = analysis("spreads", lambda: _spread(trials) | _intervals(trials, list(sure)), {})
@@ -145,13 +146,23 @@ def _run(
         "knee": _knee(front, place),
         "uniform": [place[t.number] for t in run.uniform],
         "alike": {str(number): others for number, others in alike.items() if others},
-        "notes": [text for text in (*said, *left_out) if text],
+        "notes": [text for text in (*said, _lower(run.trials, trials), *left_out) if text],
         "hypervolume": volume(front.points, front.objectives, front.reference),
         "convergence": grown,
         "importance": importance(trials, run.objectives),
         **_failures(trials),
         "about": about(run),
     }
+
+
+def _lower(trials: Sequence[Trial], shown: Sequence[Trial]) -> str:
+    """What to say of the trials on lower rungs, which the page does not show; empty where there are none."""
+    numbers = {t.number for t in shown}
+    count = Counter(t.fidelity for t in trials if t.number not in numbers)
+    if not count:
+        return ""
+    each = ", ".join(f"{n} {name}" for name, n in count.items())
+    return f"Not shown: trials judged on lower rungs ({each})."
 
 
 def _knee(front: Front, place: Mapping[int, int]) -> int | None:

@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...results.fidelity import FULL, Fidelity, Proposal, parse_rungs
 from ...results.objective import Objective
 from ...results.trial import Trial
-from ...spaces import Candidate, Choice, ModelSide, Space
-from ...spaces.rung import NAME, off_rung, rungs_of
+from ...spaces import Candidate, Space
 from ..base import Searcher
 from ..evolutionary.ranking import best_first
 
-if TYPE_CHECKING:
-    import torch
-
 INNER = "auto"
 REDUCTION = 3  # one of so many goes on to the next rung (eta)
-AT_LEAST = 3  # networks that a search promotes to the top rung, however few its trials
+AT_LEAST = 3  # candidates that a search promotes to the top rung, however few its trials
 SIGNIFICANCE = 0.05  # of the paired test that stops a candidate
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A network on a rung."""
+    """A candidate on a rung."""
 
-    trial: Trial  # candidate without its rung, scores named as on top
+    trial: Trial
     loss: np.ndarray  # [objectives], minimised; inf where failed
     violation: float  # of the limits
 
 
 def trials_needed(rungs: int, reduction: int = REDUCTION) -> int:
-    """Trials with which :data:`AT_LEAST` networks come to the top of so many rungs by themselves."""
+    """Trials with which :data:`AT_LEAST` candidates come to the top of so many rungs by themselves."""
     return AT_LEAST * reduction**rungs
+
+
+def warn_of_few(trials: int, rungs: Sequence[Fidelity]) -> None:
+    """Say so where so few trials are to be made that nothing comes to the top by itself."""
+    if trials < (need := trials_needed(len(rungs))):
+        log.warning(
+            "%d trials are few for the rungs %s: with %d or more the best come to the top by themselves; at "
+            "the end, at most %d are promoted anyway",
+            *(trials, ", ".join(rung.name for rung in reversed(rungs)), need, AT_LEAST),
+        )
 
 
 class Progressive(Searcher):
     """Asynchronous successive halving for several objectives (Li et al. 2020, arXiv 1810.05934, alg. 2).
 
-    The inner searcher's candidates are scored on the lowest rung of the space. One of every ``reduction``
+    The inner searcher's candidates are scored on the lowest rung. One of every ``reduction``
     that are scored on a rung leaves it upwards, the first at once: the best that is still there, best by
     non-dominated rank, then by crowding, among all that were scored on this rung; those that break a limit
     on a measured metric rank behind, by how much, since a higher rung may lift them. The inner searcher
@@ -52,15 +61,17 @@ class Progressive(Searcher):
     where they disagree, one-sided. It needs accuracy as the first objective, evaluated with ``each=True``,
     and costs known exactly; without these only the ranks decide.
 
-    In a space without rungs (see :func:`netcarve.spaces.rung.with_rungs`) this is the inner searcher.
+    Without rungs this is the inner searcher.
 
     Args:
+        rungs: fidelities (:class:`netcarve.results.Fidelity`) or names of known ones, the most thorough
+            first; at least two, or none.
         inner: name of the searcher that proposes (:func:`known_searchers`).
         reduction: eta, at least 2.
         significance: level of the test, in [0, 0.5); 0 switches it off.
 
     Raises:
-        ValueError: a number out of its range, or an unknown inner searcher.
+        ValueError: a number out of its range, one rung, an unknown one, or an unknown inner searcher.
     """
 
     def __init__(
@@ -69,6 +80,7 @@ class Progressive(Searcher):
         objectives: Iterable[Objective | str],
         *,
         seed: int = 0,
+        rungs: Sequence[Fidelity | str] = (),
         inner: str = INNER,
         reduction: int = REDUCTION,
         significance: float = SIGNIFICANCE,
@@ -79,61 +91,63 @@ class Progressive(Searcher):
         if not 0.0 <= significance < 0.5:
             raise ValueError(f"significance must lie in [0, 0.5), got {significance}")
         self.reduction, self.significance = reduction, significance
-        self.rungs = rungs_of(space)
+        self.rungs = parse_rungs(rungs) if rungs else (FULL,)
+        self._climbs = len(self.rungs) > 1
         self._name = inner
         self._inner: Searcher | None = None
-        self._results: list[dict[Candidate, Scored]] = [{} for _ in self.rungs]  # by network
+        self._results: list[dict[Candidate, Scored]] = [{} for _ in self.rungs]
         self._left: list[set[Candidate]] = [set() for _ in self.rungs]  # asked for on the next rung up
         self._stopped: list[set[Candidate]] = [set() for _ in self.rungs]  # by the paired test, for good
         self._up: tuple[int, Candidate] | None = None  # who goes up next, where that is
         self._decided = False
-        self._under_way: set[Candidate] = set()
+        self._under_way: set[Proposal] = set()
         self._analytic = [o for o in self.objectives if o.name in self.baseline]
 
-    def ask(self, n: int) -> list[Candidate]:
-        if not self.rungs:
+    def ask(self, n: int) -> Sequence[Candidate | Proposal]:
+        if not self._climbs:
             return self.inner.ask(n)
-        asked: list[Candidate] = []
+        asked: list[Proposal] = []
         while len(asked) < n and (up := self._promoted()) is not None:
-            rung, network = up
-            self._left[rung].add(network)
+            rung, candidate = up
+            self._left[rung].add(candidate)
             self._decided = False
-            asked.append(self._on(network, rung - 1))
+            asked.append(self._on(candidate, rung - 1))
         last = len(self.rungs) - 1
         if len(asked) < n:
-            asked += [self._on(c, last) for c in self.inner.ask(n - len(asked))]
+            # By name it is a plain searcher: it asks for candidates.
+            asked += [self._on(c, last) for c in self.inner.ask(n - len(asked)) if isinstance(c, Candidate)]
             self._decided = False  # the inner searcher may have finished
         self._under_way.update(asked)
         return asked
 
     def tell(self, trials: Sequence[Trial]) -> None:
         super().tell(trials)
-        if not self.rungs:
+        if not self._climbs:
             self.inner.tell(trials)
             return
         self._decided = False
-        for trial in trials:
-            self._under_way.discard(trial.candidate)
-            rung = trial.candidate.indices[self._place]
-            network = self._network(trial.candidate)
-            scores = {off_rung(name, self.rungs[rung]): value for name, value in trial.scores.items()}
-            plain = replace(trial, candidate=network, scores=scores)
-            self._results[rung][network] = Scored(plain, self.loss(plain), self.violation(plain))
-            self.inner.tell([plain])
+        names = [rung.name for rung in self.rungs]
+        for trial in sorted(trials, key=lambda t: (t.number, t.candidate.indices)):
+            self._under_way.discard(trial.proposal)
+            if trial.fidelity in names:  # else it is of another search, and of use to the inner one alone
+                held = self._results[names.index(trial.fidelity)]
+                held[trial.candidate] = Scored(trial, self.loss(trial), self.violation(trial))
+            # The inner searcher knows of no rungs: to it the latest is in full.
+            self.inner.tell([replace(trial, fidelity=FULL.name)])
 
-    def closing(self, n: int) -> list[Candidate]:
-        """The best networks, straight to the top rung, until :data:`AT_LEAST` have been promoted to it.
+    def closing(self, n: int) -> list[Proposal]:
+        """The best candidates, straight to the top rung, until :data:`AT_LEAST` have been promoted to it.
 
         Fewer trials than the rungs need promote nothing by themselves.
         """
-        asked: list[Candidate] = []
+        asked: list[Proposal] = []
         for rung in range(1, len(self.rungs)):
             while len(self._left[1]) < AT_LEAST and len(asked) < n:
-                if (network := self._best(rung)) is None:
+                if (candidate := self._best(rung)) is None:
                     break
                 for passed in range(1, rung + 1):
-                    self._left[passed].add(network)
-                asked.append(self._on(network, 0))
+                    self._left[passed].add(candidate)
+                asked.append(self._on(candidate, 0))
         self._decided = False
         self._under_way.update(asked)
         return asked
@@ -144,16 +158,17 @@ class Progressive(Searcher):
 
     @property
     def inner(self) -> Searcher:
-        """The searcher over networks, made when the limits are known."""
+        """The searcher for candidates, made when the limits are known."""
         if self._inner is None:
             from ..registry import searcher
 
             self._inner = searcher(
-                self._name, self._networks(), self.objectives, seed=self.seed, limits=self.limits
+                self._name, self.space, self.objectives, seed=self.seed, limits=self.limits
             )
         return self._inner
 
-    # Rungs.
+    def _on(self, candidate: Candidate, rung: int) -> Proposal:
+        return Proposal(candidate, self.rungs[rung].name)
 
     def _promoted(self) -> tuple[int, Candidate] | None:
         """Who goes up next, with the rung that it leaves; highest rungs first."""
@@ -165,12 +180,12 @@ class Progressive(Searcher):
         for rung in range(1, len(self.rungs)):
             scored, left = len(self._results[rung]), self._left[rung]
             share = -(-scored // self.reduction)  # rounded up: a short search has results on top as well
-            if len(left) < share and (network := self._best(rung)) is not None:
-                return rung, network
+            if len(left) < share and (candidate := self._best(rung)) is not None:
+                return rung, candidate
         return None
 
     def _best(self, rung: int) -> Candidate | None:
-        """The best network on a rung that has not left it and was not stopped."""
+        """The best candidate on a rung that has not left it and was not stopped."""
         scored = [s for s in self._results[rung].values() if np.isfinite(s.loss).all()]
         gone = self._left[rung] | self._results[rung - 1].keys() | self._stopped[rung]
         trials = [s.trial for s in scored]
@@ -201,41 +216,6 @@ class Progressive(Searcher):
             ):
                 return True
         return False
-
-    # Networks: candidates without their rung.
-
-    @property
-    def _place(self) -> int:
-        return next(i for i, c in enumerate(self.space.choices) if c.name == NAME)
-
-    def _networks(self) -> Space:
-        if not self.rungs:
-            return self.space
-        choices = [c for c in self.space.choices if c.name != NAME]
-        return Space(choices, model=None if self.space.model is None else _OnTop(self.space, self._place))
-
-    def _network(self, candidate: Candidate) -> Candidate:
-        indices = candidate.indices[: self._place] + candidate.indices[self._place + 1 :]
-        return self.inner.space.candidate(indices)
-
-    def _on(self, network: Candidate, rung: int) -> Candidate:
-        indices = (*network.indices[: self._place], rung, *network.indices[self._place :])
-        return Candidate(indices, self.space.choices)
-
-
-class _OnTop(ModelSide):
-    """The model side of the space of networks: costs do not depend on the rung."""
-
-    def __init__(self, space: Space, place: int) -> None:
-        self._space, self._place = space, place
-
-    def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]:
-        assert self._space.model is not None
-        whole = np.insert(indices, self._place, 0, axis=1)
-        return self._space.model.cost_arrays(self._space.choices, whole)
-
-    def build(self, candidate: Candidate, *, repair: object = None) -> torch.nn.Module:
-        raise NotImplementedError("a searcher builds nothing")
 
 
 def disagreements(first: Sequence[object], second: Sequence[object]) -> tuple[int, int]:

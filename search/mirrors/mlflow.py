@@ -15,6 +15,7 @@ from .base import Mirror
 EXPERIMENT = "netcarve"
 RUN = "netcarve.run"  # tag of the parent: tells a resumed run from another of the same name
 NUMBER = "netcarve.trial"  # tag of a child
+FIDELITY = "netcarve.fidelity"  # tag of a child
 PARAMS = 100  # that MLflow takes in one call
 # Of a server: MLflow itself asks seven times, longer each time, and waits two minutes for each answer.
 DEADLINES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
@@ -58,7 +59,7 @@ class MLflow(Mirror):
         from mlflow.entities import Metric, Param
 
         now = time.time_ns() // 1_000_000
-        tags = {NUMBER: str(trial.number), "mlflow.parentRunId": self._parent}
+        tags = {NUMBER: str(trial.number), "mlflow.parentRunId": self._parent, FIDELITY: trial.fidelity}
         run = self._begin(f"trial {trial.number}", tags)
         chosen = [Param(_named(name), str(option)) for name, option in trial.candidate.values.items()]
         for at in range(0, len(chosen), PARAMS):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...results.fidelity import stored_rungs
 from ...results.trial import Trial
 from .base import Mirror
 
@@ -16,7 +17,8 @@ NUMBER = "netcarve_number"  # user attribute: Optuna counts trials itself
 class Optuna(Mirror):
     """A study of the run's name, its parameters the choices, its values the objectives.
 
-    A failed trial is a failed one there; all metrics and the reason of a failure are user attributes.
+    A failed trial, and one on a lower rung, is a failed one there; all metrics and the reason of a failure
+    are user attributes.
 
     Args:
         where: a storage URL, such as ``sqlite:///studies.db``; by default ``optuna.db`` in the run's folder.
@@ -31,6 +33,7 @@ class Optuna(Mirror):
         optuna.logging.disable_propagation()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._objectives = [o["name"] for o in settings["objectives"]]
+        self._top = stored_rungs(settings)[0].name
         goals = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
         folder = folder.resolve()
         self._study = optuna.create_study(
@@ -56,9 +59,12 @@ class Optuna(Mirror):
     def write(self, trial: Trial, *, front: int, volume: float) -> None:
         import optuna
 
-        complete = all(name in trial.scores for name in self._objectives)
+        in_full = trial.fidelity == self._top
+        complete = in_full and all(name in trial.scores for name in self._objectives)
         parameters = {choice.name: option for choice, option in trial.candidate.items()}
         about: dict[str, Any] = {NUMBER: trial.number, "seconds": trial.seconds, **trial.scores}
+        if not in_full:
+            about["fidelity"] = trial.fidelity
         if trial.failed:
             about["error"] = trial.reason
         self._study.add_trial(

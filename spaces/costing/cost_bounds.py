@@ -10,7 +10,6 @@ from ..choice import Choice
 from ..drop import Drop
 from ..masks.choice import Mask
 from ..prune import Prune
-from ..rung import is_rung
 from ..splitting.splits import is_split
 
 SUMS = ("macs", "flops", "params", "size_mb")  # over what is there
@@ -32,8 +31,8 @@ def falling_costs(choices: Iterable[Choice], *, positive: bool) -> tuple[str, ..
             drops = True
         elif is_split(choice):
             splits = True
-        elif isinstance(choice.edit, Mask) or is_rung(choice):
-            continue  # sets numbers to zero, or says how a network is judged: these costs stay as they are
+        elif isinstance(choice.edit, Mask):
+            continue  # sets numbers to zero: these costs stay as they are
         elif not isinstance(choice.edit, Prune) or (np.diff(choice.edit.kept) > 0).any():
             return ()
     if not positive:

@@ -22,7 +22,6 @@ from ..choice import Candidate, Choice
 from ..coupling import Group
 from ..proving.proof import relative_difference
 from ..prune import Prune
-from ..rung import is_rung
 from ..space import Repair
 from ..splitting.splits import is_split
 from ..surgery import Alive, Mend, Surgeon
@@ -195,4 +194,4 @@ class Elastic:
 
 def _keeps_the_network(choice: Choice) -> bool:
     """Does no option change what the network computes with its weights?"""
-    return choice.edit is None or is_rung(choice) or is_split(choice)
+    return choice.edit is None or is_split(choice)
