@@ -237,8 +237,8 @@ def test_a_job_builds_what_it_cannot_switch():
     assert [i == resident for i, _ in seen] == [True, False, True]
     assert seen[1][1] < seen[0][1]
 
-    look.lane = True
-    assert job.evaluate(0, kept).error is None
+    look.lane = True  # asked once, where a job is made
+    assert Job(job_task, space, (look,)).evaluate(0, kept).error is None
     assert seen[-1][0] != resident
 
 

@@ -75,7 +75,7 @@ def test_show_and_table(tmp_path):
     assert "c3" in text
     failed = next(t for t in made.trials if t.failed)
     assert "ValueError: bad candidate" in made.show(failed.number)
-    assert set(made.table.columns) == {"quality", "cost", "front", "seconds", "error"}
+    assert set(made.table.columns) == {"quality", "cost", "front", "fidelity", "seconds", "error"}
     assert made.table["front"].sum() == len(made.front)
     with pytest.raises(RunError, match="there is no trial 4000 in"):
         made.show(4000)
