@@ -96,7 +96,7 @@ def everywhere(setting: Setting, trials: Iterable[Trial]) -> list[Trial]:
 
 
 def prune_then_split(setting: Setting, trials: int, seed: int, out: Path, workers: int) -> list[Trial]:
-    space = Space([c for c in setting.joint.choices if c.name != "cut:1"], model=setting.blueprint)
+    space = Space([c for c in setting.joint.choices if c.name != "cut:1"], model=setting.joint.model)
     made = sweep(
         setting.task, space, "auto", ("accuracy", "macs"), trials=trials, seed=seed, out=out, workers=workers
     )
@@ -114,11 +114,9 @@ def split_then_prune(setting: Setting, trials: int, seed: int, out: Path, worker
     for number, option in enumerate(best):
         share = trials // len(best) + (number < trials % len(best))
         cut = setting.joint.choices[setting.cut]
-        only = replace(
-            cut, options=(cut.options[option],), edit=replace(cut.edit, begins=(cut.edit.begins[option],))
-        )
+        only = replace(cut, options=(cut.options[option],))
         choices = [only if c is cut else c for c in setting.joint.choices]
-        space, folder = Space(choices, model=setting.blueprint), out / str(option)
+        space, folder = Space(choices, model=setting.joint.model), out / str(option)
         made = sweep(setting.task, space, "auto", GOALS, trials=share, seed=seed, out=folder, workers=workers)
         found += [
             Trial(0, setting.joint.from_values(t.candidate.values), t.scores, t.error) for t in made.trials

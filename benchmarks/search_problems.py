@@ -108,13 +108,13 @@ def make_digits(workers: int = 2) -> Path:
 
     job = digits_job(DIGITS)
     space = _space(DIGITS, {})
-    at = {c.edit.group: i for i, c in enumerate(job.space.choices)}
+    at = {c.about.group: i for i, c in enumerate(job.space.choices)}
     full = np.zeros((space.size, len(at)), dtype=np.int64)
     rows = _all_indices(space)
     for c, (groups, _) in enumerate(DIGITS["choices"].values()):
         full[:, [at[g] for g in groups]] = rows[:, c, None]
     accuracy = score_all(job, [job.space.candidate(row) for row in full], workers=workers)
-    kept = {c.edit.group: np.array(c.edit.kept) for c in job.space.choices}
+    kept = {c.about.group: np.array(c.kept) for c in job.space.choices}
     names = [g for groups, _ in DIGITS["choices"].values() for g in groups]
     store(
         path,
@@ -154,9 +154,9 @@ def make_resnet() -> Path:
     from search_tables import forms, resnet_job
 
     space = resnet_job(RESNET, path.with_suffix(".safetensors")).space
-    kept = {f"kept:{c.edit.group}": np.array(c.edit.kept) for c in space.choices}
+    kept = {f"kept:{c.about.group}": np.array(c.kept) for c in space.choices}
     ratios = np.array([c.options for c in space.choices])
-    names = [c.edit.group for c in space.choices]
+    names = [c.about.group for c in space.choices]
     store(path, ratios=ratios, **kept, **{f"form:{n}": form for n, form in forms(space, names).items()})
     return path
 

@@ -18,7 +18,8 @@ from netcarve.evaluators.pool import Job
 from netcarve.evaluators.ray_pool import RayPool
 from netcarve.evaluators.tasks import digits
 from netcarve.results import Proposal
-from netcarve.spaces.prune import Prune
+from netcarve.spaces.kinds.base import Keeps
+from netcarve.spaces.kinds.prune import PruneKind
 from search_costs import fitted_forms
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
@@ -101,19 +102,19 @@ def trained(recipe: dict[str, Any], path: Path, x: Tensor, y: Tensor) -> nn.Modu
 
 def forms(space: Space, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Costs as quadratic forms in the widths of the named groups (see :func:`fitted_forms`)."""
-    kept = {c.edit.group: c.edit.kept for c in space.choices}
+    kept = {c.about.group: c.kept for c in space.choices}
     if sorted(names) != sorted(kept):
         raise RuntimeError(
             f"the network has the groups {sorted(kept)}, the benchmark expects {sorted(names)}"
         )
     sizes = np.array([kept[name][0] for name in names])
     every = tuple(
-        Choice(n, tuple(range(s)), edit=Prune(n, tuple(range(s, 0, -1)), ""))
+        Choice(n, tuple(range(s)), PruneKind(), Keeps(n, {i: s - i for i in range(s)}, np.arange(s)))
         for n, s in zip(names, sizes.tolist(), strict=True)
     )
 
     def costs(widths: np.ndarray) -> dict[str, np.ndarray]:
-        found = space.model.cost_arrays(every, sizes - widths)  # type: ignore[union-attr]
+        found = space.side.cost_arrays(every, sizes - widths)
         return {name: found[name] for name in METRICS}
 
     return fitted_forms(costs, sizes)

@@ -20,12 +20,12 @@ import numpy as np
 
 from ..results.fidelity import FULL, Fidelity, Proposal
 from ..spaces import Candidate, Space
-from ..spaces.splitting.splits import unsplit
+from ..spaces.choice import unsplit
 from .base import Evaluator, as_evaluators, detail_of
 from .seeding import seeded
 
 if TYPE_CHECKING:
-    from ..spaces.splitting.staged import PlacedStage
+    from ..spaces.kinds.splits.staged import PlacedStage
     from .task import Task
 
 REPEATABLE = 1e-5  # of a score: what two runs may differ by, since some devices sum in any order
@@ -149,7 +149,7 @@ class Job:
                 mend(model, self.task.calibration_batches)
             if on.epochs:
                 self._tune(model, candidate, on)
-            if callable(refit := getattr(model, "refit", None)):  # heads that it was given (see Rewrite.wrap)
+            if callable(refit := getattr(model, "refit", None)):  # heads that it was given (see Kind.wrap)
                 refit(self.task.calibration_batches)
         return model
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..spaces import Candidate, Space
-from ..spaces.exits import Cascade
+from ..spaces.kinds.exits import Cascade
 from .accuracy import Quality
 from .base import Evaluator, Measured, detail_of
 from .cost import count

@@ -128,7 +128,7 @@ def serve(
 
 def _stages(run: Run, model: nn.Module, number: int) -> tuple[list[Stage], list[str | None]]:
     """Stages of a built model and their devices; a model of a space without splits is one stage."""
-    from ..spaces.splitting.splits import plan_of
+    from ..spaces.kinds.splits.plan import plan_of
 
     if plan_of(run.space.choices) is not None:
         placed = stages_of(run, model, number)
@@ -144,7 +144,7 @@ def _deployment(
 ) -> Deployment:
     from ..evaluators.serving import Deployment
     from ..evaluators.serving.placement import simulated
-    from ..spaces.splitting.splits import plan_of
+    from ..spaces.kinds.splits.plan import plan_of
 
     plan = plan_of(run.space.choices)
     named = [name for name in on if name is not None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from ..results.table import metric_text, plain
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
 from ..spaces.devices import Device, Link, devices_of, links_of
-from ..spaces.splitting.splits import is_split, plan_of
+from ..spaces.kinds.splits.plan import plan_of, with_sensitivity
 from .feasible import least_violating
 
 MODELLED = ("latency_ms", "throughput_per_s", "energy_mj", "latency_change", "throughput_change")
@@ -38,8 +37,7 @@ def sensitivities(space: Space, candidates: Sequence[Candidate]) -> list[dict[st
     plan = plan_of(space.choices)
     if plan is None or not modelled(space) or not candidates:
         return [{} for _ in candidates]
-    asked = replace(plan, sensitivity=True)
-    choices = tuple(replace(c, edit=replace(c.edit, plan=asked)) if is_split(c) else c for c in space.choices)
+    choices = with_sensitivity(space.choices)
     indices = np.array([c.indices for c in candidates])
     found = space.side.cost_arrays(choices, indices)
     names = ("latency_change", "throughput_change")

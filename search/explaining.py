@@ -109,7 +109,7 @@ def _of_the_network(
     from ..evaluators.explaining.analyses import ANALYSES, analyse
     from ..evaluators.explaining.subject import Subject
     from ..evaluators.pool import Job
-    from ..spaces.splitting.splits import unsplit
+    from ..spaces.choice import unsplit
     from ..spaces.threads import one_thread
 
     try:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ..evaluators.task import Task
     from ..results.export import Receipt, Verdict
-    from ..spaces.splitting.staged import PlacedStage
+    from ..spaces.kinds.splits.staged import PlacedStage
     from .run import Run
 
 
@@ -110,7 +110,7 @@ def stages_of(run: Run, model: Any, number: int) -> list[PlacedStage]:
         RunError: the space of the run has no splits.
         CutError: the model cannot be cut where the trial says.
     """
-    from ..spaces.splitting.splits import plan_of
+    from ..spaces.kinds.splits.plan import plan_of
 
     if plan_of(run.space.choices) is None:
         raise RunError(

@@ -11,7 +11,7 @@ from ..results.ledger import Ledger
 from ..results.objective import Objective
 from ..results.trial import Trial
 from ..spaces import Space
-from ..spaces.splitting.splits import plan_of
+from ..spaces.kinds.splits.plan import plan_of
 from .known import SAME
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from ..results.objective import ALIASES, FRACTIONS, METRICS, Limit, Objective
 from ..results.table import metric_text
 from ..results.trial import Trial
 from ..spaces import Space
-from ..spaces.splitting.splits import plan_of
+from ..spaces.kinds.splits.plan import plan_of
 from .base import Searcher, parse_objectives
 from .devices import modelled
 from .settings import RunError
@@ -178,7 +178,7 @@ def choose_evaluators(
 
 
 def with_measured_costs(space: Space, scorers: Sequence[Evaluator]) -> list[Evaluator]:
-    """The evaluators, and who measures costs that the data decide (see ``Rewrite.measured``)."""
+    """The evaluators, and who measures costs that the data decide (see ``Kind.measured``)."""
     if not any(choice.measured for choice in space.choices):
         return list(scorers)
     from ..evaluators.reach import reached

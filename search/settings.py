@@ -20,7 +20,7 @@ from ..results.trial import Trial
 from ..results.trust import sign
 from ..spaces import Candidate, Choice, Space
 from ..spaces.devices import platform_text
-from ..spaces.splitting.splits import plan_of
+from ..spaces.kinds.splits.plan import plan_of
 from .devices import modelled, stored_platform
 from .uniform import ladder
 

@@ -12,7 +12,7 @@ from ..results.ledger import Ledger
 from ..results.objective import Objective
 from ..spaces import Candidate, Space
 from ..spaces.devices import Device, pipeline_costs
-from ..spaces.splitting.splits import Plan, plan_of
+from ..spaces.kinds.splits.plan import Plan, plan_of
 from .devices import sensitivities
 
 if TYPE_CHECKING:

@@ -1,21 +1,31 @@
-"""What may be decided about a model, and one complete set of decisions."""
+"""Choice, and candidate: one option of each choice of a space."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 Option = float | int | str | bool
+
+
+class AnyKind(Protocol):
+    """What choices and spaces ask of a kind; :class:`.kinds.base.Kind` has all of it, and more."""
+
+    neutral: ClassVar[bool]
+    measured: ClassVar[tuple[str, ...]]
+
+    def kept(self, choice: Choice) -> tuple[int, ...] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One decision: a name and its options, ordered from unchanged to most compressed.
 
-    ``edit`` says what an option does to a model (for example ``Prune(group)``); it is ``None`` in
-    spaces without a model. Two choices are equal when their names and options are.
+    ``kind`` answers for what an option does to a model, and ``about`` is what it needs for that; nobody else
+    reads it. Both are ``None`` in spaces without a model. Two choices are equal when their names and options
+    are.
 
     Raises:
         ValueError: no options, or the same option twice.
@@ -23,7 +33,8 @@ class Choice:
 
     name: str
     options: tuple[Option, ...]
-    edit: Any = field(default=None, compare=False, repr=False)
+    kind: AnyKind | None = field(default=None, compare=False, repr=False)
+    about: Any = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", tuple(self.options))
@@ -40,17 +51,17 @@ class Choice:
     @property
     def neutral(self) -> bool:
         """Does it decide where a network runs alone, and nothing about what that computes?"""
-        return getattr(self.edit, "neutral", False)
+        return self.kind is not None and self.kind.neutral
 
     @property
     def kept(self) -> tuple[int, ...] | None:
         """By option, how many of many units stay; ``None`` where the choice is about something else."""
-        return getattr(self.edit, "kept", None)
+        return None if self.kind is None else self.kind.kept(self)
 
     @property
     def measured(self) -> tuple[str, ...]:
         """Costs that a space with this choice does not compute: the data decide, and evaluators measure."""
-        return getattr(self.edit, "measured", ())
+        return () if self.kind is None else self.kind.measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +132,15 @@ def indices_of(choices: tuple[Choice, ...], values: Mapping[str, Option]) -> tup
             + f"; the space's choices are {names}"
         )
     return tuple(index_of(c, values[c.name]) for c in choices)
+
+
+def unsplit(candidate: Candidate) -> Candidate:
+    """The candidate in one piece: neutral choices at their first options; itself where there are none.
+
+    Candidates with the same unsplit one are the same network, with the same accuracy.
+    """
+    neutral = [c.neutral for c in candidate.choices]
+    if not any(neutral):
+        return candidate
+    pairs = zip(candidate.indices, neutral, strict=True)
+    return Candidate(tuple(0 if n else i for i, n in pairs), candidate.choices)

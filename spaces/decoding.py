@@ -1,170 +1,210 @@
-"""What a candidate means for a model: widths for its costs, labels that stay for its surgery, masks."""
+"""Candidate decoder: option indices to widths, labels that stay, costs and keys, by the choices' kinds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from .blocks import Block
 from .choice import Candidate, Choice
-from .costing.cost_bounds import falling_costs
 from .costing.cost_tables import Tables
-from .costing.costs import Costs
-from .coupling import Coupling
-from .drop import Drop
-from .masks.choice import Mask, zeros
-from .masks.program import Sparsify
-from .prune import Prune
-from .rewriting.dividing import Divide, branch_macs
-from .rewriting.rewrite import Rewrite
-from .splitting.cutting import Cutting
-from .splitting.splits import Split, plan_of
-from .splitting.staging import split_costs
+from .facts import Facts
+from .kinds.base import Keeps, Part, parts_of
+from .proving.proof import separating
+from .space import Space
 from .surgery import Alive
+
+SUMS = ("macs", "flops", "params", "size_mb")  # over what is there
+LIVES = ("activation_mb", "memory_mb")  # depend on which tensors are alive together
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The choice that decides how many units of one group stay."""
+
+    column: int  # among the space's choices
+    place: int  # of the group
+    group: str
+    units: np.ndarray  # [options] int64
+    order: np.ndarray  # [units of the group] int64, the most important first
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The choice that decides whether one residual block is there."""
+
+    column: int
+    place: int  # of the block
+    block: str
+    gone: np.ndarray  # [options] bool
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the choices of a space are about."""
+
+    choices: tuple[Choice, ...]
+    parts: tuple[Part, ...]
+    pruned: tuple[Pruned, ...]
+    dropped: tuple[Dropped, ...]
 
 
 class Decoder:
-    """Reads candidates of the spaces of one captured model.
+    """Reads candidates of the spaces of one traced network. Every method is a short fold over the kinds."""
 
-    Attributes:
-        orders: importance criterion -> group -> units, best first.
-    """
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self._sizes = np.array([g.size for g in facts.coupling.groups], dtype=np.int64)
+        self._group_at = {g.name: i for i, g in enumerate(facts.coupling.groups)}
+        self._block_at = {b.name: k for k, b in enumerate(facts.all_blocks)}
+        self._last: Reading | None = None  # of the choices that were read last
 
-    def __init__(self, coupling: Coupling, blocks: Sequence[Block], costs: Costs, cutting: Cutting) -> None:
-        self.coupling, self.costs, self.cutting = coupling, costs, cutting
-        self.orders: dict[str, dict[str, np.ndarray]] = {}
-        self._group_at = {g.name: i for i, g in enumerate(coupling.groups)}
-        self._block_at = {b.name: k for k, b in enumerate(blocks)}
-
-    def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Analytic costs of candidates given as option indices [n, choices] (see :meth:`Costs.evaluate`).
-
-        Where weights are masked also ``nonzeros``: parameters that no mask sets to zero. Where the network
-        is split also what :func:`pipeline_costs` gives, of which ``memory_mb`` takes the place of that of
-        the whole, and what takes time is there if all devices have profiles.
+    def read(self, choices: tuple[Choice, ...]) -> Reading:
         """
+        Raises:
+            ValueError: two choices decide about one group or one block.
+        """
+        if self._last is None or self._last.choices is not choices:
+            self._last = self._read(choices)
+        return self._last
+
+    def _read(self, choices: tuple[Choice, ...]) -> Reading:
+        pruned: dict[str, Pruned] = {}
+        dropped: dict[str, Dropped] = {}
+        parts = parts_of(choices)
+        for part in parts:
+            for column, choice in zip(part.columns, part.choices, strict=True):
+                for keeps in part.kind.keeps(choice):
+                    name = keeps.group if isinstance(keeps, Keeps) else keeps.block
+                    if name in (pruned if isinstance(keeps, Keeps) else dropped):
+                        raise ValueError(
+                            f"{choice.name!r} and another choice of the space both decide about {name!r}; "
+                            "join spaces that decide about different ones"
+                        )
+                    if isinstance(keeps, Keeps):
+                        units = np.array([keeps.units[o] for o in choice.options], dtype=np.int64)
+                        place = self._group_at[name]
+                        pruned[name] = Pruned(column, place, name, units, keeps.order)
+                    else:
+                        gone = np.array([o in keeps.options for o in choice.options])
+                        dropped[name] = Dropped(column, self._block_at[name], name, gone)
+        return Reading(choices, parts, tuple(pruned.values()), tuple(dropped.values()))
+
+    # -- many candidates, option indices [n, choices] ------------------------------------------------
+
+    def cost_arrays(
+        self, choices: tuple[Choice, ...], indices: np.ndarray, *, whole: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Analytic costs (see :meth:`Costs.evaluate`), as the kinds of the choices correct and add to them.
+
+        Args:
+            whole: of the networks in one piece: without what neutral choices decide.
+        """
+        reading = self.read(choices)
         widths, dropped = self.widths(choices, indices)
-        costs = self._whole(choices, indices, widths, dropped)
-        if (plan := plan_of(choices)) is not None:
-            staging = self.cutting.staging(plan.indices)
-            costs |= split_costs(plan, staging, *plan.decode(choices, indices), widths, dropped)
+        costs = self.facts.costs.evaluate(widths, dropped)
+        tables = Tables(self.facts, widths, dropped)
+        for part in reading.parts:
+            if not (whole and part.kind.neutral):
+                part.kind.costs(part.many(indices), costs, tables)
+        for part in reading.parts:
+            for name in part.kind.measured:
+                costs.pop(name, None)
         return costs
 
     def widths(self, choices: tuple[Choice, ...], indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Kept units int64 [n, groups] and dropped blocks bool [n, blocks] of candidates."""
-        sizes = np.array([g.size for g in self.coupling.groups], dtype=np.int64)
-        widths = np.tile(sizes, (len(indices), 1))
+        reading = self.read(choices)
+        widths = np.tile(self._sizes, (len(indices), 1))
         dropped = np.zeros((len(indices), len(self._block_at)), dtype=bool)
-        for column, choice in enumerate(choices):
-            if isinstance(choice.edit, Prune):
-                kept = np.asarray(choice.edit.kept)
-                widths[:, self._group_at[choice.edit.group]] = kept[indices[:, column]]
-            elif isinstance(choice.edit, Drop):
-                dropped[:, self._block_at[choice.edit.block]] = indices[:, column] > 0
+        for p in reading.pruned:
+            widths[:, p.place] = p.units[indices[:, p.column]]
+        for d in reading.dropped:
+            dropped[:, d.place] = d.gone[indices[:, d.column]]
         return widths, dropped
-
-    def _whole(
-        self, choices: tuple[Choice, ...], indices: np.ndarray, widths: np.ndarray, dropped: np.ndarray
-    ) -> dict[str, np.ndarray]:
-        """Costs of the networks in one piece."""
-        costs = self.costs.evaluate(widths, dropped)
-        masked = [(column, c) for column, c in enumerate(choices) if isinstance(c.edit, Mask)]
-        if masked:
-            costs["nonzeros"] = costs["params"].copy()
-        for column, choice in masked:
-            lengths = self.costs.lengths(choice.edit.parameter, widths, dropped)
-            for index, share in enumerate(choice.options):
-                rows = indices[:, column] == index
-                costs["nonzeros"][rows] -= zeros(choice.edit, float(share), lengths[rows])
-        tables = Tables(self.costs, self.coupling, widths, dropped)
-        for column, choice in enumerate(choices):
-            if isinstance(choice.edit, Rewrite):
-                for index, option in enumerate(choice.options[1:], start=1):
-                    rows = indices[:, column] == index
-                    if rows.any():
-                        choice.edit.adjust(costs, option, rows, tables)
-        for name in {name for choice in choices for name in getattr(choice.edit, "measured", ())}:
-            costs.pop(name, None)  # the data decide: an evaluator tells
-        if "macs" in costs and any(isinstance(choice.edit, Divide) for choice in choices):
-            costs["branch_macs"] = branch_macs(choices, indices, tables, costs["macs"])
-        return costs
 
     def cost_bounds(
         self, choices: tuple[Choice, ...], low: np.ndarray, high: np.ndarray
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Certain bounds over boxes ``low <= indices <= high`` [n, choices]: cost -> (least, most) [n].
 
-        Only of costs that :func:`falling_costs` names: the corners of a box bound them.
+        Only of costs that every kind says never rise: the corners of a box bound them.
         """
-        names = falling_costs(choices, positive=self.costs.positive)
+        names = self.falling(choices)
         if not names:
             return {}
-        least, most = (self._whole(choices, x, *self.widths(choices, x)) for x in (high, low))
+        least, most = (self.cost_arrays(choices, x, whole=True) for x in (high, low))
         return {name: (least[name], most[name]) for name in names}
+
+    def falling(self, choices: tuple[Choice, ...]) -> tuple[str, ...]:
+        """Names of the costs that never rise when any choice goes to a later option.
+
+        Sums of products of axis lengths with coefficients that are not negative fall with the units kept.
+        """
+        names: tuple[str, ...] = SUMS + LIVES if self.facts.costs.positive else ()
+        for part in self.read(choices).parts:
+            names = tuple(part.kind.falling(part.choices, names))
+        return names
+
+    # -- one candidate -------------------------------------------------------------------------------
 
     def kept(self, candidate: Candidate) -> dict[str, np.ndarray]:
         """Units kept in each pruned group, ascending, by group name."""
-        kept: dict[str, np.ndarray] = {}
-        for choice, index in zip(candidate.choices, candidate.indices, strict=True):
-            if isinstance(choice.edit, Prune):
-                ranked = self.orders[choice.edit.order][choice.edit.group]
-                kept[choice.edit.group] = np.sort(ranked[: choice.edit.kept[index]])
-        return kept
+        pruned = self.read(candidate.choices).pruned
+        return {p.group: np.sort(p.order[: p.units[candidate.indices[p.column]]]) for p in pruned}
 
     def alive(self, candidate: Candidate) -> Alive:
         """Which unit labels stay, then which blocks: [units + 1 + blocks] bool (see :data:`Alive`)."""
-        alive = np.ones(self.coupling.units + 1 + len(self._block_at), dtype=bool)
-        for choice, index in zip(candidate.choices, candidate.indices, strict=True):
-            if isinstance(choice.edit, Drop) and index:
-                alive[self.coupling.units + 1 + self._block_at[choice.edit.block]] = False
-        for name, units in self.kept(candidate).items():
-            labels = self.coupling.groups[self._group_at[name]].labels
-            alive[labels] = False
-            alive[labels[units]] = True
+        reading, coupling = self.read(candidate.choices), self.facts.coupling
+        alive = np.ones(coupling.units + 1 + len(self._block_at), dtype=bool)
+        for p in reading.pruned:
+            units = int(p.units[candidate.indices[p.column]])
+            alive[coupling.groups[p.place].labels[p.order[units:]]] = False
+        for d in reading.dropped:
+            alive[coupling.units + 1 + d.place] = not d.gone[candidate.indices[d.column]]
         return alive
 
-    def placed(self, candidate: Candidate) -> tuple[list[int], list[int], np.ndarray]:
-        """Boundaries [parts - 1] and devices [parts] of a split candidate, and its dropped blocks [blocks].
-
-        Boundaries are where stages really begin (see :attr:`.staging.Segments.snap`).
-        """
-        plan = plan_of(candidate.choices)
-        assert plan is not None
-        indices = np.array([candidate.indices])
-        begins, on = plan.decode(candidate.choices, indices)
-        widths, dropped = self.widths(candidate.choices, indices)
-        snap = self.cutting.staging(plan.indices).evaluate(widths, dropped).snap
-        return snap[0, begins[0]].tolist(), on[0].tolist(), dropped[0]
-
-    def is_split(self, candidate: Candidate) -> bool:
-        """Has it more than one stage?"""
-        plan = plan_of(candidate.choices)
-        return plan is not None and any(0 < b < plan.segments for b in self.placed(candidate)[0])
+    def keys(self, candidate: Candidate) -> list[bytes]:
+        """What changes the network beside what stays, by kind; empty where nothing else does."""
+        parts = self.read(candidate.choices).parts
+        found = [part.kind.key(part.of(candidate)) for part in parts]
+        return found if any(found) else []
 
     def unchanged(self, candidate: Candidate) -> bool:
         """Is it the given network, wherever that is cut?"""
-        rest = [
-            c
-            for c, i in zip(candidate.choices, candidate.indices, strict=True)
-            if i and not isinstance(c.edit, Prune | Drop | Split)
-        ]
-        return not rest and bool(self.alive(candidate).all())
+        return not self.keys(candidate) and bool(self.alive(candidate).all())
 
     def network_key(self, candidate: Candidate) -> bytes:
-        """See :meth:`Blueprint.network_key`."""
-        others = [
-            (c.name, i)
-            for c, i in zip(candidate.choices, candidate.indices, strict=True)
-            if i and not isinstance(c.edit, Prune | Drop | Split)
-        ]
-        return np.packbits(self.alive(candidate)).tobytes() + repr(others).encode()
+        """Equal for candidates of a space that are the same network, wherever it is cut."""
+        choices, indices = candidate.choices, candidate.indices
+        others = [(c.name, i) for c, i in zip(choices, indices, strict=True) if i and c.kind is None]
+        return np.packbits(self.alive(candidate)).tobytes() + repr((self.keys(candidate), others)).encode()
 
-    @staticmethod
-    def masks(candidate: Candidate) -> Mapping[str, Sparsify]:
-        """What is set to zero, by canonical name of the weight."""
-        return {
-            choice.edit.parameter: choice.edit.step(float(choice.options[index]))
-            for choice, index in zip(candidate.choices, candidate.indices, strict=True)
-            if isinstance(choice.edit, Mask) and index
-        }
+    # -- the space -----------------------------------------------------------------------------------
+
+    def spanning(self, space: Space) -> list[Candidate]:
+        """Candidates that take the widths and blocks that a space offers, together with each other.
+
+        Every option of every such choice is taken once, with all blocks in place and, compressed most,
+        without; of every two choices each is once compressed most while the other is unchanged.
+        """
+        reading = self.read(space.choices)
+        drops = np.isin(np.arange(len(space)), [d.column for d in reading.dropped])
+        used = drops | np.isin(np.arange(len(space)), [p.column for p in reading.pruned])
+        if not used.any():
+            return []
+        last = np.where(used, space.counts - 1, 0)
+        steps = [np.where(drops, 0, np.minimum(k, last)) for k in range(1, last.max() + 1)]
+        steps += [last] if drops.any() else []
+        at = np.flatnonzero(used)
+        steps += [np.where(np.isin(np.arange(len(space)), at[p]), last, 0) for p in separating(len(at))]
+        return [space.candidate(indices) for indices in steps]
+
+    def decides(self, choices: tuple[Choice, ...]) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """Group -> the choice that decides about it, and block -> the choice that does, by name."""
+        reading = self.read(choices)
+        return (
+            {p.group: choices[p.column].name for p in reading.pruned},
+            {d.block: choices[d.column].name for d in reading.dropped},
+        )

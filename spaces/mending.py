@@ -1,22 +1,18 @@
-"""What is done to the sliced weights of a smaller network: repair by calibration data, merging, masks."""
+"""Mending: how the sliced weights of a space's networks are repaired, by calibration data or by merging."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from .capture import Captured, batch_length, of_traced_length
-from .choice import Candidate
-from .coupling import Coupling
-from .decoding import Decoder
-from .masks.choice import mask_weights
+from .capture import batch_length, of_traced_length
+from .facts import Facts
 from .repair import Calibration, Sequential, fold, gather, sequential
 from .repair.gram import Inputs
 from .repair.merging import Merging
-from .rewriting.rewrite import rewrites_of
 from .space import Repair
 from .surgery import Alive, Mend, Surgeon
 
@@ -25,36 +21,32 @@ FEW = 100  # calibration samples
 log = logging.getLogger(__name__)
 
 
-class Mending:
-    """How the networks of one blueprint are mended.
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """What one network's layers read on real inputs, of :meth:`Blueprint.calibrate`.
 
     Attributes:
-        repair: of built networks, unless a call asks for another one.
-        calibration: moments of what the layers read, once there were data.
-        count: of calibrations so far; orders of units depend on them.
-        batches: of the last calibration; they do not travel.
-        merging: for ``repair="merge"``.
+        moments: of the inputs of each layer.
+        batches: the inputs, of the traced length; they do not travel.
+        repair: what was asked for.
+        sequential: the run that fits layer by layer, for ``repair=True``.
     """
 
-    def __init__(self) -> None:
-        self.repair: Repair = False
-        self.calibration: Calibration | None = None
-        self.count = 0
-        self.batches: Sequence[Inputs] = ()
-        self.sequential: Sequential | None = None
-        self.merging: Merging | None = None
-        self._calibrated: bool | Literal["once"] = False  # the repair that calibration asked for
+    moments: Calibration
+    batches: Sequence[Inputs]
+    repair: bool | Literal["once"]
+    sequential: Sequential | None
 
-    def calibrate(
-        self,
-        captured: Captured,
-        coupling: Coupling,
-        batches: Sequence[Inputs],
-        *,
-        repair: bool | Literal["once"],
-        ridge: float,
-    ) -> Calibration:
-        """Measure, and repair in this way from now on; see :meth:`Blueprint.calibrate`."""
+    @classmethod
+    def of(
+        cls, facts: Facts, batches: Sequence[Inputs], *, repair: bool | Literal["once"], ridge: float
+    ) -> Calibrated:
+        """See :meth:`Blueprint.calibrate`."""
+        if ridge < 0:
+            raise ValueError(f"ridge must not be negative, got {ridge}")
+        if repair not in (True, False, "once"):
+            raise ValueError(f"repair is True, False or 'once', got {repair!r}")
+        captured, coupling = facts.captured, facts.coupling
         given, batches = batches, of_traced_length(captured, batches)
         samples = sum(batch_length(*one) or 1 for one in batches)
         if len(batches) < len(given) and samples < FEW:
@@ -62,44 +54,76 @@ class Mending:
                 f"repair learns from {samples} samples: {len(batches)} of {len(given)} calibration batches "
                 "are as long as the example, and the others are left out; give more of that length"
             )
-        self.calibration = replace(gather(captured, coupling, batches), ridge=ridge)
-        self.repair = self._calibrated = repair
-        self.sequential = sequential(captured, coupling, batches) if repair is True else None
-        self.count += 1
-        self.batches = batches
-        return self.calibration
+        moments = replace(gather(captured, coupling, batches), ridge=ridge)
+        run = sequential(captured, coupling, batches) if repair is True else None
+        return cls(moments, batches, repair, run)
 
-    def merge(self, merging: Merging) -> None:
-        """Merge from now on, instead of repairing by calibration data."""
-        self.merging, self.repair = merging, "merge"
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"batches": ()}
 
-    def stop_merging(self) -> None:
-        """Where it merges, repair as the last calibration asked for instead."""
-        if self.repair == "merge":
-            self.merging, self.repair = None, self._calibrated
 
-    def of(self, candidate: Candidate, surgeon: Surgeon, repair: Repair | None = None) -> Mend | None:
-        """For one candidate: repair (``None``: :attr:`repair`), then masks."""
+@dataclass(frozen=True, eq=False)
+class Mending:
+    """How the networks of one space are repaired.
+
+    Attributes:
+        repair: of built networks, unless a call asks for another one.
+        calibrated: for ``True`` and ``"once"``.
+        merging: for ``"merge"``.
+    """
+
+    repair: Repair = False
+    calibrated: Calibrated | None = None
+    merging: Merging | None = None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Moments of what the layers read."""
+        return None if self.calibrated is None else self.calibrated.moments
+
+    @property
+    def sequential(self) -> Sequential | None:
+        """The run that fits layer by layer."""
+        return None if self.calibrated is None else self.calibrated.sequential
+
+    def step(self, surgeon: Surgeon, repair: Repair | None = None) -> Mend | None:
+        """The repair of sliced parameters (``None``: :attr:`repair`), whatever units stay."""
         wanted = self.repair if repair is None else repair
-        steps: list[Mend] = []
         if wanted == "merge" and self.merging is not None:
-            steps.append(partial(self._merge, surgeon))
-        elif wanted and self.calibration is not None:
-            steps.append(partial(self._repair, surgeon, run=wanted is True))
-        if masks := Decoder.masks(candidate):
-            steps.append(partial(mask_weights, masks))
-        if len(steps) < 2:
-            return steps[0] if steps else None
-        return partial(_each, steps)
+            return partial(self._merge, surgeon)
+        if wanted and self.calibrated is not None:
+            return partial(self._repair, surgeon, run=wanted is True)
+        return None
 
-    def moves_statistics(self, candidate: Candidate, repair: Repair | None = None) -> bool:
-        """Does a built network end with running statistics that fit its activations?
+    def runs(self, repair: Repair | None = None) -> bool:
+        """Does the repair run the network layer by layer? Its running statistics fit afterwards."""
+        return (self.repair if repair is None else repair) is True and self.sequential is not None
 
-        The layer-by-layer pass moves them on its way; masks and rewrites behind it shift them again.
+    def recalibrated(self, facts: Facts, batches: Sequence[Inputs]) -> Mending:
+        """The same with other data; itself where none are used."""
+        if self.calibrated is None or self.repair == "merge":
+            return self
+        old = self.calibrated
+        new = Calibrated.of(facts, batches, repair=old.repair, ridge=old.moments.ridge)
+        return replace(self, calibrated=new)
+
+    def joined(self, other: Mending) -> Mending:
+        """Of two spaces that become one.
+
+        Raises:
+            ValueError: they were made with different calibrations or repairs.
         """
-        wanted = self.repair if repair is None else repair
-        layer_by_layer = wanted is True and self.sequential is not None
-        return layer_by_layer and not Decoder.masks(candidate) and not rewrites_of(candidate)
+        used = [m for m in (self, other) if m.calibrated is not None or m.merging is not None]
+        if len(used) == 2 and (self.calibrated, self.merging, self.repair) != (
+            other.calibrated,
+            other.merging,
+            other.repair,
+        ):
+            raise ValueError(
+                "cannot join spaces that were made with different calibrations or repairs; calibrate once, "
+                "`data = blueprint.calibrate(batches)`, and give both space(..., calibration=data)"
+            )
+        return used[0] if used else self
 
     def _repair(self, surgeon: Surgeon, alive: Alive, made: dict[str, Any], *, run: bool) -> None:
         assert self.calibration is not None
@@ -111,8 +135,13 @@ class Mending:
         assert self.merging is not None
         self.merging.mend(alive, surgeon.tensors, surgeon.coupling.parameters, made)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"batches": ()}
+
+def in_turn(steps: Sequence[Mend | None]) -> Mend | None:
+    """One repair after the other; ``None`` where there is none."""
+    real = [step for step in steps if step is not None]
+    if len(real) < 2:
+        return real[0] if real else None
+    return partial(_each, real)
 
 
 def _each(steps: Sequence[Mend], alive: Alive, made: dict[str, Any]) -> None:

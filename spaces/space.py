@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from .kinds.splits.staged import PlacedStage
     from .repair.gram import Inputs
-    from .splitting.staged import PlacedStage
 
 Repair = bool | Literal["once", "merge"]  # how built networks are mended without training
 
@@ -52,6 +52,23 @@ class ModelSide:
     """
 
     blocks: tuple[Any, ...] = ()  # residual blocks that may be dropped
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What may not be decided about: name -> reason."""
+        return {}
+
+    def joined(self, other: ModelSide) -> ModelSide:
+        """The model side of both spaces' choices together.
+
+        Raises:
+            ValueError: they are of two models, or were calibrated or repaired differently.
+        """
+        if other is not self:
+            raise ValueError(
+                "cannot join spaces of two different models; make both from one `trace(model, example)`"
+            )
+        return self
 
     def cost_arrays(self, choices: tuple[Choice, ...], indices: np.ndarray) -> dict[str, np.ndarray]:
         """Analytic costs, float64 [n] each by metric, of candidates given as option indices [n, choices]."""
@@ -156,6 +173,11 @@ class Space:
         self.counts = np.array([len(c) for c in self.choices], dtype=np.int64)  # [choices], options each
 
     @property
+    def left_out(self) -> dict[str, str]:
+        """What its kinds and proofs leave alone (groups, ``"drop:<block>"``, ...), with the reason."""
+        return self.side.left_out
+
+    @property
     def neutral(self) -> np.ndarray:
         """[choices] bool: those that decide where a network runs, and nothing about what it computes."""
         return np.array([c.neutral for c in self.choices], dtype=bool)
@@ -167,16 +189,16 @@ class Space:
         return f"Space({len(self)} choices, {self.size:,} candidates)"
 
     def __add__(self, other: Space) -> Space:
-        """Join two spaces; at most one model between them."""
+        """Join two spaces, of one model at most.
+
+        Raises:
+            ValueError: they are of two models, or were calibrated or repaired differently.
+        """
         if not isinstance(other, Space):
             return NotImplemented
-        if self.model is not None and other.model is not None and self.model is not other.model:
-            raise ValueError(
-                "cannot join spaces of two different models; make both from one `trace(model, example)`"
-            )
-        return Space(
-            self.choices + other.choices, model=self.model if self.model is not None else other.model
-        )
+        if self.model is not None and other.model is not None:
+            return Space(self.choices + other.choices, model=self.model.joined(other.model))
+        return Space(self.choices + other.choices, model=self.model or other.model)
 
     @property
     def size(self) -> int:

@@ -70,7 +70,7 @@ def counted_costs(module: nn.Module, x: torch.Tensor) -> dict[str, float]:
     macs = counted(module, x)[1]
     again = Blueprint(capture(module, x))
     whole = np.array([[g.size for g in again.coupling.groups]], dtype=np.int64)
-    unchanged = again._decoder.costs.evaluate(whole)
+    unchanged = again.costs.evaluate(whole)
     return {
         "macs": macs / len(x),
         "params": float(sum(p.numel() for p in module.parameters())),

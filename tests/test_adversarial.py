@@ -200,7 +200,7 @@ def test_two_units_stay_where_one_is_too_few(between):
     torch.manual_seed(0)
     blueprint = trace(Net(between, d=nn.Linear(WIDTH, WIDTH)), torch.randn(2, 3, 6, 6))
     space = blueprint.space(ratios=WIDTH)
-    kept = {choice.edit.group: min(choice.edit.kept) for choice in space.choices}
+    kept = {choice.about.group: min(choice.kept) for choice in space.choices}
     assert kept["a"] == 2
     assert kept["b"] == 1
     assert space.build(space.candidate(space.counts - 1))(torch.randn(3, 3, 6, 6)).isfinite().all()
@@ -240,7 +240,7 @@ def test_frozen_parameters_stay_frozen():
 def test_dropout_that_never_stops_is_not_switched():
     between = lambda net, x: F.dropout(x, 0.0, training=True) + F.dropout(x, 0.5, net.training)  # noqa: E731
     blueprint = trace(Net(between), torch.randn(2, 3, 6, 6))
-    built = blueprint._surgeon.graph(blueprint.alive(blueprint.space().baseline))
+    built = blueprint.surgeon.graph(blueprint.alive(blueprint.space().baseline))
     flags = [n.args[2] for n in built.graph.nodes if n.target is torch.ops.aten.dropout.default]
     assert flags[0] is True
     assert str(flags[1]) == "dropout_training"

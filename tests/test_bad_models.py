@@ -239,7 +239,7 @@ def test_outputs_that_are_no_tensors_do_not_stand_in_the_way():
     assert {g.name for g in blueprint.groups} == {"a", "b"}
     assert "is no tensor" in blueprint.left_out["output Answer"]
     candidate = space.candidate([1, 1])
-    graph = blueprint._surgeon.graph(blueprint.alive(candidate))
+    graph = blueprint.surgeon.graph(blueprint.alive(candidate))
     with torch.no_grad():
         built = space.build(candidate)(x)
         assert isinstance(built["cache"], Answer)  # the user's own forward

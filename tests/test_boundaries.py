@@ -6,7 +6,7 @@ from netcarve.search.evolutionary.boundaries import SHARE, boundaries, jump
 from netcarve.search.testing import toy_space
 from netcarve.spaces import Choice, Space
 from netcarve.spaces.devices import Device, Link
-from netcarve.spaces.splitting.splits import Plan, splitting_choices
+from netcarve.spaces.kinds.splits.plan import Plan, splitting_choices
 
 
 def split_space(encoding):

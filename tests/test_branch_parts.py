@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from netcarve.spaces import trace
-from netcarve.spaces.branches import Branches, cluster_classes
+from netcarve.spaces.kinds.branches import Branches, cluster_classes
 from netcarve.spaces.testing import counted_costs
 from torch import nn
 

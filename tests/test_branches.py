@@ -9,9 +9,9 @@ from netcarve.evaluators.finetuning import finetune
 from netcarve.evaluators.pool import Job
 from netcarve.search import sweep
 from netcarve.spaces import trace
-from netcarve.spaces.branches import Branches, assign, cluster_classes, energies, retained
-from netcarve.spaces.branches.assignment import shares
 from netcarve.spaces.captured_module import CapturedModule
+from netcarve.spaces.kinds.branches import Branches, assign, cluster_classes, energies, retained
+from netcarve.spaces.kinds.branches.assignment import shares
 from netcarve.spaces.testing import counted_costs
 from torch import nn
 
@@ -148,8 +148,8 @@ def test_a_network_that_falls_apart_is_its_branches():
         space, _, made = branched(net, x, parts, branches=(1, parts), branch_place="trunk")
         classes = sorted(tuple(np.flatnonzero(owners[2] == k).tolist()) for k in range(parts))
         if list(made.classes) != classes:  # classes that the last layer's rows tell apart
-            edit = space.choices[0].edit
-            edit.classes[parts] = tuple(classes)
+            about = space.choices[0].about
+            about.classes[parts] = tuple(classes)
             made = space.build(space.candidate((1,)))
         with torch.no_grad():
             torch.testing.assert_close(made(x), net(x))
@@ -193,9 +193,9 @@ def test_the_equivalent_dense_weights_are_block_diagonal():
     net = seeded(Perceptron)
     space, candidate, made = branched(net, torch.randn(4, 5), 2, branch_place="trunk")
     alive = space.model.alive(candidate)
-    edit = space.choices[0].edit
+    about = space.choices[0].about
     _, groups, found = parted(net, torch.randn(4, 5))
-    owner = assign(groups, alive, found, edit.classes[2])
+    owner = assign(groups, alive, found, about.classes[2])
     owners = [owner[g.labels] for g in groups]
     classes = np.array([next(k for k, m in enumerate(made.classes) if c in m) for c in range(CLASSES)])
     sizes = [int(np.bincount(o).max()) for o in owners]
@@ -217,7 +217,7 @@ def test_unrepaired_branches_are_the_network_with_crossing_weights_zero():
     x = torch.randn(8, 5)
     space, candidate, made = branched(net, x, 2, branch_place="trunk")
     _, groups, found = parted(net, x)
-    owner = assign(groups, space.model.alive(candidate), found, space.choices[0].edit.classes[2])
+    owner = assign(groups, space.model.alive(candidate), found, space.choices[0].about.classes[2])
     rows = np.array([next(k for k, m in enumerate(made.classes) if c in m) for c in range(CLASSES)])
     first, second = (owner[g.labels] for g in groups)
     with torch.no_grad():
@@ -313,10 +313,10 @@ def test_branches_can_be_trained():
 def test_the_default_place_divides_most_between_a_quarter_and_three_quarters():
     (choice,) = trace(seeded(Convs), images(2)).space("branches").choices
     assert choice.options == (1, 2, 4)
-    edit = choice.edit
-    assert 0.25 <= edit.place.share <= 0.75
-    assert "out" not in edit.tail.groups
-    assert "stem.0" not in edit.tail.groups
+    about = choice.about
+    assert 0.25 <= about.place.share <= 0.75
+    assert "out" not in about.tail.groups
+    assert "stem.0" not in about.tail.groups
 
 
 def test_classes_may_be_told_apart_by_outputs():
@@ -324,7 +324,7 @@ def test_classes_may_be_told_apart_by_outputs():
     space = trace(net, images(2)).space("branches", classes_by="outputs", calibration=batches)
     with torch.no_grad():
         want = cluster_classes(torch.softmax(net(images(64, 3)).double(), 1).T.numpy(), 2)
-    assert space.choices[0].edit.classes[2] == want
+    assert space.choices[0].about.classes[2] == want
     with pytest.raises(ValueError, match="needs calibration"):
         trace(net, images(2)).space("branches", classes_by="outputs")
 

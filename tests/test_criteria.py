@@ -37,7 +37,7 @@ def scores(net, measure, calibration=()):
     """Scores by group name."""
     example = calibration[0][0] if calibration else measure.batches[0][0]
     blueprint = trace(net, example)
-    captured = blueprint._captured
+    captured = blueprint.captured
     return measure.measure(Evidence(captured, blueprint.coupling, blueprint.groups, calibration)).by_group
 
 
@@ -228,8 +228,8 @@ def test_one_of_each_cluster_kept_takes_over_the_outgoing_weights_of_its_duplica
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(64, 5, generator=generator, dtype=torch.float64)
     blueprint = trace(net, x)
-    blueprint.calibrate([((x,), {})], repair="once", ridge=0)
-    space = blueprint.space(ratios=[0, 0.5], importance=Cluster(size=2, keep_one=True))
+    data = blueprint.calibrate([((x,), {})], repair="once", ridge=0)
+    space = blueprint.space(ratios=[0, 0.5], calibration=data, importance=Cluster(size=2, keep_one=True))
     candidate = space.candidate([1])
     assert sorted(blueprint.kept(candidate)["0"] % 4) == [0, 1, 2, 3]
     assert torch.allclose(space.build(candidate)(x), net(x), rtol=1e-8, atol=1e-8)
@@ -282,16 +282,16 @@ def test_every_criterion_gives_nested_orders_on_whole_networks(make):
     net, shape = make()
     batches = [((torch.randn(8, *shape[1:]),), {}) for _ in range(2)]
     blueprint = trace(net, torch.randn(shape))
-    blueprint.calibrate(batches, repair=False)
+    data = blueprint.calibrate(batches, repair=False)
     orders = {}
     for name in (*NAMES, "l1"):
-        space = blueprint.space(ratios=4, importance=name)
+        space = blueprint.space(ratios=4, importance=name, calibration=data)
         ladder = [
             blueprint.kept(space.candidate([min(i, len(c) - 1) for c in space.choices])) for i in range(4)
         ]
         for more, less in itertools.pairwise(ladder):
             assert all(set(less[g]) <= set(more[g]) for g in more)
-        order = blueprint._decoder.orders[space.choices[0].edit.order]
+        order = {c.about.group: c.about.order for c in space.choices}
         assert all(sorted(order[g.name]) == list(range(g.size)) for g in blueprint.groups)
         orders[name] = np.concatenate([order[g.name] for g in blueprint.groups]).tolist()
         space.build(space.candidate([1] * len(space)))(torch.randn(shape))
@@ -308,11 +308,11 @@ def test_names_follow_the_calibration_and_copies_travel_without_its_batches():
         blueprint.space(importance="activation_mean", calibration=[((data,), {})], repair=False)
         for data in (x, other)
     )
-    assert first.choices[0].edit.order != second.choices[0].edit.order
+    assert first.choices[0].about.order.tolist() != second.choices[0].about.order.tolist()
     copied = pickle.loads(pickle.dumps(first))
     candidate = first.candidate([3])
     assert torch.equal(copied.build(candidate)(x), first.build(candidate)(x))
-    assert not copied.model.mending.batches
+    assert not copied.model.mending.calibrated.batches
 
 
 def test_own_outputs_work_with_any_structure_and_leave_integers_alone():

@@ -188,7 +188,7 @@ def without(net, names):
 
 
 def dropped(candidate):
-    return [c.edit.block for c, option in candidate.items() if c.name.startswith("drop:") and option]
+    return [c.about.block for c, option in candidate.items() if c.name.startswith("drop:") and option]
 
 
 def dropping(space, names):

@@ -162,7 +162,7 @@ def test_switched_outputs_equal_built_ones(made, seed, graph):
             }
             assert off(elastic.switch(c, copies=True)(x), built(x)) == 0
     assert len(modules) == 1
-    assert elastic._storage is not None
+    assert elastic.network._storage is not None
     assert same(before, {k: v.to(before[k].dtype) for k, v in net.state_dict().items()})
 
 
@@ -174,7 +174,7 @@ def test_weights_are_views_and_integers_follow(graph):
     changed = [c for c in space.sample(np.random.default_rng(0), 6) if not space.model.unchanged(c)]
     for c in changed:  # the unchanged one is built as a copy of the given module
         small, built = elastic.switch(c), space.build(c)
-        store = elastic._storage._store.untyped_storage().data_ptr()
+        store = elastic.network._storage._store.untyped_storage().data_ptr()
         for name, p in small.named_parameters():
             assert (p.untyped_storage().data_ptr() == store) == (p.dim() > 1), name
         for a, b in zip(small.modules(), built.modules(), strict=True):
@@ -189,7 +189,7 @@ def test_the_resident_network_stays_at_home():
     space = space_of(Images(["residual"]), pictures())
     elastic_of(space).switch(space.baseline)
     there = copy.deepcopy(space)
-    assert there.model._elastic is None
+    assert there.model._switch is None
     c = space.candidate([1] * len(space))
     assert torch.equal(elastic_of(there).switch(c)(pictures()), elastic_of(space).switch(c)(pictures()))
 
@@ -234,7 +234,7 @@ def test_bounds_of_a_slice_follow_the_units_that_stay(copies):
     for c in space.sample(np.random.default_rng(0), 30):
         with elastic.lend(c, copies=copies) as switched:
             torch.testing.assert_close(switched(x), space.build(c)(x))
-    assert copies or elastic._storage is not None
+    assert copies or elastic.network._storage is not None
 
 
 def test_what_a_module_remembers_is_not_handed_to_the_next_candidate():
@@ -245,7 +245,7 @@ def test_what_a_module_remembers_is_not_handed_to_the_next_candidate():
     for c in space.sample(np.random.default_rng(0), 5):
         with elastic.lend(c) as switched:
             torch.testing.assert_close(switched(x), space.build(c)(x))
-    assert elastic._storage is not None
+    assert elastic.network._storage is not None
 
 
 class Unsound(Storage):
@@ -262,7 +262,7 @@ def test_weights_are_copied_where_sorting_would_change_the_outputs(monkeypatch):
     elastic = elastic_of(space)
     c = space.candidate([1] * len(space))
     assert torch.equal(elastic.switch(c)(pictures()), space.build(c)(pictures()))
-    assert elastic._storage is None
+    assert elastic.network._storage is None
 
 
 def test_widths_count_what_is_kept():

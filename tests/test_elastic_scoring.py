@@ -133,7 +133,7 @@ def test_what_a_borrower_does_is_undone(deed, copies):
     candidates = space.sample(np.random.default_rng(3), 4)
     fresh = [state(elastic.switch(c)) for c in candidates]
     outputs = [elastic.switch(c)(x).detach() for c in candidates]
-    store = elastic._storage._store.clone()
+    store = elastic.network._storage._store.clone()
     calls = [0]
     for i, c in enumerate(candidates):
         try:
@@ -147,7 +147,7 @@ def test_what_a_borrower_does_is_undone(deed, copies):
         except ZeroDivisionError:
             pass
         after = elastic.switch(candidates[i - 1])
-        assert torch.equal(elastic._storage._store, store)
+        assert torch.equal(elastic.network._storage._store, store)
         assert same(state(after), fresh[i - 1])
         assert torch.equal(after(x), outputs[i - 1])
         assert all(p.requires_grad and p.grad is None and not p._backward_hooks for p in after.parameters())
@@ -195,7 +195,7 @@ def test_scores_are_those_of_the_built_network(graph, repair):
             assert got.scores == pytest.approx(expected, rel=1e-6)
         else:
             assert got.scores == expected
-    assert space.model._elastic is not None
+    assert space.model._switch is not None
 
 
 def test_a_switch_repairs_as_it_is_asked_to():
@@ -233,7 +233,7 @@ def test_a_job_builds_what_it_cannot_switch():
         elastic.switch(dropped)
     for c in (kept, dropped, kept):
         assert job.evaluate(0, c).error is None
-    resident = id(elastic._resident.module)
+    resident = id(elastic.network._resident.module)
     assert [i == resident for i, _ in seen] == [True, False, True]
     assert seen[1][1] < seen[0][1]
 

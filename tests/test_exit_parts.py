@@ -3,8 +3,8 @@
 import pytest
 import torch
 from netcarve.spaces import trace
-from netcarve.spaces.exits import Cascade, Head, divide
-from netcarve.spaces.exits.head import Moments, grid_of
+from netcarve.spaces.kinds.exits import Cascade, Head, divide
+from netcarve.spaces.kinds.exits.head import Moments, grid_of
 from netcarve.spaces.stages import CutError, find_cuts, functionalise, split
 from torch import nn
 
@@ -103,7 +103,7 @@ def test_a_divided_network_is_the_network_wherever_one_tensor_crosses(cls):
 def test_dividing_agrees_with_stages_made_by_capturing():
     net = seeded(Convs)
     space, cascade = built(net, {"exit:down": 0.5}, exit_places=("down",), thresholds=(0.5,))
-    blueprint = space.model
+    blueprint = space.model.facts
     network = functionalise(blueprint.captured)
     cut = next(c for c in find_cuts(network) if "down" in c.ends)
     stages = split(network, [cut])

@@ -13,7 +13,7 @@ from netcarve.evaluators.pool import Job
 from netcarve.evaluators.reach import Reach, reached
 from netcarve.search import sweep
 from netcarve.spaces import trace
-from netcarve.spaces.exits import Cascade, Head, confidence
+from netcarve.spaces.kinds.exits import Cascade, Head, confidence
 from netcarve.spaces.testing import counted_costs
 from torch import nn
 

@@ -15,7 +15,7 @@ from netcarve.evaluators.pool import Job
 from netcarve.results.report import report_document
 from netcarve.search import RunError
 from netcarve.search import explaining as search_explaining
-from netcarve.spaces.costing.layer_widths import layer_widths
+from netcarve.spaces.costing.layer_widths import LayerWidth
 from torch import nn
 
 
@@ -147,11 +147,11 @@ def test_density_and_fan_in_are_those_of_the_built_network(subject):
 
 
 def test_widths_told_by_choices_are_those_of_the_built_network(space):
-    layers = layer_widths(space.model, space.choices)
+    layers = [LayerWidth(**one) for one in space.model.layers(space.choices)]
     assert [layer.name for layer in layers][:2] == ["stem.0", "a.conv1"]
     rng = np.random.default_rng(3)
     for candidate in space.sample(rng, 6):
-        kept = {c.name: c.edit.kept[i] for c, i in zip(space.choices, candidate.indices, strict=True)
+        kept = {c.name: c.kept[i] for c, i in zip(space.choices, candidate.indices, strict=True)
                 if c.name.startswith("prune")}  # fmt: skip
         built = dict(space.build(candidate).named_parameters())
         for layer in layers:

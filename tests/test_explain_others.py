@@ -17,8 +17,8 @@ from netcarve.results.explaining.section import Skipped
 from netcarve.search import RunError
 from netcarve.search.clock import POINTS, Clock
 from netcarve.search.testing import ToyScorer, toy_sweep
-from netcarve.spaces.branches import Branches
-from netcarve.spaces.exits import Cascade
+from netcarve.spaces.kinds.branches import Branches
+from netcarve.spaces.kinds.exits import Cascade
 from torch import nn
 
 

@@ -155,7 +155,7 @@ def randomised(net):
 
 def zeroing_suffices(blueprint, group):
     """Removal is what zero weights in the layers that read the group do: no other operator sums over it."""
-    coupling, graph = blueprint.coupling, blueprint._captured.graph_module.graph
+    coupling, graph = blueprint.coupling, blueprint.captured.graph_module.graph
     for node in graph.nodes:
         layer = any(kind in str(node.target) for kind in ("linear", "conv", "lstm", "gru"))
         if node.name not in coupling.statistics and (layer or node.name not in coupling.reads):
@@ -199,7 +199,7 @@ def test_most_of_a_family_goes_and_the_rest_is_exact(name):
     # An oracle that shares nothing with the proof, for the groups over which nothing is normalised.
     plain = {g.name for g in blueprint.groups if zeroing_suffices(blueprint, g)}
     assert plain
-    part = space.candidate([int(choice.edit.group in plain) for choice in space.choices])
+    part = space.candidate([int(choice.about.group in plain) for choice in space.choices])
     with torch.no_grad():
         got, expected, whole = (
             outputs(net_(x)) for net_ in (space.build(part), zeroed_consumers(net, blueprint, part), net)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve import trace
 from netcarve.evaluators.batchnorm import reestimate_batchnorm
-from netcarve.spaces.grouping import assign, balanced_sizes, kept_share
-from netcarve.spaces.grouping.layers import dense_layers
-from netcarve.spaces.grouping.refit import refit
+from netcarve.spaces.kinds.group import assign, balanced_sizes, kept_share
+from netcarve.spaces.kinds.group.kind import dense_layers
+from netcarve.spaces.kinds.group.refit import refit
 from netcarve.spaces.repair import gather
 from netcarve.spaces.testing import counted_costs
 from torch import nn
@@ -143,8 +143,8 @@ def test_built_layers_are_the_dense_ones_without_the_weights_outside():
     blueprint = trace(net, x)
     space = blueprint.space("group", groups=(2, 3, 4))
     assert [c.name for c in space.choices] == [f"group:{n}" for n in ("second", "line", "hidden", "head")]
-    assert "has 12 groups already" in blueprint.left_out["group:depth"]
-    assert "3 inputs and 8 outputs" in blueprint.left_out["group:first"]
+    assert "has 12 groups already" in space.left_out["group:depth"]
+    assert "3 inputs and 8 outputs" in space.left_out["group:first"]
     for candidate in space.sample(np.random.default_rng(0), 7):
         built, expected = space.build(candidate), zeroed(net, candidate.values)
         for batch in (x, torch.cat([x, -x])):

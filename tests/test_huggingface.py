@@ -135,7 +135,7 @@ def test_heads_hidden_width_and_embeddings_go(name):
 
     # Heads and hidden units alone: no norm runs over them, so that zero weights in their readers are removal.
     inner = {g.name for g in blueprint.groups if g.size in (*attention, 64)}
-    part = space.candidate([int(choice.edit.group in inner) for choice in space.choices])
+    part = space.candidate([int(choice.about.group in inner) for choice in space.choices])
     if not inner:
         return
     with torch.no_grad():

@@ -98,8 +98,8 @@ def test_ratios_and_rounding():
     blueprint = trace(Net(), torch.randn(2, 3, 8, 8))
     choice = blueprint.space(ratios=[0, 0.5, 0.75]).choices[0]
     assert choice.options == (0.0, 0.5, 0.75)
-    assert choice.edit.kept == (8, 4, 2)
-    assert all(k % 4 == 0 for c in blueprint.space(round_to=4).choices for k in c.edit.kept)
+    assert choice.kept == (8, 4, 2)
+    assert all(k % 4 == 0 for c in blueprint.space(round_to=4).choices for k in c.kept)
     for bad in ([0.5], [0, 1.0], [0, -0.1]):
         with pytest.raises(ValueError, match="ratios"):
             blueprint.space(ratios=bad)

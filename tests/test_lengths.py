@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from netcarve import Task, sweep, trace
 from netcarve.evaluators import TaskError
 from netcarve.spaces.capture import CaptureError
-from netcarve.spaces.proving.lengths import check_lengths
 from torch import nn
 
 EXAMPLE, LENGTHS = 12, (8, 12, 20)
@@ -108,7 +107,7 @@ def test_a_pruned_network_equals_the_masked_model_at_any_length(net, seed, steps
     x = normal(3, steps, 4, seed=seed)
     with torch.no_grad():
         expected = reference(blueprint, net().eval(), candidate)(x)
-        torch.testing.assert_close(blueprint.build(candidate)(x), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(space.build(candidate)(x), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("net", [Convolutions, Recurrent])
@@ -183,13 +182,13 @@ def test_a_forward_that_branches_on_the_length_is_refused(change, message):
     # Between the shortest and the longest it must run at least.
     calls = [((normal(2, steps, 4),), {}) for steps in (14, 30, 31)]
     with pytest.raises(ValueError, match="the only length"):
-        check_lengths(space.model, space, {"validation": calls})
+        space.model.check_lengths(space, {"validation": calls})
 
 
 def test_a_branch_that_keeps_units_together_is_taken():
     task = bucketed(Branching(lambda net, h, x: h * 2))
     space = trace(task.model, task.example).space("prune")
-    check_lengths(space.model, space, {"validation": [b[:2] for b in task.batches]})
+    space.model.check_lengths(space, {"validation": [b[:2] for b in task.batches]})
 
 
 def test_captured_graphs_take_one_length_and_say_why():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from netcarve.spaces.masks import (
+from netcarve.spaces.kinds.mask import (
     GRANULARITIES,
     Sparsify,
     apply_masks,
@@ -17,7 +17,7 @@ from netcarve.spaces.masks import (
     read_masks,
     write_masks,
 )
-from netcarve.spaces.masks.program import blocks_of, removed_blocks
+from netcarve.spaces.kinds.mask.program import blocks_of, removed_blocks
 from netcarve.spaces.model_copy import plain_copy
 from torch import nn
 from torch.nn.utils import prune

@@ -204,7 +204,7 @@ def test_a_run_on_devices_keeps_them_its_costs_and_measured_stages(small, split_
         }
     stages = report_document([done])["runs"][0]["stages"]
     for trial, way in zip(done.trials, stages["taken"], strict=True):
-        built = small.blueprint.stages(split_space.from_values(trial.candidate.values))
+        built = split_space.model.stages(split_space.from_values(trial.candidate.values))
         assert [list(pair) for pair in stages["ways"][way]] == [[p.stage.name, p.device] for p in built]
     whole = sweep(
         small.task, small.blueprint.space(ratios=2), "random", trials=2, workers=0, out=tmp_path / "q"

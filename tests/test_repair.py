@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from netcarve import trace
+from netcarve.spaces.mending import Calibrated
 from netcarve.spaces.repair import gram as gram_module
 from netcarve.spaces.repair.consumers import find_consumers
 from torch import nn
@@ -106,8 +107,7 @@ def test_dependent_channels_are_repaired_exactly(kind, repair):
     net = Twins(CONSUMERS[kind]())
     data = batches(100, 3, 6, 6, n=4)
     blueprint = trace(net, data[0][0])
-    blueprint.calibrate(data, ridge=1e-12, repair=repair)
-    space, _ = half(blueprint, importance="reconstruction")
+    space, _ = half(blueprint, calibration=blueprint.calibrate(data, ridge=1e-12, repair=repair))
     only_first = space.candidate([int(c.name == "prune:make") for c in space.choices])
     small = space.build(only_first)
     if kind == "grouped":  # both halves lose the same positions, and twins lie in different halves
@@ -127,8 +127,7 @@ def test_dependent_features_of_matrix_products_are_repaired_exactly(consumer, re
     net = Twins(consumer, conv=False)
     data = batches(32, 3)
     blueprint = trace(net, data[0][0])
-    blueprint.calibrate(data, ridge=1e-12, repair=repair)
-    space, candidate = half(blueprint)
+    space, candidate = half(blueprint, calibration=blueprint.calibrate(data, ridge=1e-12, repair=repair))
     assert off(space.build(candidate), net, batches(4, 3, n=1, seed=9)) < 1e-5
 
 
@@ -226,8 +225,8 @@ def test_both_artifacts_and_a_copy_elsewhere_give_the_same(repair):
     assert blueprint.artifact == "module"
     candidate = space.sample(np.random.default_rng(0), 1)[0]
     alive, x = blueprint.alive(candidate), data[0][0][0]
-    surgeon = blueprint._surgeon
-    mend = blueprint.mending.of(candidate, surgeon)
+    surgeon = blueprint.surgeon
+    mend = space.model.mending.step(surgeon)
     own, graph = (make(alive, mend) for make in (surgeon.own, surgeon.graph))
     torch.testing.assert_close(own(x), graph(x), rtol=1e-5, atol=1e-6)
     there = pickle.loads(pickle.dumps(space))
@@ -277,9 +276,9 @@ def test_a_capture_of_fixed_batch_length_takes_batches_of_any(n):
     torch.manual_seed(0)
     net = FixedBatch()
     blueprint = trace(net, torch.randn(4, 6))
-    assert not blueprint._captured.dynamic_batch
+    assert not blueprint.captured.dynamic_batch
     space = blueprint.space(calibration=[((torch.randn(n, 6),), {})] * 2)
-    seen = blueprint.mending.calibration.blocks[0][0].gram[-1, -1]
+    seen = space.model.mending.calibration.blocks[0][0].gram[-1, -1]
     assert seen == 2 * max(1, n // 4) * 4
     assert space.build(space.candidate([2]))(torch.randn(4, 6)).isfinite().all()
 
@@ -305,7 +304,7 @@ def test_a_weight_that_is_read_in_another_way_is_left_alone():
             return self.b(torch.relu(self.a(x))) + self.b.weight.square().sum()
 
     blueprint = trace(Tied(), torch.randn(2, 4))
-    consumers, _ = find_consumers(blueprint._captured.graph_module.graph, blueprint.coupling)
+    consumers, _ = find_consumers(blueprint.captured.graph_module.graph, blueprint.coupling)
     assert not consumers
 
 
@@ -317,18 +316,18 @@ def test_a_wide_axis_is_mended_in_blocks_with_a_notice(caplog):
     data = batches(16, 3, 6, 6, n=4)
     blueprint = trace(net, data[0][0])
     blueprint.prove()
-    whole = gram_module.gather(blueprint._captured, blueprint.coupling, data)
+    whole = gram_module.gather(blueprint.captured, blueprint.coupling, data)
     assert [len(b) for b in whole.blocks] == [1]
     assert not whole.notices
-    small = gram_module.gather(blueprint._captured, blueprint.coupling, data, columns=64)
+    small = gram_module.gather(blueprint.captured, blueprint.coupling, data, columns=64)
     assert [len(b.columns) for b in small.blocks[0]] == [8] * 36  # one place on the map each
     assert "36 blocks of at most 8" in small.notices[0]
     assert small.notices[0] in caplog.text
-    bounded = gram_module.gather(blueprint._captured, blueprint.coupling, data, max_bytes=2_000)
+    bounded = gram_module.gather(blueprint.captured, blueprint.coupling, data, max_bytes=2_000)
     assert bounded.nbytes <= 2_000 or all(len(b.columns) == 1 for b in bounded.blocks[0])
 
-    blueprint.mending.calibration, blueprint.mending.repair = replace(small, ridge=1e-9), "once"
-    space, candidate = half(blueprint)
+    known = Calibrated(replace(small, ridge=1e-9), data, "once", None)
+    space, candidate = half(blueprint, calibration=known)
     assert off(space.build(candidate), net, data) < 1e-3  # twins share a place, so blocks suffice
 
 
@@ -336,7 +335,7 @@ def test_large_tensors_are_sampled():
     net = Twins(nn.Conv2d(8, 5, 3, padding=1))
     data = batches(16, 3, 40, 40, n=1)
     blueprint = trace(net, data[0][0])
-    calibration = gram_module.gather(blueprint._captured, blueprint.coupling, data)
+    calibration = gram_module.gather(blueprint.captured, blueprint.coupling, data)
     assert calibration.blocks[0][0].gram[-1, -1] == gram_module.ROWS
     assert calibration.blocks[0][0].gram.shape == (73, 73)
 
@@ -346,7 +345,7 @@ def test_windows_are_measured_as_the_convolution_sees_them():
     net = Twins(conv)
     data = batches(2, 3, 9, 9, n=1)
     blueprint = trace(net, data[0][0])
-    calibration = gram_module.gather(blueprint._captured, blueprint.coupling, data)
+    calibration = gram_module.gather(blueprint.captured, blueprint.coupling, data)
     x = torch.relu(net.make(data[0][0][0])).detach()
     columns = nn.functional.unfold(x, 3, 2, 1, 2).transpose(1, 2).reshape(-1, 72).numpy()
     np.testing.assert_allclose(calibration.blocks[0][0].gram, with_one(columns), rtol=1e-10, atol=1e-10)

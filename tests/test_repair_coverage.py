@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention, unfold
 
 def consumers(net, x):
     blueprint = trace(net, x)
-    return {c.weight for c in find_consumers(blueprint._captured.graph_module.graph, blueprint.coupling)[0]}
+    return {c.weight for c in find_consumers(blueprint.captured.graph_module.graph, blueprint.coupling)[0]}
 
 
 def keep_first_half(group, parameters):
@@ -66,8 +66,8 @@ def test_recurrent_layers_that_read_equal_units_are_repaired_exactly(kind, bias,
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 6, 3, generator=generator, dtype=torch.float64)
     blueprint = trace(net, x)
-    blueprint.calibrate([((x,), {})], repair="once", ridge=1e-10)
-    space = blueprint.space(ratios=[0, 0.5], importance=keep_first_half)
+    data = blueprint.calibrate([((x,), {})], repair="once", ridge=1e-10)
+    space = blueprint.space(ratios=[0, 0.5], importance=keep_first_half, calibration=data)
     assert {c.name for c in space.choices} == {"prune:input", "prune:rnn"}
     plain = trace(net, x).space(ratios=[0, 0.5], importance=keep_first_half)
     fresh = torch.randn(8, 6, 3, generator=generator, dtype=torch.float64)

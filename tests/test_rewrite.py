@@ -1,6 +1,7 @@
 """Edits that change built networks: order, artifact, costs, travel to workers, data for heads."""
 
 import pickle
+from dataclasses import dataclass
 
 import netcarve
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 import torch
 from netcarve.evaluators.pool import Job
 from netcarve.spaces import Choice, Space
+from netcarve.spaces.builder import Builder
 from netcarve.spaces.captured_module import CapturedModule
-from netcarve.spaces.rewriting.rewrite import Rewrite, rewrites_of
+from netcarve.spaces.kinds.base import Found, Kind
 from torch import nn
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -21,33 +23,52 @@ def net() -> nn.Module:
     return nn.Sequential(*body, nn.Flatten(), nn.Linear(6 * 36, 10)).eval()
 
 
-class Scale(Rewrite):
+@dataclass(frozen=True, kw_only=True)
+class Scale(Kind):
     """Multiplies the first convolution's output by the option; parameters: one more."""
 
-    def graph(self, made, option, built):
-        conv = next(n for n in built.surgeon.module.graph.nodes if "conv" in n.name)
-        node = next(n for n in made.graph.nodes if n.name == conv.name)
-        made.register_parameter("scale", nn.Parameter(torch.tensor(float(option))))
-        with made.graph.inserting_after(node):
-            factor = made.graph.get_attr("scale")
-        with made.graph.inserting_after(factor):
-            product = made.graph.call_function(torch.ops.aten.mul.Tensor, (node, factor))
+    done = "scaled"
+    rewrites = True
+
+    def find(self, facts, making):
+        return Found([Choice("scale", (1, 3, 5), self)])
+
+    def edit(self, network, taken, context):
+        ((choice, index),) = taken
+        graph = context.facts.surgeon.module.graph
+        conv = next(n for n in graph.nodes if "conv" in n.name)
+        node = next(n for n in network.graph.nodes if n.name == conv.name)
+        network.register_parameter("scale", nn.Parameter(torch.tensor(float(choice.options[index]))))
+        with network.graph.inserting_after(node):
+            factor = network.graph.get_attr("scale")
+        with network.graph.inserting_after(factor):
+            product = network.graph.call_function(torch.ops.aten.mul.Tensor, (node, factor))
         node.replace_all_uses_with(product, delete_user_cb=lambda user: user is not product)
 
-    def adjust(self, costs, option, rows, tables):
+    def costs(self, many, costs, tables):
+        ((choice, column),) = many
         conv = next(name for name, _ in tables.coupling.macs)
-        costs["macs"][rows] += tables.macs(conv)[rows] * float(option)
-        costs["params"][rows] += 1
+        options = np.array(choice.options, dtype=np.float64)[column]
+        costs["macs"] += np.where(column > 0, tables.macs(conv) * options, 0)
+        costs["params"] += column > 0
 
 
-class Double(Rewrite):
+@dataclass(frozen=True, kw_only=True)
+class Double(Kind):
     """Wraps: twice the output; ``refit`` notes what it was given."""
 
-    def wrap(self, network, option, built):
-        return Doubled(network)
+    done = "doubled"
+    rewrites = True
 
-    def adjust(self, costs, option, rows, tables):
-        costs["macs"][rows] *= 2
+    def find(self, facts, making):
+        return Found([Choice("double", (False, True), self)])
+
+    def wrap(self, network, taken, context):
+        return Doubled(network) if any(index for _, index in taken) else network
+
+    def costs(self, many, costs, tables):
+        ((_, column),) = many
+        costs["macs"][column > 0] *= 2
 
 
 class Doubled(nn.Module):
@@ -70,9 +91,8 @@ def blueprint():
 @pytest.fixture(scope="module")
 def space(blueprint):
     pruned = blueprint.space(ratios=2)
-    blueprint._rewrites = True  # as a kind's choices would have it
-    extra = [Choice("scale", (1, 3, 5), edit=Scale()), Choice("double", (False, True), edit=Double())]
-    return Space([*pruned.choices, *extra], model=blueprint)
+    extra = [choice for kind in (Scale(), Double()) for choice in kind.find(blueprint, None).choices]
+    return pruned + Space(extra, model=Builder(blueprint, graph=True))
 
 
 def candidate(space, prune=0, scale=0, double=0):
@@ -82,7 +102,7 @@ def candidate(space, prune=0, scale=0, double=0):
 def test_the_first_option_changes_nothing(space):
     made = space.build(candidate(space, prune=1))
     assert type(made) is nn.Sequential
-    assert rewrites_of(candidate(space, prune=1)) == []
+    assert space.model.decoder.keys(candidate(space, prune=1)) == []
 
 
 @pytest.mark.parametrize("prune", [0, 1])
@@ -121,8 +141,8 @@ def test_costs_are_corrected_where_the_option_is_taken(space):
         assert {k: v[0] for k, v in alone.items()} == {k: v[one] for k, v in costs.items()}
 
 
-def test_rewritten_candidates_are_built_and_not_switched(space, blueprint):
-    elastic = blueprint.elastic(space.choices)
+def test_rewritten_candidates_are_built_and_not_switched(space):
+    elastic = space.model.elastic(space.choices)
     assert elastic.switches(candidate(space, 1))
     assert not elastic.switches(candidate(space, 1, scale=1))
     with pytest.raises(ValueError, match="build it instead"):

@@ -69,8 +69,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_costs_without_torch_are_those_of_the_network() -> None:
     real = trace(DigitsNet().eval(), torch.zeros(2, 1, 8, 8)).space(ratios=5)
-    names = [c.edit.group for c in real.choices]
-    kept = tuple(tuple(c.edit.kept) for c in real.choices)
+    names = [c.about.group for c in real.choices]
+    kept = tuple(tuple(c.kept) for c in real.choices)
     light = costs.Costs(tuple((i,) for i in range(len(names))), kept, tables.forms(real, names))
     candidates = [real.baseline, *real.sample(np.random.default_rng(0), 200)]
     wanted, got = real.cost_arrays(candidates), Space(real.choices, model=light).cost_arrays(candidates)

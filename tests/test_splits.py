@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from netcarve.evaluators.inspection import inspection
 from netcarve.evaluators.pool import Job
 from netcarve.search.rebuild import rebuild_space
+from netcarve.spaces.builder import Builder
+from netcarve.spaces.choice import unsplit
 from netcarve.spaces.devices import Device, Link
-from netcarve.spaces.kinds.splits import offered
-from netcarve.spaces.splitting.splits import Plan, Split, plan_of, splitting_choices, unsplit
-from netcarve.spaces.splitting.staged import Staged
+from netcarve.spaces.kinds.splits.kind import offered
+from netcarve.spaces.kinds.splits.plan import Plan, Split, plan_of, splitting_choices
+from netcarve.spaces.kinds.splits.staged import Staged
 from netcarve.spaces.stages import Cut
 from torch import nn
 
@@ -55,7 +57,7 @@ def taken(space, **values):
 
 
 def stages_of(blueprint, candidate):
-    return [(p.stage.name, p.device) for p in blueprint.stages(candidate)]
+    return [(p.stage.name, p.device) for p in Builder(blueprint).stages(candidate)]
 
 
 def cost(space, candidate, name):
@@ -87,7 +89,7 @@ def test_a_boundary_at_the_start_sends_the_inputs(blueprint):
 def test_a_cut_makes_two_stages_that_are_the_whole(blueprint):
     space = blueprint.space("prune", "splits", ratios=2)
     cut = space.candidate([1] * (len(space) - 1) + [space.choices[-1].options.index("a.2")])
-    placed = blueprint.stages(cut)
+    placed = Builder(blueprint).stages(cut)
     expected = [("input..a.2", "device1"), ("a.2..output", "device2")]
     assert [(p.stage.name, p.device) for p in placed] == expected
     built = space.build(cut)
@@ -285,11 +287,11 @@ def test_the_captured_graph_is_cut_like_the_module():
     blueprint = netcarve.trace(net(), X)
     space = blueprint.space("prune", "drop", "splits", ratios=2)
     candidates = space.sample(np.random.default_rng(0), 2)
-    own = [blueprint.stages(c) for c in candidates]
+    own = [space.model.stages(c) for c in candidates]
     blueprint._proof = replace(blueprint.prove(), own=False, own_reason="a test")
-    assert blueprint.artifact == "graph"
+    assert space.model.artifact == "graph"
     for candidate, stages in zip(candidates, own, strict=True):
-        graph = blueprint.stages(candidate)
+        graph = space.model.stages(candidate)
         assert [p.stage.name for p in graph] == [p.stage.name for p in stages]
         values, others = X, X
         for a, b in zip(graph, stages, strict=True):
@@ -306,13 +308,13 @@ def test_equal_networks_have_equal_keys(blueprint):
     for column in range(len(space)):
         indices = np.zeros(len(space), dtype=int)
         indices[column] = last[column]
-        keys[space.choices[column].name] = blueprint.network_key(space.candidate(indices))
-    unchanged = blueprint.network_key(space.baseline)
+        keys[space.choices[column].name] = space.model.network_key(space.candidate(indices))
+    unchanged = space.model.network_key(space.baseline)
     assert {name for name, key in keys.items() if key == unchanged} == {"cut:1"}
     assert len(set(keys.values())) == len(keys)
     for pair in itertools.pairwise(space.sample(np.random.default_rng(1), 40)):
         same = unsplit(pair[0]) == unsplit(pair[1])
-        assert (blueprint.network_key(pair[0]) == blueprint.network_key(pair[1])) == same
+        assert (space.model.network_key(pair[0]) == space.model.network_key(pair[1])) == same
 
 
 # -- a run makes the space again -------------------------------------------------------------------------
@@ -334,9 +336,9 @@ def test_the_recipe_makes_the_same_space_again(task, blueprint):
         assert np.array_equal(values, again.cost_arrays(candidates)[name])
 
 
-def test_split_choices_are_told_by_their_edit(blueprint):
+def test_split_choices_are_told_by_what_they_are_about(blueprint):
     space = blueprint.space("prune", "splits", ratios=2)
-    assert [isinstance(c.edit, Split) for c in space.choices] == [False] * (len(space) - 1) + [True]
+    assert [isinstance(c.about, Split) for c in space.choices] == [False] * (len(space) - 1) + [True]
     plain = blueprint.space("prune", ratios=2).baseline
     assert unsplit(plain) is plain
 
@@ -345,12 +347,12 @@ def test_certain_bounds_say_nothing_wrong(blueprint):
     space = blueprint.space("prune", "splits", ratios=3, places=4)
     rng = np.random.default_rng(0)
     pairs = np.sort(rng.integers(0, space.counts, size=(30, 2, len(space))), axis=1)
-    bounds = blueprint.cost_bounds(space.choices, pairs[:, 0], pairs[:, 1])
+    bounds = Builder(blueprint).cost_bounds(space.choices, pairs[:, 0], pairs[:, 1])
     assert {"macs", "params", "size_mb", "activation_mb"} <= set(bounds)
     assert not {"memory_mb", "traffic_kb", "stages", "latency_ms"} & set(bounds)
     for (low, high), row in zip(pairs, range(30), strict=True):
         inside = rng.integers(low, high + 1, size=(10, len(space)))
-        costs = blueprint.cost_arrays(space.choices, inside)
+        costs = Builder(blueprint).cost_arrays(space.choices, inside)
         for name, (least, most) in bounds.items():
             assert (costs[name] >= least[row] - 1e-9).all()
             assert (costs[name] <= most[row] + 1e-9).all()

@@ -6,7 +6,7 @@ import torch
 from netcarve.__main__ import run as command
 from netcarve.spaces.devices import Device, Link
 from netcarve.spaces.kinds import make_kinds
-from netcarve.spaces.kinds.splits import Splitting
+from netcarve.spaces.kinds.splits.kind import SplitsKind
 from netcarve.spaces.stages import CutError
 from torch import nn
 
@@ -45,7 +45,7 @@ def blueprint():
 )
 def test_options_that_cannot_be_are_refused_before_any_work(options, message):
     with pytest.raises(ValueError, match=message):
-        Splitting(**options)
+        SplitsKind(**options)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_models_that_cannot_be_cut_say_why():
 def test_a_space_without_splits_has_no_stages(blueprint):
     space = blueprint.space("prune", ratios=2)
     with pytest.raises(ValueError, match="has no splits"):
-        blueprint.stages(space.baseline)
+        space.model.stages(space.baseline)
 
 
 @pytest.mark.parametrize(

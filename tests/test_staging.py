@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from netcarve.spaces.capture import capture
+from netcarve.spaces.choice import unsplit
 from netcarve.spaces.devices import Device, Link, Profile, pipeline_costs
 from netcarve.spaces.devices.operators import moved_bytes, operator_of
-from netcarve.spaces.splitting.splits import plan_of, unsplit
+from netcarve.spaces.kinds.splits.plan import plan_of
 from netcarve.spaces.stages import find_cuts, functionalise
 from netcarve.spaces.stages.cuts import Order
 from netcarve.spaces.stages.work import macs
@@ -149,10 +150,15 @@ class Made:
     def sample(self, n, seed):
         return self.space.sample(np.random.default_rng(seed), n)
 
+    def edge(self, candidate):
+        """The segment at which the second stage really begins."""
+        begins, _ = self.plan.decode(self.space.choices, np.array([candidate.indices]))
+        return int(self.segments([candidate]).snap[0, begins[0, 0]])
+
     def segments(self, candidates, devices=()):
         rows = np.array([c.indices for c in candidates])
         return self.staging.evaluate(
-            *self.blueprint._decoder.widths(self.space.choices, rows), devices=devices
+            *self.space.model.decoder.widths(self.space.choices, rows), devices=devices
         )
 
 
@@ -186,14 +192,13 @@ def test_every_part_costs_what_it_costs_in_the_built_network(made):
 
 
 def test_stages_are_what_the_tables_say(made):
-    split = [c for c in made.sample(40, 2) if made.blueprint._decoder.is_split(c)][:2]
+    split = [c for c in made.sample(40, 2) if 0 < made.edge(c) < made.plan.segments][:2]
     found = made.segments(split)
     costs = made.space.cost_arrays(split)
     for row, candidate in enumerate(split):
         whole = made.space.build(unsplit(candidate))
-        placed = made.blueprint.stages(candidate)
-        edges, _, _ = made.blueprint._decoder.placed(candidate)
-        (edge,) = edges
+        placed = made.space.model.stages(candidate)
+        edge = made.edge(candidate)
         spans = [slice(0, edge), slice(edge, None)]
         assert [p.device for p in placed] == ["edge", "server"]
         assert costs["stages"][row] == len(placed) == 2
@@ -206,9 +211,9 @@ def test_stages_are_what_the_tables_say(made):
             for p, span in zip(placed, spans, strict=True):
                 with FlopCounterMode(display=False) as counter, torch.no_grad():
                     values = p.stage.module(*(values if isinstance(values, tuple) else (values,)))
-                if "lstm" not in [n for n, _ in made.blueprint._captured.source.named_children()]:
+                if "lstm" not in [n for n, _ in made.blueprint.captured.source.named_children()]:
                     counted = counter.get_total_flops() / 2 / samples
-                    if not isinstance(made.blueprint._captured.source, Transformer):  # fused: not counted
+                    if not isinstance(made.blueprint.captured.source, Transformer):  # fused: not counted
                         assert counted == found.macs[row, span].sum()
                 held = itertools.chain(p.stage.module.parameters(), p.stage.module.buffers())
                 assert sum(t.numel() * t.element_size() for t in held) == found.weights[row, span].sum()
@@ -220,9 +225,7 @@ def test_one_stage_takes_the_memory_of_the_whole(made):
     candidates = [made.space.baseline, *map(unsplit, made.sample(30, 4))]
     rows = np.array([c.indices for c in candidates])
     split = made.space.cost_arrays(candidates)
-    whole = made.blueprint._decoder._whole(
-        made.space.choices, rows, *made.blueprint._decoder.widths(made.space.choices, rows)
-    )
+    whole = made.space.model.decoder.cost_arrays(made.space.choices, rows, whole=True)
     assert np.allclose(split["memory_mb"], whole["memory_mb"], rtol=1e-12)
     assert np.array_equal(split["memory_mb:edge"], split["memory_mb"])
     assert not split["memory_mb:server"].any()

@@ -175,10 +175,10 @@ def test_both_artifacts_agree_in_output_loss_and_gradient(net, seed):
     space = blueprint.space()
     candidate = space.sample(np.random.default_rng(seed), 1)[0]
     alive = blueprint.alive(candidate)
-    graph = blueprint._surgeon.graph(alive)
+    graph = blueprint.surgeon.graph(alive)
     if blueprint.artifact != "module":
         return
-    own = blueprint._surgeon.own(alive)
+    own = blueprint.surgeon.own(alive)
     assert type(own) is Net
     assert set(own.state_dict()) == set(graph.state_dict())
     losses = []
@@ -314,9 +314,9 @@ def test_zero_initialised_heads_do_not_make_the_proof_vacuous():
     net = residual_net()
     nn.init.zeros_(net.head[3].weight)
     blueprint = trace(net, torch.randn(2, 3, 8, 8))
-    before = blueprint._surgeon.tensors["head.3.weight"].clone()
+    before = blueprint.surgeon.tensors["head.3.weight"].clone()
     assert blueprint.prove().largest_difference > 0
-    assert blueprint._surgeon.tensors["head.3.weight"].equal(before)
+    assert blueprint.surgeon.tensors["head.3.weight"].equal(before)
 
 
 class Unfollowed(nn.Module):

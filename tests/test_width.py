@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from netcarve import trace
+from netcarve.spaces.kinds.width import branches, find_regions
 from netcarve.spaces.testing import counted_costs
-from netcarve.spaces.width import branches, find_regions
 from torch import nn
 
 

@@ -8,7 +8,7 @@ from ...results.explaining.section import Figure, Section, Skipped, clipped, ser
 from ...results.explaining.shapley import shapley
 from ...results.table import HEADINGS
 from ...spaces import Candidate
-from ...spaces.splitting.splits import unsplit
+from ...spaces.choice import unsplit
 from ..accuracy import Quality
 from ..pool import Job
 from .subject import Subject, samples_of

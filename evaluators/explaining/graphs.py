@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...results.explaining.section import Skipped
-from ...spaces.branches import Branches
 from ...spaces.capture import CaptureError, capture, flat_inputs
 from ...spaces.captured_module import CapturedModule
 from ...spaces.coupling.walk import operator_name
-from ...spaces.exits import Cascade
+from ...spaces.kinds.branches import Branches
+from ...spaces.kinds.exits import Cascade
 from ..batches import Batch, Inputs, batch_size
 
 # Operators that multiply their input by a weight.

@@ -26,7 +26,7 @@ from .versions import versions
 if TYPE_CHECKING:
     from torch import nn
 
-    from ...spaces.splitting.staged import PlacedStage
+    from ...spaces.kinds.splits.staged import PlacedStage
     from .source import Source
     from .verify import Verifier
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ...spaces.costing.counter import counted
+from ...spaces.kinds.splits.staged import PlacedStage
 from ...spaces.model_copy import plain_copy
 from ...spaces.recurrent_shapes import recurrent_shapes
-from ...spaces.splitting.staged import PlacedStage
 from .batches import Inputs, batch_length, batched, on_cpu, resized
 from .error import ExportError, first_line
 from .plain import PlainOutput, is_plain, plain

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...spaces.splitting.splits import Plan, splitting_choices
+from ...spaces.kinds.splits.plan import Plan, splitting_choices
 from ..trial import Trial
 
 

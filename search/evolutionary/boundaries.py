@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...spaces import Space
-from ...spaces.splitting.splits import Split
+from ...spaces.kinds.splits.plan import boundary_columns
 
 SHARE = 0.3  # of children in which one boundary jumps
 
@@ -15,11 +15,7 @@ def boundaries(space: Space) -> np.ndarray:
 
     None where every place has a choice of its own: there a mutation flips it, which merges or splits.
     """
-    edits = [choice.edit for choice in space.choices]
-    return np.array(
-        [d for d, e in enumerate(edits) if isinstance(e, Split) and e.what == "cut" and len(e.begins) > 2],
-        dtype=np.int64,
-    )
+    return np.array(boundary_columns(space.choices), dtype=np.int64)
 
 
 def jump(rng: np.random.Generator, rows: np.ndarray, columns: np.ndarray, counts: np.ndarray) -> np.ndarray:

@@ -1,24 +1,39 @@
-"""What each of many candidates keeps, as arrays: for edits that correct analytic costs."""
+"""Cost tables: what each of many candidates keeps, as arrays, for kinds that correct analytic costs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..coupling import Coupling
 from ..coupling.units import Vector
+from ..facts import Facts
 from .costs import Costs
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """Of n candidates; nothing here counts what rewriting options do."""
+    """Of n candidates.
 
-    costs: Costs
-    coupling: Coupling
+    Attributes:
+        shares: kinds that thin out a call of the captured graph say here how, as functions that give the
+            share of its multiply-accumulates that stays, [n]; nothing else here counts it.
+    """
+
+    facts: Facts
     widths: np.ndarray  # [n, groups] int64, kept units
     dropped: np.ndarray  # [n, blocks] bool, blocks that are not there
+    shares: dict[str, Callable[[], np.ndarray]] = field(default_factory=dict)
+
+    @property
+    def costs(self) -> Costs:
+        return self.facts.costs
+
+    @property
+    def coupling(self) -> Coupling:
+        return self.facts.coupling
 
     def count(self, labels: Vector) -> np.ndarray:
         """Kept positions of an axis with these labels, float64 [n]."""

@@ -1,21 +1,16 @@
-"""How wide each layer of a candidate's network is, told by its choices alone."""
+"""Widths of layers: what each choice of a space decides about each layer, without building anything."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import fx
 
-from ..choice import Choice
+from ..blocks import Block
+from ..coupling import Coupling
 from ..coupling.walk import OUT, operator_name
-from ..drop import Drop
-from ..prune import Prune
-
-if TYPE_CHECKING:
-    from ..blueprint import Blueprint
 
 
 @dataclass(frozen=True)
@@ -29,23 +24,27 @@ class LayerWidth:
     drops: tuple[str, ...]  # choices that take the layer away once they drop their block
 
 
-def layer_widths(blueprint: Blueprint, choices: Sequence[Choice]) -> list[LayerWidth]:
-    """All layers of a blueprint's network, in network order, each weight once.
+def layer_widths(
+    graph: fx.Graph,
+    coupling: Coupling,
+    blocks: Sequence[Block],
+    pruned: Mapping[str, str],
+    dropped: Mapping[str, str],
+) -> list[LayerWidth]:
+    """All layers of a captured network, in network order, each weight once.
 
-    Raises:
-        RuntimeError: a copy of a blueprint that has travelled; it holds no graph.
+    Args:
+        pruned: name of the choice that decides about a group, by the group's name.
+        dropped: the same for blocks.
     """
-    coupling = blueprint.coupling
     owner = np.zeros(coupling.units + 1, dtype=np.int64)  # label -> place of its group, from 1
     for place, group in enumerate(coupling.groups, start=1):
         owner[group.labels] = place
     makes = {(m.parameter, m.axis) for g in coupling.groups for m in g.members if m.role == OUT}
-    choice_of = {c.edit.group: c.name for c in choices if isinstance(c.edit, Prune)}
-    inside = {b.name: set(b.nodes) for b in blueprint.blocks}
-    dropping = [(c.name, inside.get(c.edit.block, set())) for c in choices if isinstance(c.edit, Drop)]
+    dropping = [(dropped[b.name], set(b.nodes)) for b in blocks if b.name in dropped]
     multiplies = {node for node, _ in coupling.macs}
     found: dict[str, LayerWidth] = {}
-    for node in blueprint.captured.graph_module.graph.nodes:
+    for node in graph.nodes:
         weight = _weight(node) if node.name in multiplies else None
         if weight is None:
             continue
@@ -58,11 +57,11 @@ def layer_widths(blueprint: Blueprint, choices: Sequence[Choice]) -> list[LayerW
         if labels is not None:
             count = np.bincount(owner[labels], minlength=len(count))
         units = {
-            choice_of[group.name]: int(count[place]) // group.size
+            pruned[group.name]: int(count[place]) // group.size
             for place, group in enumerate(coupling.groups, start=1)
-            if count[place] and group.name in choice_of
+            if count[place] and group.name in pruned
         }
-        cut = sum(int(count[p]) for p, g in enumerate(coupling.groups, start=1) if g.name in choice_of)
+        cut = sum(int(count[p]) for p, g in enumerate(coupling.groups, start=1) if g.name in pruned)
         found.setdefault(
             name,
             LayerWidth(

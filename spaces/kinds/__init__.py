@@ -1,36 +1,40 @@
-"""Kinds of choices: what may be decided about a model. One file each, known by name, loaded when asked."""
+"""Kinds of choices by name: one idea in one file or folder, declared by an entry point, loaded when asked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from importlib import import_module
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .base import Kind
 
-KINDS = {  # name -> module here, and the class in it
-    "prune": ("prune", "Pruning"),
-    "drop": ("drop", "Dropping"),
-    "mask": ("mask", "Masking"),
-    "splits": ("splits", "Splitting"),
-    "width": ("width", "Dividing"),
-    "group": ("group", "Grouping"),
-    "exits": ("exits", "Exits"),
-    "branches": ("branches", "Branching"),
-}
+GROUP = "netcarve.kinds"
+# Code that is newer than what pip wrote down of it: names are missing, or modules have moved.
+MEND = "for a package just added or updated, `pip install -e .` in its folder renews its entry points"
+
+
+def known_kinds() -> list[str]:
+    """Names of the installed kinds, sorted: netcarve's own, and those of other packages."""
+    return sorted(entry_points(group=GROUP).names)
 
 
 def kind_class(name: str) -> type[Kind]:
-    """
+    """The class that an installed package declares under ``name``; the first, where several do.
+
     Raises:
-        ValueError: an unknown name.
+        ValueError: no package declares it, or what it names cannot be imported.
     """
-    if name not in KINDS:
-        raise ValueError(f"unknown kind of space {name!r}; this version knows {', '.join(KINDS)}")
-    module, cls = KINDS[name]
-    return getattr(import_module(f".{module}", __name__), cls)
+    for entry in entry_points(group=GROUP, name=name):
+        try:
+            return entry.load()
+        except (ImportError, AttributeError) as error:
+            raise ValueError(
+                f"the kind of space {name!r} is declared as {entry.value}, which cannot be imported "
+                f"({error}); {MEND}"
+            ) from error
+    raise ValueError(f"unknown kind of space {name!r}; known are {', '.join(known_kinds())} ({MEND})")
 
 
 def make_kinds(names: Sequence[str], options: Mapping[str, Any]) -> list[Kind]:
@@ -46,7 +50,7 @@ def make_kinds(names: Sequence[str], options: Mapping[str, Any]) -> list[Kind]:
     takes = {name: [f.name for f in fields(cls)] for name, cls in classes.items()}
     known = [option for own in takes.values() for option in own]
     if unknown := [option for option in options if option not in known]:
-        of = next((k for k in KINDS if k not in names and unknown[0] in _options_of(k)), None)
+        of = next((k for k in known_kinds() if k not in names and unknown[0] in _options_of(k)), None)
         why = f"is of the kind {of!r}, which is not asked for" if of else "is unknown"
         raise TypeError(
             f"the option {unknown[0]!r} {why}; a space of {', '.join(names)} takes "

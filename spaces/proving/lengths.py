@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,35 +27,31 @@ from ..capture import (
     tensors_of,
 )
 from ..coupling import Coupling, find_coupling
-from ..ranking import spanning
+from ..facts import Facts
 from ..repair.gram import Inputs
-from ..rewriting.rewrite import is_rewrite
-from ..space import Space
-from ..splitting.splits import is_split
 from ..surgery import Alive, Surgeon
 from ..threads import one_thread
 from .proof import Artifacts, no_constant_parameters
-from .proof_cache import ProofCache
-
-if TYPE_CHECKING:
-    from ..blueprint import Blueprint
 
 SAMPLES = 2  # of each batch that are run
 
 
 @one_thread()
-def check_lengths(blueprint: Blueprint, space: Space, data: Mapping[str, Sequence[Inputs]]) -> None:
+def check_lengths(
+    facts: Facts, cuts: Sequence[Alive], data: Mapping[str, Sequence[Inputs]], *, graph_alone: str = ""
+) -> None:
     """Refuse inputs of lengths (of any axis but the first) that the networks of a space do not take.
 
     Args:
-        blueprint: of the space's model, with its captured graph.
+        cuts: what stays in networks that together take all widths of the space.
         data: inputs ``(args, kwargs)``, by what they are (``"validation"``).
+        graph_alone: why the networks are captured graphs; empty where they are the user's module.
 
     Raises:
         ValueError: the networks are captured graphs, or the user's module, pruned, is wrong at some length;
             the cure is to pad.
     """
-    traced = blueprint.captured.args, blueprint.captured.kwargs
+    traced = facts.captured.args, facts.captured.kwargs
     others: dict[tuple[torch.Size, ...], tuple[str, Inputs]] = {}
     for what, batches in data.items():
         for number, inputs in enumerate(batches):
@@ -64,14 +59,11 @@ def check_lengths(blueprint: Blueprint, space: Space, data: Mapping[str, Sequenc
                 others.setdefault(lengths, (f"{what} batch {number}", _few(inputs)))
     if not others:
         return
-    graph_alone = _graph_alone(blueprint, space)
-    cuts = [blueprint.alive(candidate) for candidate in spanning(space) or [space.baseline]]
-    cache = ProofCache(blueprint.captured)
     ordered = sorted(others.values(), key=lambda other: sum(t.numel() for t in tensors_of(other[1])))
     for place, inputs in ordered:
         if not (reason := graph_alone):
             find = _differs if place in (ordered[0][0], ordered[-1][0]) else _fails
-            reason = cache.once(_key(inputs, cuts), lambda: find(blueprint, cuts, inputs))  # noqa: B023
+            reason = facts.cache.once(_key(inputs, cuts), lambda: find(facts, cuts, inputs))  # noqa: B023
         if reason:
             raise ValueError(
                 f"{place} has {describe_example(*inputs)}, and the model was traced with "
@@ -80,22 +72,9 @@ def check_lengths(blueprint: Blueprint, space: Space, data: Mapping[str, Sequenc
             )
 
 
-def _graph_alone(blueprint: Blueprint, space: Space) -> str:
-    """Why the networks of the space are captured graphs, or ""."""
-    for choice in space.choices:
-        if is_rewrite(choice) or is_split(choice):
-            return f"the choice {choice.name!r} changes the captured graph, in which lengths are fixed"
-    if blueprint.artifact == "graph":
-        reason = next(iter(blueprint.artifact_reasons.values()))
-        return (
-            f"they are captured graphs, in which lengths are fixed, since of the model's own module {reason}"
-        )
-    return ""
-
-
-def _differs(blueprint: Blueprint, cuts: Sequence[Alive], inputs: Inputs) -> str:
+def _differs(facts: Facts, cuts: Sequence[Alive], inputs: Inputs) -> str:
     """Why the user's module, cut to one of ``cuts``, is not the masked network on these inputs, or ""."""
-    source = blueprint.surgeon.source
+    source = facts.surgeon.source
     assert source is not None
     try:
         captured = capture(source, inputs)
@@ -104,8 +83,8 @@ def _differs(blueprint: Blueprint, cuts: Sequence[Alive], inputs: Inputs) -> str
     coupling = find_coupling(captured)
     blocks = find_blocks(captured, coupling)
     known = {name for name, _ in (*source.named_parameters(), *source.named_buffers())}
-    if not _same(coupling, blueprint.coupling, known) or [b.name for b in blocks] != [
-        b.name for b in blueprint.surgeon.blocks
+    if not _same(coupling, facts.coupling, known) or [b.name for b in blocks] != [
+        b.name for b in facts.surgeon.blocks
     ]:
         return "its forward takes another path there, on which other channels belong together"
     with torch.no_grad(), no_constant_parameters(captured.graph_module, coupling, seed=0):
@@ -114,9 +93,9 @@ def _differs(blueprint: Blueprint, cuts: Sequence[Alive], inputs: Inputs) -> str
         return next((reason for cut in cuts if (reason := bench.check(cut) or bench.own_reason)), "")
 
 
-def _fails(blueprint: Blueprint, cuts: Sequence[Alive], inputs: Inputs) -> str:
+def _fails(facts: Facts, cuts: Sequence[Alive], inputs: Inputs) -> str:
     """Why the user's module, cut to one of ``cuts``, does not run on these inputs, or ""."""
-    module = blueprint.surgeon.own(cuts[len(cuts) // 2])
+    module = facts.surgeon.own(cuts[len(cuts) // 2])
     try:
         with torch.no_grad(), state_kept(module):
             args, kwargs = fresh(inputs)

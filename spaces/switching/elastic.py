@@ -7,7 +7,7 @@ are views (as in once-for-all networks: Cai et al. 2020, arXiv 1908.09791, secti
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -18,12 +18,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from ..capture import fresh
-from ..choice import Candidate, Choice
 from ..coupling import Group
 from ..proving.proof import relative_difference
-from ..prune import Prune
-from ..space import Repair
-from ..splitting.splits import is_split
 from ..surgery import Alive, Mend, Surgeon
 from .elastic_module import Resident
 from .elastic_storage import Storage, Widths
@@ -33,38 +29,28 @@ class Elastic:
     """The resident network of one space.
 
     Args:
-        choices: of the space; candidates are read by position.
-        orders: units of each pruned group, best first, by the name of the order and of the group.
+        orders: units of each group that may be cut, best first, by name of the group.
         own: switch the user's module; else the captured graph.
-        alive: the labels that stay for a candidate.
-        mending: the repair of a candidate's sliced parameters, ``None`` for the space's own; where there is
-            one, a switch copies them all, in the order in which they are built.
         example: ``(args, kwargs)`` on which sorting is checked to leave the outputs unchanged; without one,
-            or where it does not, a switch copies too.
+            or where it does not, a switch copies all parameters, in the order in which they are built.
+
+    Attributes:
+        groups: names of those groups, in the network's order.
+        sizes: [groups] int64, their units.
     """
 
     def __init__(
         self,
         surgeon: Surgeon,
-        choices: Sequence[Choice],
-        orders: Mapping[str, Mapping[str, np.ndarray]],
+        orders: Mapping[str, np.ndarray],
         *,
         own: bool,
-        alive: Callable[[Candidate], Alive],
-        mending: Callable[[Candidate, Repair | None], Mend | None] = lambda *_: None,
         example: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
     ) -> None:
-        self.choices = tuple(choices)
-        self._surgeon, self._alive, self._mending, self._example = surgeon, alive, mending, example
-        pruned = {c.edit.group: orders[c.edit.order] for c in choices if isinstance(c.edit, Prune)}
-        self._groups: list[Group] = [g for g in surgeon.coupling.groups if g.name in pruned]
-        self._sizes = np.array([g.size for g in self._groups])
-        self._orders = {g.name: pruned[g.name][g.name] for g in self._groups}
-        at = {g.name: i for i, g in enumerate(self._groups)}
-        cuts = {i: c.edit for i, c in enumerate(choices) if isinstance(c.edit, Prune)}
-        # place among the choices -> (group, units kept per option)
-        self._cuts = {i: (at[edit.group], edit.kept) for i, edit in cuts.items()}
-        self._foreign = [i for i, c in enumerate(choices) if i not in cuts and not _keeps_the_network(c)]
+        self._surgeon, self._orders, self._example = surgeon, orders, example
+        self._groups: list[Group] = [g for g in surgeon.coupling.groups if g.name in orders]
+        self.groups = [g.name for g in self._groups]
+        self.sizes = np.array([g.size for g in self._groups], dtype=np.int64)
         self._resident = Resident(surgeon, own=own)
         labels = surgeon.coupling.parameters
         vectors = [v for axes in labels.values() for v in axes] + self._resident.counted
@@ -72,39 +58,25 @@ class Elastic:
         self._originals = self._resident.originals()
         self._lent = threading.Lock()
 
-    def switches(self, candidate: Candidate) -> bool:
-        """Whether :meth:`switch` can make it: its choices are this space's, and all it changes is widths."""
-        return candidate.choices == self.choices and not any(candidate.indices[i] for i in self._foreign)
-
     @property
     def free(self) -> bool:
-        """Whether nobody has it from :meth:`lend`."""
+        """Whether nobody has it from :meth:`lent`."""
         return not self._lent.locked()
 
-    def switch(
-        self, candidate: Candidate, *, copies: bool = False, repair: Repair | None = None
-    ) -> nn.Module:
-        """The network of ``candidate`` in eval mode: always the same module, valid until the next switch.
+    def switch(self, kept: np.ndarray, mend: Mend | None = None, *, copies: bool = False) -> nn.Module:
+        """The network with so many units in eval mode: always the same module, valid until the next switch.
 
         Its outputs are those of the built network: to the last bit where parameters are copied, else up to
-        the order of summation. It must not be changed, but for one-dimensional tensors (see :meth:`lend`).
+        the order of summation. It must not be changed, but for one-dimensional tensors (see :meth:`lent`).
 
         Args:
+            kept: [groups] int64, units of each that stay, at least 1.
+            mend: repair of sliced parameters; with one, they are all copied.
             copies: give parameters of its own, which may be changed in place.
-            repair: in place of the space's own.
-
-        Raises:
-            ValueError: the candidate is not among those that :meth:`switches` tells.
         """
-        if not self.switches(candidate):
-            raise ValueError(f"{candidate} does more than prune this space's groups; build it instead")
-        kept = self._sizes.copy()
-        for i, (group, units) in self._cuts.items():
-            kept[group] = units[candidate.indices[i]]
-        mend = self._mending(candidate, repair)
         with torch.inference_mode(False), torch.no_grad():
             if copies or mend is not None or self._storage is None:
-                alive = self._alive(candidate)
+                alive = self._best(kept)
                 self._copy(alive, mend)
             else:
                 alive = self._widths.leading(kept)
@@ -113,10 +85,8 @@ class Elastic:
         return self._resident.module
 
     @contextmanager
-    def lend(
-        self, candidate: Candidate, *, copies: bool = False, repair: Repair | None = None
-    ) -> Iterator[nn.Module]:
-        """:meth:`switch`, and afterwards put everything back that the borrower has changed.
+    def lent(self) -> Iterator[None]:
+        """Within, the network is one borrower's; afterwards everything is put back that it has changed.
 
         That is weights, attributes of modules, their children, hooks, flags and gradients.
 
@@ -126,7 +96,7 @@ class Elastic:
         if not self._lent.acquire(blocking=False):
             raise RuntimeError("the resident network is in use; build this candidate")
         try:
-            yield self.switch(candidate, copies=copies, repair=repair)
+            yield
         finally:
             self.reset()
             self._lent.release()
@@ -159,11 +129,16 @@ class Elastic:
         labels = self._surgeon.coupling.parameters
         try:
             storage = Storage(
-                self._originals, self._resident.holders, labels, self._widths, self._groups, self._orders
+                self._originals,
+                self._resident.holders,
+                labels,
+                self._widths,
+                self._groups,
+                dict(self._orders),
             )
         except TypeError:
             return None
-        for kept in (self._sizes, np.maximum(self._sizes // 2, 1)):
+        for kept in (self.sizes, np.maximum(self.sizes // 2, 1)):
             alive = self._best(kept)
             self._copy(alive)
             self._count(kept, alive)
@@ -190,8 +165,3 @@ class Elastic:
             outputs = pytree.tree_leaves(self._resident.module(*args, **kwargs))
         self._resident.reset()
         return outputs
-
-
-def _keeps_the_network(choice: Choice) -> bool:
-    """Does no option change what the network computes with its weights?"""
-    return choice.edit is None or is_split(choice)

@@ -1,1 +1,0 @@
-"""Edits that change a built network beyond its widths and blocks."""

@@ -1,1 +1,0 @@
-"""Where a network is cut, what crosses there, and the stages themselves."""
