@@ -17,6 +17,7 @@ from .commands.export import export
 from .commands.front import front
 from .commands.inspect import inspect
 from .commands.list import list_runs
+from .commands.options import Panels
 from .commands.partition import partition
 from .commands.profile import profile
 from .commands.report import report
@@ -68,4 +69,6 @@ def root(
 
 
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    # Options of kinds of choices, which may be of other packages, are not known until they are asked for.
+    known = {"ignore_unknown_options": True} if name == "sweep" else {}
+    app.command(name, cls=Panels, context_settings=known)(command)

@@ -97,7 +97,7 @@ def fuzz(folder: Path, *, inputs: int, seed: int = 0) -> list[Fuzzed]:
     )  # fmt: skip
     file = made.path / "ledger.sqlite"
     ledger = file.read_bytes()
-    settings = dict(made.settings)
+    settings = made.settings.to_json()
     mutate = Mutator(seed)
     texts = ["macs<=0.5x", "accuracy>=0.9", "accuracy:max", "edge=0.2x,memory=64mb,power=5w", "20mbps,5ms"]
 
@@ -128,7 +128,7 @@ def fuzz(folder: Path, *, inputs: int, seed: int = 0) -> list[Fuzzed]:
         path = folder / "begin.json"
         document = mutate([dict(t.candidate.values) for t in made.trials])
         path.write_text(json.dumps(document), encoding="utf-8", errors="surrogatepass")
-        warm_start([read_source(path)], space, settings)
+        warm_start([read_source(path)], space, made.settings)
 
     def option_text() -> None:
         text = mutate(texts[int(mutate.rng.integers(len(texts)))])

@@ -17,8 +17,9 @@ from netcarve.results import Proposal
 from netcarve.results.hypervolume import hypervolume
 from netcarve.results.ledger import Ledger
 from netcarve.search.budget import Budget
+from netcarve.search.known import Driver
 from netcarve.search.progress import Silent
-from netcarve.search.sweep import WINDOW, Driver
+from netcarve.search.read_settings import SweepSettings
 from netcarve.search.uniform import opening
 from search_problems import Problem
 
@@ -34,7 +35,7 @@ class Lookup(Pool):
         self._queue: deque[tuple[int, Proposal]] = deque()
 
     def room(self) -> int:
-        return WINDOW
+        return SweepSettings.window
 
     def submit(self, jobs: Sequence[tuple[int, Proposal]]) -> None:
         self._queue.extend(jobs)
@@ -61,7 +62,9 @@ def own_run(name: str, problem: Problem, seed: int, evaluations: int) -> list[Tr
         first = [problem.space.baseline, *opening(problem.space, problem.limits, evaluations)]
         ledger.propose(list(enumerate(map(Proposal, first))))
         ledger.save_settings({"given": len(first) - 1})
-        Driver(searcher, Lookup(problem), ledger, budget=budget, progress=Silent(), window=WINDOW).run()
+        Driver(
+            searcher, Lookup(problem), ledger, budget=budget, progress=Silent(), window=SweepSettings.window
+        ).run()
         return ledger.trials(problem.space)
 
 
@@ -113,7 +116,7 @@ def proposal_times(name: str, problem: Problem, marks: Sequence[int], seed: int 
         start = time.process_time()
         searcher.tell([trial])
         told += 1
-        while len(waiting) < WINDOW and (asked := searcher.ask(1)):
+        while len(waiting) < SweepSettings.window and (asked := searcher.ask(1)):
             waiting.extend(asked)
         seconds.append(time.process_time() - start)
     at = [1e3 * float(np.mean(seconds[m - TIMED : m])) if told >= m else None for m in marks]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -17,12 +16,8 @@ if TYPE_CHECKING:
     from ..search import Run
     from ..spaces import Blueprint
 
-Repair = bool | Literal["once", "merge"]
-
-# What this version can decide about a model.
-KINDS = ("prune", "drop", "mask", "splits", "width", "group", "exits", "branches")
+# Kinds of choices that are to come.
 LATER_KINDS = ("operators", "bits")
-REPAIRS: dict[str, Repair] = {"full": True, "once": "once", "none": False, "merge": "merge"}
 
 
 def traced(
@@ -47,46 +42,29 @@ def _one_thread_after(task: Task) -> Task:
     return task
 
 
-def kinds_of(text: str) -> list[str]:
-    kinds = names_in(text)
-    for kind in kinds or [""]:
-        if kind not in KINDS:
+def kinds_of(names: Sequence[str]) -> tuple[str, ...]:
+    """
+    Raises:
+        typer.BadParameter: no kind, or one that this version does not know.
+    """
+    from ..spaces.kinds import known_kinds
+
+    known = known_kinds()
+    for kind in names or [""]:
+        if kind not in known:
             why = "this version does not know it yet" if kind in LATER_KINDS else "unknown"
-            raise typer.BadParameter(f"--space {kind!r}: {why}; known: {', '.join(KINDS)}")
-    return kinds
+            raise typer.BadParameter(f"--space {kind!r}: {why}; known: {', '.join(known)}")
+    return tuple(names)
 
 
-def rungs_of(text: str | None, searcher: str) -> tuple[Fidelity, ...] | None:
-    if text is None:
+def rungs_of(names: Sequence[str], searcher: str) -> tuple[Fidelity, ...] | None:
+    if not names:
         return None
     if searcher != "progressive":
         raise typer.BadParameter(f"--rungs is for --searcher progressive, got {searcher}")
     from ..results.fidelity import parse_rungs
 
-    return parse_rungs(names_in(text))
-
-
-def ratios_of(text: str) -> int | list[float]:
-    """``"8"``: so many, evenly spaced; ``"0,0.25,0.5"``: these."""
-    try:
-        if "," not in text and (count := int(text)) >= 1:
-            return count
-        shares = [float(part) for part in names_in(text)]
-    except ValueError:
-        shares = []
-    if len(shares) < 2 or shares[0] != 0 or not all(a < b < 1 for a, b in pairwise(shares)):
-        raise typer.BadParameter(
-            "--ratios is a number of ratios, such as 8, or a list that starts with 0 and rises to less than "
-            f"1, such as 0,0.25,0.5; got {text!r}"
-        )
-    return shares
-
-
-def repair_of(text: str) -> Repair:
-    """The repair of ``Blueprint.space``, from its name on the command line."""
-    if text not in REPAIRS:
-        raise typer.BadParameter(f"--repair {text!r}: known are {', '.join(REPAIRS)}")
-    return REPAIRS[text]
+    return parse_rungs(names)
 
 
 def names_in(text: str) -> list[str]:
@@ -108,8 +86,8 @@ def front_of(run: Run, objectives: Iterable[Any] | None) -> Front:
 
 
 def about(run: Run) -> dict[str, Any]:
-    modelled = run.settings.get("modelled")
-    known = {key: run.settings[key] for key in ("task", "searcher", "seed")}
+    modelled = run.settings.modelled
+    known = {key: getattr(run.settings, key) for key in ("task", "searcher", "seed")}
     return known | ({"modelled": modelled} if modelled else {})
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..search.read_settings import shown
 from .front import PICTURES
+from .options import options_of, with_options
 from .terminal import busy, tell
 from .types import AsJson, TaskName
 from .views import print_json, print_table
@@ -19,77 +22,88 @@ if TYPE_CHECKING:
     from ..search.decomposition.robustness import Scene
 
 
-def partition(
-    task: TaskName,
-    parts: Annotated[
-        int | None, typer.Option(metavar="K", min=1, help="stages [default: one a device, or 2]")
-    ] = None,
-    minimise: Annotated[
-        str, typer.Option(metavar="GOAL", help="throughput, latency, traffic")
-    ] = "throughput",
-    device: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=SPEED", help="edge=0.2x, edge=profile.json, edge=1x,memory=64mb; repeat"),
-    ] = None,
-    link: Annotated[
-        list[str] | None,
-        typer.Option(metavar="RATE", help="20mbps,5ms: for all, or repeat: from each to the next"),
-    ] = None,
-    devices: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="devices and links in a TOML file")
-    ] = None,
-    method: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="exact, greedy-merge, greedy-split, spectral, kernighan-lin, gcn"),
-    ] = "exact",
-    force: Annotated[
-        list[str] | None, typer.Option(metavar="MODULE", help="a stage must end after it; repeat")
-    ] = None,
-    forbid: Annotated[
-        list[str] | None, typer.Option(metavar="MODULE", help="it must stay whole; repeat")
-    ] = None,
-    imbalance: Annotated[
-        float,
-        typer.Option(metavar="X", help="for traffic: how much slower than the fastest, 0.25: 25 %"),
-    ] = 0.25,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="samples of an input")] = 1,
-    input_kb: Annotated[
-        float | None,
-        typer.Option(metavar="KB", help="of an input on the wire [default: its tensor]"),
-    ] = None,
-    robustness: Annotated[
-        bool, typer.Option("--robustness", help="what the plan is worth when a speed or a link is another")
-    ] = False,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="F.png", help="draw the cut network: .png, .svg or .pdf")
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="S", min=0, help="of the methods that draw")] = 0,
-    as_json: AsJson = False,
-) -> None:
+DAILY, DEVICES, DETAIL = "Options", "Several devices", "The cut in detail"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """The options of ``netcarve partition``."""
+
+    parts: int | None = field(
+        default=None, metadata=shown(DAILY, "stages", "K", least=1, default="one a device, or 2")
+    )
+    minimise: str = field(default="throughput", metadata=shown(DAILY, "throughput, latency, traffic", "GOAL"))
+    plot: str | None = field(
+        default=None, metadata=shown(DAILY, "draw the cut network: .png, .svg or .pdf", "F.png")
+    )
+    robustness: bool = field(
+        default=False, metadata=shown(DAILY, "what the plan is worth when a speed or a link is another")
+    )
+    device: tuple[str, ...] = field(
+        default=(),
+        metadata=shown(DEVICES, "edge=0.2x, edge=profile.json, edge=1x,memory=64mb; repeat", "NAME=SPEED"),
+    )
+    link: tuple[str, ...] = field(
+        default=(),
+        metadata=shown(DEVICES, "20mbps,5ms: for all, or repeat: from each to the next", "RATE"),
+    )
+    devices: str | None = field(
+        default=None, metadata=shown(DEVICES, "devices and links in a TOML file", "FILE")
+    )
+    method: str = field(
+        default="exact",
+        metadata=shown(DETAIL, "exact, greedy-merge, greedy-split, spectral, kernighan-lin, gcn", "NAME"),
+    )
+    force: tuple[str, ...] = field(
+        default=(), metadata=shown(DETAIL, "a stage must end after it; repeat", "MODULE")
+    )
+    forbid: tuple[str, ...] = field(
+        default=(), metadata=shown(DETAIL, "it must stay whole; repeat", "MODULE")
+    )
+    imbalance: float = field(
+        default=0.25,
+        metadata=shown(DETAIL, "for traffic: how much slower than the fastest, 0.25: 25 %", "X"),
+    )
+    batch: int = field(default=1, metadata=shown(DETAIL, "samples of an input", "N", least=1))
+    input_kb: float | None = field(
+        default=None, metadata=shown(DETAIL, "of an input on the wire", "KB", default="its tensor")
+    )
+    seed: int = field(default=0, metadata=shown(DETAIL, "of the methods that draw", "S", least=0))
+
+    def setting(self, devices: Any, links: Any) -> Any:
+        """The question to the partitioners, for these devices and links.
+
+        Raises:
+            ValueError: what cannot be.
+        """
+        from ..search.decomposition.setting import setting
+
+        return setting(
+            self.parts,
+            self.minimise,
+            devices or None,
+            links or None,
+            forced=self.force,
+            forbidden=self.forbid,
+            imbalance=self.imbalance,
+            method=self.method,
+            input_kb=self.input_kb,
+            seed=self.seed,
+        )
+
+
+@with_options(_Asked)
+def partition(task: TaskName, *, as_json: AsJson = False, **given: Any) -> None:
     """Cut a model into stages for several devices, without a search; accuracy stays what it is."""
+    wanted = options_of(_Asked, given)
+    plot = None if wanted.plot is None else Path(wanted.plot)
     if plot is not None and plot.suffix not in PICTURES:
         raise typer.BadParameter(f"--plot draws {', '.join(PICTURES)}, got {str(plot)!r}")
     if plot is not None and not plot.absolute().parent.is_dir():
         raise typer.BadParameter(f"--plot: there is no folder {str(plot.parent)!r}")
-    from ..search.decomposition.setting import setting
-
-    def asked_for(named: Any, links: Any) -> Any:
-        return setting(
-            parts,
-            minimise,
-            named or None,
-            links or None,
-            forced=force or (),
-            forbidden=forbid or (),
-            imbalance=imbalance,
-            method=method,
-            input_kb=input_kb,
-            seed=seed,
-        )
-
-    named, links = _platform(device, link, devices)
+    named, links = _platform(wanted)
     if named or not links:
-        asked = asked_for(named, links)  # what is wrong is said before the task loads
+        asked = wanted.setting(named, links)  # what is wrong is said before the task loads
     with busy() as say:
         say(f"reading the task {task}")
         from ..evaluators.resolve import resolve_task
@@ -103,13 +117,13 @@ def partition(
 
         made = resolve_task(task)
         one_thread_from_now_on()
-        asked = asked_for(named or getattr(made, "devices", None), links or getattr(made, "links", None))
+        asked = wanted.setting(named or made.devices, links or made.links)
         say("capturing the model and timing its calls")
-        network = read_network(made.model, made.example, batch=batch)
+        network = read_network(made.model, made.example, batch=wanted.batch)
         measured = measured_layout(network, asked, progress=say)
         found = decomposition(measured, asked)
-        others = placements(network, asked) if asked.two and minimise == "latency" else []
-        scenes = robustness_of(measured.layout, asked) if robustness else []
+        others = placements(network, asked) if asked.two and wanted.minimise == "latency" else []
+        scenes = robustness_of(measured.layout, asked) if wanted.robustness else []
         if plot is not None:
             from ..results.plot_graph import plot_graph
 
@@ -118,8 +132,8 @@ def partition(
     about = {
         "task": made.name,
         "model": type(made.model).__name__,
-        "minimise": minimise,
-        "unit": "bytes" if minimise == "traffic" else "ms",
+        "minimise": wanted.minimise,
+        "unit": "bytes" if wanted.minimise == "traffic" else "ms",
         "scope": measured.layout.scope,
         "batch": network.batch,
         "plans_timed": measured.tried,
@@ -131,21 +145,19 @@ def partition(
     if others:
         _print_placements(others)
     if scenes:
-        _print_scenes(scenes, minimise)
+        _print_scenes(scenes, wanted.minimise)
     if plot is not None:
         tell(f"Picture in {plot}")
 
 
-def _platform(
-    device: list[str] | None, link: list[str] | None, file: Path | None
-) -> tuple[Sequence[Any], Sequence[Any]]:
-    if file is None:
-        return device or (), link or ()
-    if device or link:
+def _platform(asked: _Asked) -> tuple[Sequence[Any], Sequence[Any]]:
+    if asked.devices is None:
+        return asked.device, asked.link
+    if asked.device or asked.link:
         raise typer.BadParameter("give --devices FILE, or --device and --link, not both")
     from ..spaces.devices import read_platform
 
-    return read_platform(file)
+    return read_platform(asked.devices)
 
 
 def _document(

@@ -4,45 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     from ..evaluators import Task
+    from ..search.read_settings import SweepSettings
     from ..spaces import Blueprint
     from ..spaces.devices import Device, Link
 
 PLACEMENTS = ("ordered", "free")
 ONE_BY_ONE = ("greedy-merge", "greedy-split")  # searchers that merge and split stages at single places
-
-DeviceTexts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--device",
-        metavar="NAME=SPEED",
-        help="runs a stage: edge=0.2x, edge=profile.json, edge=1x,memory=64mb,power=5w; repeat",
-    ),
-]
-LinkTexts = Annotated[
-    list[str] | None,
-    typer.Option("--link", metavar="RATE", help="20mbps,5ms: for all, or repeat: from each to the next"),
-]
-DevicesFile = Annotated[Path | None, typer.Option(metavar="FILE", help="devices and links in a TOML file")]
-PlacementName = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", help="ordered: stage k on device k; free: any [default: ordered]"),
-]
-Parts = Annotated[
-    int | None, typer.Option(metavar="N", min=2, help="stages at most [default: as many as devices]")
-]
-Forced = Annotated[
-    list[str] | None, typer.Option("--force", metavar="MODULE", help="a stage ends after it; repeat")
-]
-Forbidden = Annotated[
-    list[str] | None, typer.Option("--forbid", metavar="MODULE", help="it is never cut inside; repeat")
-]
 
 
 @dataclass(frozen=True)
@@ -92,18 +65,8 @@ class Platform:
         return options
 
 
-def platform_of(
-    kinds: Sequence[str],
-    device: Sequence[str] | None,
-    link: Sequence[str] | None,
-    file: Path | None,
-    placement: str | None,
-    parts: int | None,
-    force: Sequence[str] | None,
-    forbid: Sequence[str] | None,
-    searcher: str = "auto",
-) -> Platform:
-    """What the options mean, checked before any work.
+def platform_of(asked: SweepSettings) -> Platform:
+    """What the settings of devices mean, checked before any work.
 
     Raises:
         ValueError: devices or links that cannot be.
@@ -112,33 +75,37 @@ def platform_of(
     from ..spaces.devices import devices_of, links_of, read_platform
 
     given = {
-        "--device": device,
-        "--link": link,
-        "--devices": file,
-        "--placement": placement,
-        "--parts": parts,
-        "--force": force,
-        "--forbid": forbid,
+        "--device": asked.devices,
+        "--link": asked.links,
+        "--devices": asked.platform,
+        "--placement": asked.placement,
+        "--parts": asked.parts,
+        "--force": asked.forced,
+        "--forbid": asked.forbidden,
     }
     named = [name for name, value in given.items() if value]
-    if named and "splits" not in kinds:
+    if named and "splits" not in asked.space:
         raise typer.BadParameter(
             f"{named[0]} is for networks that are split; add splits to --space: "
-            f"--space {','.join([*kinds, 'splits'])}"
+            f"--space {','.join([*asked.space, 'splits'])}"
         )
+    placement, searcher = asked.placement, asked.searcher
     if placement is not None and placement not in PLACEMENTS:
         raise typer.BadParameter(f"--placement is {' or '.join(PLACEMENTS)}, got {placement!r}")
-    if searcher in ONE_BY_ONE and (placement or parts):
+    if searcher in ONE_BY_ONE and (placement or asked.parts):
         raise typer.BadParameter(
             f"{searcher} puts any number of stages on the devices in turn; leave out "
             f"{'--placement' if placement else '--parts'}, and give --limit 'stages<=3', say"
         )
-    if file is not None and (device or link):
+    if asked.platform is not None and (asked.devices or asked.links):
         raise typer.BadParameter("give --devices FILE, or --device and --link, not both")
-    if link and not device:
+    if asked.links and not asked.devices:
         raise typer.BadParameter("--link needs devices that it joins: --device edge=0.2x --device server=1x")
-    devices, links = read_platform(file) if file is not None else ((), ())
-    if device:
-        devices = devices_of(device)
-        links = links_of(link or (), devices)
-    return Platform(devices, links, placement, parts, tuple(force or ()), tuple(forbid or ()))
+    devices, links = read_platform(asked.platform) if asked.platform is not None else ((), ())
+    if asked.devices:
+        try:
+            devices = devices_of(asked.devices)
+            links = links_of(asked.links, devices)
+        except TypeError as error:  # a table with a key that is not of a device or link
+            raise ValueError(f"devices and links of the recipe: {error}") from None
+    return Platform(devices, links, placement, asked.parts, asked.forced, asked.forbidden)

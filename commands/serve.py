@@ -2,57 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import typer
 
-from .arguments import names_in
+from ..search.read_settings import shown
+from .options import options_of, with_options
 from .terminal import busy, tell
-from .types import AsJson, RunPath, RunTask, TrialName
+from .types import AsJson, RunPath, TrialName
 from .views import print_json, print_table
 
+DAILY, STAGES, PLACE = "Options", "The processes", "Other machines"
 
-def serve(
-    run: RunPath,
-    trial: TrialName,
-    transport: Annotated[
-        str, typer.Option("--transport", metavar="tcp|ray", help="processes, or Ray actors")
-    ] = "tcp",
-    inputs: Annotated[
-        int, typer.Option("--inputs", metavar="N", min=1, help="validation inputs to send")
-    ] = 64,
-    batch: Annotated[int, typer.Option("--batch", metavar="B", min=1, help="samples of each input")] = 1,
-    link: Annotated[
-        str | None,
-        typer.Option("--link", metavar="MBPS,MS", help="simulated between stages [default: the run's links]"),
-    ] = None,
-    real: Annotated[bool, typer.Option("--real", help="simulate no devices and no links")] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="start a stage that dies or hangs again")
-    ] = False,
-    timeout: Annotated[
-        float, typer.Option("--timeout", metavar="S", help="seconds without an answer: a stage hangs")
-    ] = 60.0,
-    threads: Annotated[int, typer.Option("--threads", metavar="T", min=1, help="of each stage")] = 1,
-    runtime: Annotated[
-        str, typer.Option("--runtime", metavar="pt2|onnx", help="what runs the stages")
-    ] = "pt2",
-    hosts: Annotated[
-        str, typer.Option("--hosts", metavar="HOST:PORT,...", help="where exported stages listen, in order")
-    ] = "",
-    address: Annotated[
-        str | None,
-        typer.Option("--address", metavar="ADDR", help="of a Ray cluster [default: a private one]"),
-    ] = None,
-    task: RunTask = None,
-    as_json: AsJson = False,
-) -> None:
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """The options of ``netcarve serve``."""
+
+    inputs: int = field(default=64, metadata=shown(DAILY, "validation inputs to send", "N", least=1))
+    batch: int = field(default=1, metadata=shown(DAILY, "samples of each input", "B", least=1))
+    link: str | None = field(
+        default=None,
+        metadata=shown(DAILY, "simulated between stages", "MBPS,MS", default="the run's links"),
+    )
+    real: bool = field(default=False, metadata=shown(DAILY, "simulate no devices and no links"))
+    task: str | None = field(
+        default=None, metadata=shown(DAILY, "of the run, if it lies elsewhere or is not yours", "TASK")
+    )
+    transport: str = field(default="tcp", metadata=shown(STAGES, "processes, or Ray actors", "tcp|ray"))
+    runtime: str = field(default="pt2", metadata=shown(STAGES, "what runs the stages", "pt2|onnx"))
+    threads: int = field(default=1, metadata=shown(STAGES, "of each stage", "T", least=1))
+    timeout: float = field(
+        default=60.0, metadata=shown(STAGES, "seconds without an answer: a stage hangs", "S")
+    )
+    restart: bool = field(default=False, metadata=shown(STAGES, "start a stage that dies or hangs again"))
+    hosts: tuple[str, ...] = field(
+        default=(),
+        metadata=shown(PLACE, "where exported stages listen, in order", "HOST:PORT,...", commas=True),
+    )
+    address: str | None = field(
+        default=None, metadata=shown(PLACE, "of a Ray cluster", "ADDR", default="a private one")
+    )
+
+
+@with_options(_Asked)
+def serve(run: RunPath, trial: TrialName, *, as_json: AsJson = False, **given: Any) -> None:
     """Run the stages of one trial as processes and measure latency, throughput and bytes on the wire."""
-    if real and link is not None:
+    asked = options_of(_Asked, given)
+    if asked.real and asked.link is not None:
         raise typer.BadParameter("--real simulates nothing; leave out --link")
     for what, value, known in (
-        ("--transport", transport, ("tcp", "ray")),
-        ("--runtime", runtime, ("pt2", "onnx")),
+        ("--transport", asked.transport, ("tcp", "ray")),
+        ("--runtime", asked.runtime, ("pt2", "onnx")),
     ):
         if value not in known:
             raise typer.BadParameter(f"{what} must be one of {', '.join(known)}, got {value!r}")
@@ -61,25 +63,25 @@ def serve(
     from ..search.deploying import serve as served
     from ..spaces.devices import parse_link
 
-    if address is not None and transport == "ray":
-        check_reachable(address)
-    options: dict[str, Any] = {} if link is None else {"link": parse_link(link)}
-    loaded = load(run, task)
+    if asked.address is not None and asked.transport == "ray":
+        check_reachable(asked.address)
+    options: dict[str, Any] = {} if asked.link is None else {"link": parse_link(asked.link)}
+    loaded = load(run, asked.task)
     with busy() as say:
         found = served(
             loaded,
             loaded.number(trial),
-            inputs=inputs,
-            batch=batch,
-            simulate=not real,
+            inputs=asked.inputs,
+            batch=asked.batch,
+            simulate=not asked.real,
             say=say,
-            transport=transport,
-            restart=restart,
-            timeout=timeout,
-            threads=threads,
-            runtime=runtime,
-            hosts=tuple(names_in(hosts)),
-            address=address,
+            transport=asked.transport,
+            restart=asked.restart,
+            timeout=asked.timeout,
+            threads=asked.threads,
+            runtime=asked.runtime,
+            hosts=asked.hosts,
+            address=asked.address,
             **options,
         )
     if as_json:

@@ -26,7 +26,7 @@ def show(run: RunPath, trial: TrialName, as_json: AsJson = False) -> None:
             "kept": loaded.kept(number),
             "scores": dict(found.scores),
             **({"confirmed": dict(own)} if (own := found.confirmed) else {}),
-            **({"modelled": names} if (names := loaded.settings.get("modelled")) else {}),
+            **({"modelled": names} if (names := loaded.settings.modelled) else {}),
             **({"measured": times} if (times := found.detail.get("measured")) else {}),
             **({"sensitivity": changes} if (changes := found.detail.get("sensitivity")) else {}),
             "baseline": dict(loaded.baseline.scores) if loaded.baseline else {},

@@ -3,220 +3,220 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .arguments import KINDS, about, check_place, cores, kinds_of, ratios_of, repair_of, rungs_of, traced
-from .platform import (
-    DevicesFile,
-    DeviceTexts,
-    Forbidden,
-    Forced,
-    LinkTexts,
-    Parts,
-    PlacementName,
-    platform_of,
-)
+from ..search.read_settings import REPAIRS, TRIALS, SweepSettings
+from .arguments import about, check_place, cores, kinds_of, rungs_of, traced
+from .options import check_kind_options, settings_of, with_options
+from .platform import Platform, platform_of
 from .terminal import CTRL_C, busy, program, proving, tell
-from .types import AsJson, Objectives, TaskName
+from .types import AsJson
 from .views import print_busy, print_front, print_json, print_modelled, print_next
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ..evaluators import Task
+    from ..evaluators.shipping import Rehearsal
+    from ..results import Limit, Objective
+    from ..results.fidelity import Fidelity
+    from ..results.settings import RunSettings
     from ..search import Run
+    from ..spaces import Space
 
-TRIALS = 500  # by default
 
-
+@with_options(SweepSettings)
 def sweep(
-    task: TaskName,
-    space: Annotated[
-        str,
-        typer.Option(metavar="KINDS", help=f"what to decide: {', '.join(KINDS)}; several: prune,splits"),
-    ] = "prune",
-    searcher: Annotated[
-        str, typer.Option(metavar="NAME", help="auto, nsga2, gp, greedy, random, ...")
-    ] = "auto",
-    importance: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="which units go first: l1, taylor, ... [default: reconstruction]"),
-    ] = None,
-    ratios: Annotated[
-        str, typer.Option(metavar="N|LIST", help="pruning ratios of each group: how many, or 0,0.25,0.5")
-    ] = "8",
-    round_to: Annotated[
-        int, typer.Option(metavar="N", min=1, help="keep multiples of N units of each group")
-    ] = 1,
-    repair: Annotated[
-        str, typer.Option(metavar="HOW", help="without training: full, once (several times faster), none")
-    ] = "full",
-    rungs: Annotated[
-        str | None,
-        typer.Option(metavar="NAMES", help="of a progressive search: quick,full,tuned [default: quick,full]"),
-    ] = None,
-    device: DeviceTexts = None,
-    link: LinkTexts = None,
-    devices: DevicesFile = None,
-    placement: PlacementName = None,
-    parts: Parts = None,
-    force: Forced = None,
-    forbid: Forbidden = None,
-    objective: Objectives = None,
-    limit: Annotated[
+    words: Annotated[
         list[str] | None,
-        typer.Option(metavar="EXPR", help="such as 'macs<=0.5x', x: of the unchanged model; repeat"),
-    ] = None,
-    trials: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help=f"stop after N in all [default: {TRIALS}]")
-    ] = None,
-    minutes: Annotated[float | None, typer.Option(metavar="M", help="stop after M minutes instead")] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="processes [default: the cores, at most 4]")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="of a Ray cluster [default: this machine]")
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="S", min=0, help="same seed, same trials")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="new folder [default: runs/TASK-SEARCHER-N]")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the run in --out, or else the latest of its kind")
-    ] = False,
-    seed_from: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="RUN", help="begin with an earlier run, or candidates in a .json file; repeat"),
-    ] = None,
-    mirror: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME[:WHERE]", help="also show the trials in tensorboard, mlflow or optuna; repeat"
+        typer.Argument(
+            metavar="TASK", help="digits, file.py:function, package.module:function, or a recipe.toml"
         ),
     ] = None,
-    trial_timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="a trial that takes longer has failed")
-    ] = None,
-    repeats: Annotated[
-        int, typer.Option(metavar="N", min=1, help="score each candidate N times, where chance is in it")
-    ] = 1,
-    measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="the latency of the front, at the end")
-    ] = True,
+    *,
     as_json: AsJson = False,
+    **given: Any,
 ) -> None:
-    """Search the Pareto front of a task."""
-    from ..evaluators.ray_session import check_reachable
-    from ..evaluators.shipping import Rehearsal
-    from ..results import Objective
-    from ..results.trust import BUILT_IN
+    """Search the Pareto front of a task. Every run keeps its options as a recipe.toml, another TASK."""
     from ..search import Interrupted
-    from ..search import sweep as run_sweep
-    from ..search.base import parse_limits
-    from ..search.devices import stored_platform
-    from ..search.mirrors import mirror as mirror_named
-    from ..search.plan import check_numbers, check_task
-    from ..search.progress import RichProgress
-    from ..search.registry import find_searcher
-    from ..search.settings import resumed_settings
-    from ..search.warm_start import read_source
 
-    # What can be wrong without a model is said before the task loads, which may take a while.
-    kinds = kinds_of(space)
-    levels = rungs_of(rungs, searcher)
-    shares, mend = ratios_of(ratios), repair_of(repair)
-    platform = platform_of(kinds, device, link, devices, placement, parts, force, forbid, searcher)
-    limits = parse_limits(limit or ())
-    wanted = {Objective.name_in(text) for text in objective or ()} | {m.metric for m in limits}
-    find_searcher(searcher)
-    if trials is not None and minutes is not None:
+    settings = settings_of(words or (), given)
+    if given["trials"] is not None and given["minutes"] is not None:
         raise typer.BadParameter("give --trials or --minutes, not both")
-    if resume and seed_from:
-        raise typer.BadParameter("--seed-from is for a new run; one that is resumed has begun already")
-    begin = [read_source(path) for path in seed_from or ()]
-    mirrors = [mirror_named(text) for text in mirror or ()]
-    workers = cores() if workers is None else workers
-    check_numbers(trials=trials, minutes=minutes, trial_timeout=trial_timeout, workers=workers)
-    if address is not None and workers:
-        check_reachable(address)
-    settled: dict[str, Any] = {"seed": seed, "repeats": repeats}  # of a run that is resumed
-    if "splits" not in kinds:  # memories of devices are limits too
-        settled["limits"] = [m.text for m in limits]
-    if not resume:
-        check_place(out)
-    elif out is not None:
-        resumed_settings(out, None, searcher, settled)
-
-    goals: list[Objective] = []
-    stored: dict[str, Any] = {}
-
-    def check(made: Task) -> None:
-        goals.extend(Objective.parse(text, made.goals) for text in objective or ())
-        tuned = any(level.epochs for level in levels or ())
-        check_task(made, kinds, goals or None, limits, importance=importance, tuned=tuned)
-        if resume:
-            if goals:
-                settled["objectives"] = [{"name": o.name, "goal": o.goal, "unit": o.unit} for o in goals]
-            stored.update(resumed_settings(out, made, searcher, settled))
-        if workers and made.spec not in BUILT_IN:
-            rehearsals.append(closing.enter_context(Rehearsal(made)))
-
-    rehearsals: list[Rehearsal] = []
-    with busy() as say, ExitStack() as closing:
-        made, blueprint = traced(task, say, check)
-        prove = proving(say)
-
-        def proven(done: int, total: int) -> None:
-            for rehearsal in rehearsals:
-                rehearsal.check()
-            prove(done, total)
-
-        options: dict[str, Any] = {}
-        if "splits" in kinds:
-            before = stored_platform(stored)[0]
-            options = platform.options(made, blueprint, searcher, wanted=wanted, stored=before, say=say)
-        candidates = blueprint.space(
-            *kinds,
-            ratios=shares,
-            round_to=round_to,
-            repair=mend,
-            importance=importance,
-            calibration=made.calibration_batches,
-            progress=proven,
-            **options,
-        )
+    asked = _Asked.of(settings)  # what can be wrong without a model is said before the task loads
+    made, space = _read(asked)
     try:
         with busy(spinner=False):
-            run = run_sweep(
-                made,
-                candidates,
-                searcher,
-                goals or None,
-                limits,
-                trials=TRIALS if trials is None and minutes is None else trials,
-                minutes=minutes,
-                workers=workers,
-                seed=seed,
-                out=out,
-                resume=resume,
-                trial_timeout=trial_timeout,
-                address=address,
-                progress=RichProgress(),
-                seed_from=begin,
-                mirrors=mirrors,
-                repeats=repeats,
-                measure=measure,
-                rungs=levels,
-            )
+            run = _search(asked, made, space)
     except Interrupted as stop:
         tell(str(stop), err=True)
         if stop.path.exists():
             typer.echo(f"Go on: the same command with --resume --out {quote(str(stop.path))}", err=True)
         raise SystemExit(CTRL_C) from None  # said above; typer's own Exit would be said again
+    _show(run, settings.searcher, as_json)
 
-    _show(run, searcher, as_json)
+
+@dataclass
+class _Asked:
+    """The settings, with what their texts mean as far as that is known before the task is read."""
+
+    settings: SweepSettings
+    platform: Platform
+    limits: tuple[Limit, ...]
+    rungs: tuple[Fidelity, ...] | None
+    workers: int
+    settled: dict[str, Any]  # what a run that is resumed must have been started with
+    goals: list[Objective] = field(default_factory=list)  # once the task is read; empty: its own
+    stored: RunSettings | None = None  # settings of the run that is resumed
+
+    @classmethod
+    def of(cls, settings: SweepSettings) -> _Asked:
+        """
+        Raises:
+            ValueError, typer.BadParameter: settings that cannot work, whatever the task.
+        """
+        from ..evaluators.ray_session import check_reachable
+        from ..search.base import parse_limits
+        from ..search.mirrors import mirror
+        from ..search.registry import find_searcher
+        from ..search.settings import resumed_settings
+        from ..search.warm_start import read_source
+
+        kinds = kinds_of(settings.space)
+        check_kind_options(kinds, settings.options)
+        rungs, platform = rungs_of(settings.rungs, settings.searcher), platform_of(settings)
+        limits = parse_limits(settings.limits)
+        find_searcher(settings.searcher)
+        if settings.resume and settings.seed_from:
+            raise typer.BadParameter("--seed-from is for a new run; one that is resumed has begun already")
+        for path in settings.seed_from:
+            read_source(path)
+        for text in settings.mirrors:
+            mirror(text)
+        workers = cores() if settings.workers is None else settings.workers
+        if settings.address is not None and workers:
+            check_reachable(settings.address)
+        settled: dict[str, Any] = {"seed": settings.seed, "repeats": settings.repeats}
+        if "splits" not in kinds:  # memories of devices are limits too
+            settled["limits"] = limits
+        out = None if settings.out is None else Path(settings.out)
+        if not settings.resume:
+            check_place(out)
+        elif out is not None:
+            resumed_settings(out, None, settings.searcher, settled)
+        return cls(settings, platform, limits, rungs, workers, settled)
+
+    def check(self, task: Task) -> None:
+        """What can be refused once the task is read, before its model is traced.
+
+        Raises:
+            ValueError: see :func:`.plan.check_task`.
+        """
+        from ..results import Objective
+        from ..search.plan import check_task
+        from ..search.settings import resumed_settings
+
+        asked = self.settings
+        self.goals = [Objective.parse(text, task.goals) for text in asked.objectives]
+        tuned = any(level.epochs for level in self.rungs or ())
+        check_task(
+            task, asked.space, self.goals or None, self.limits, importance=asked.importance, tuned=tuned
+        )
+        if asked.resume:
+            if self.goals:
+                self.settled["objectives"] = tuple(self.goals)
+            self.stored = resumed_settings(asked.out, task, asked.searcher, self.settled)
+
+    def wanted(self) -> set[str]:
+        """Metrics that are objectives or limited."""
+        from ..results import Objective
+
+        return {Objective.name_in(text) for text in self.settings.objectives} | {
+            m.metric for m in self.limits
+        }
+
+
+def _read(asked: _Asked) -> tuple[Task, Space]:
+    """The task, and the space over its model."""
+    from ..evaluators.shipping import Rehearsal
+    from ..results.trust import BUILT_IN
+
+    settings = asked.settings
+    assert settings.task is not None
+    rehearsals: list[Rehearsal] = []
+
+    def check(task: Task) -> None:
+        asked.check(task)
+        if asked.workers and task.spec not in BUILT_IN:
+            rehearsals.append(closing.enter_context(Rehearsal(task)))
+
+    with busy() as say, ExitStack() as closing:
+        task, blueprint = traced(settings.task, say, check)
+        options: dict[str, Any] = {}
+        if "splits" in settings.space:
+            before = asked.stored.platform[0] if asked.stored is not None else ()
+            wanted = asked.wanted()
+            options = asked.platform.options(
+                task, blueprint, settings.searcher, wanted=wanted, stored=before, say=say
+            )
+        space = blueprint.space(
+            *settings.space,
+            ratios=settings.ratios,
+            round_to=settings.round_to,
+            repair=REPAIRS[settings.repair],
+            importance=settings.importance,
+            calibration=task.calibration_batches if settings.calibrate else None,
+            progress=_proven(rehearsals, proving(say)),
+            **{**options, **settings.options},
+        )
+    return task, space
+
+
+def _proven(rehearsals: list[Rehearsal], prove: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    """Told of the proof's progress; notices meanwhile that the task cannot be sent to workers."""
+
+    def proven(done: int, total: int) -> None:
+        for rehearsal in rehearsals:
+            rehearsal.check()
+        prove(done, total)
+
+    return proven
+
+
+def _search(asked: _Asked, task: Task, space: Space) -> Run:
+    from ..search import sweep as run_sweep
+    from ..search.progress import RichProgress
+
+    settings = asked.settings
+    if settings.trials is None and settings.minutes is None:
+        settings = replace(settings, trials=TRIALS)
+    return run_sweep(
+        task,
+        space,
+        settings.searcher,
+        asked.goals or None,
+        asked.limits,
+        trials=settings.trials,
+        minutes=settings.minutes,
+        workers=asked.workers,
+        seed=settings.seed,
+        out=settings.out,
+        resume=settings.resume,
+        trial_timeout=settings.trial_timeout,
+        address=settings.address,
+        progress=RichProgress(),
+        window=settings.window,
+        seed_from=settings.seed_from,
+        mirrors=settings.mirrors,
+        repeats=settings.repeats,
+        measure=settings.measure,
+        rungs=asked.rungs,
+    )
 
 
 def _show(run: Run, searcher: str, as_json: bool) -> None:

@@ -103,7 +103,7 @@ def print_modelled(run: Run, names: Sequence[str]) -> None:
     from ..results.table import HEADINGS, USUAL
     from ..spaces.devices import platform_text
 
-    shown = [n for n in run.settings.get("modelled") or () if n in (*names, *USUAL)]
+    shown = [n for n in run.settings.modelled if n in (*names, *USUAL)]
     if shown:
         metrics = ", ".join(HEADINGS.get(name, name) for name in shown)
         tell(f"Modelled: {metrics}, for {platform_text(run.devices, run.links)}; `show` has measured times")
@@ -257,7 +257,7 @@ def print_comparison(
     shown = ("hypervolume", "confirmed") if sure else ("hypervolume",)
     for row in figures["runs"]:
         run, best = runs[row["run"]], row["best"]
-        about = [str(run.settings[key]) for key in ("task", "searcher", "seed")]
+        about = [str(getattr(run.settings, key)) for key in ("task", "searcher", "seed")]
         reached = [metric_text(o.name, best[o.name], o.unit) if best else "-" for o in goals]
         sizes = (str(len(run)), str(row["size"]))
         cells = ["-" if row[name] is None else f"{row[name]:.4f}" for name in shown]

@@ -7,9 +7,9 @@ repair, no fine-tuning.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ..spaces import Candidate
 
@@ -124,13 +124,3 @@ def proposal_row(number: int, proposal: Proposal) -> tuple[int, str, str | None]
     """The row of a proposal in a ledger's table ``proposals``."""
     fidelity = None if proposal.fidelity == FULL.name else proposal.fidelity
     return int(number), proposal.candidate.to_json(), fidelity
-
-
-def stored_rungs(settings: Mapping[str, Any]) -> tuple[Fidelity, ...]:
-    """The rungs of a run, from its settings: the full fidelity alone where it has none.
-
-    Raises:
-        TypeError, ValueError: they are not of the kind that netcarve writes.
-    """
-    kept = settings.get("rungs") or ()
-    return parse_rungs([Fidelity(**one) for one in kept]) if kept else (FULL,)

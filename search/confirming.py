@@ -10,7 +10,7 @@ from ..evaluators.pool import Job
 from ..results.fidelity import FULL, Fidelity
 from ..results.front import Front
 from ..results.ledger import Ledger
-from ..results.objective import Limit, Objective
+from ..results.settings import RunSettings
 from ..results.trial import in_full
 from ..spaces import Space
 
@@ -33,17 +33,16 @@ def confirm_front(
     searcher. Where quality decides nothing in this run, or the task has nothing to confirm with, nothing is
     done. A network that fails here stays unconfirmed.
     """
-    settings = ledger.settings
-    objectives = [Objective(**o) for o in settings["objectives"]]
-    decided = {o.name for o in objectives} | {Limit(text).metric for text in settings["limits"]}
+    settings = RunSettings.from_json(ledger.settings)
+    decided = {o.name for o in settings.objectives} | {m.metric for m in settings.limits}
     if not task.confirm_batches or not decided & set(task.metrics) or not _scores_quality(scorers):
         return
     from ..evaluators.accuracy import Quality
     from ..evaluators.batches import count_samples
 
     trials = in_full(ledger.trials(space))
-    rows = {tuple(row) for row in settings.get("uniform", ())}
-    front = Front(trials, objectives, limits=settings["limits"])
+    rows = set(settings.uniform)
+    front = Front(trials, settings.objectives, limits=settings.limits)
     numbers = {t.number for t in (front.baseline, *front) if t is not None}
     wanted = [t for t in trials if t.number in numbers or t.candidate.indices in rows]
     wanted = [t for t in wanted if not t.failed and not t.confirmed]

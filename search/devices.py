@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from ..results.points import latency_drift, latency_interval
 from ..results.table import metric_text, plain
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
-from ..spaces.devices import Device, Link, devices_of, links_of
+from ..spaces.devices import Device
 from ..spaces.kinds.splits.plan import plan_of, with_sensitivity
 from .feasible import least_violating
 
@@ -63,15 +62,6 @@ def memory_limits(space: Space) -> list[str]:
                 "or search a space with smaller networks"
             )
     return [f"memory_mb:{d.name}<={d.memory_limit_mb:g}" for d in devices if d.memory_limit_mb < math.inf]
-
-
-def stored_platform(settings: Mapping[str, Any]) -> tuple[tuple[Device, ...], tuple[Link, ...]]:
-    """Devices and links of a run, from its settings; empty where its networks were not split."""
-    options = (settings.get("space") or {}).get("options", {})
-    if not options.get("devices"):
-        return (), ()
-    devices = devices_of(options["devices"])
-    return devices, links_of(options.get("links") or (), devices)
 
 
 def as_stored(devices: Sequence[Device], stored: Sequence[Device]) -> tuple[Device, ...]:

@@ -62,9 +62,9 @@ def explain(
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": run.path.resolve().name,
-        "task": run.settings.get("task"),
-        "searcher": str(run.settings.get("searcher", "")),
-        "seed": str(run.settings.get("seed", "")),
+        "task": run.settings.task,
+        "searcher": run.settings.searcher,
+        "seed": str(run.settings.seed),
         "trial": number,
         "scores": _scores(run, trial),
         "sections": [section.to_json() for section in sections],
@@ -104,7 +104,7 @@ def _of_the_network(
     """What needs the networks; where they cannot be had, sections that say why."""
     if not names:
         return {}
-    if run.settings.get("task") is None:
+    if run.settings.task is None:
         return {name: Section(name, name, skipped="the run has no model") for name in names}
     from ..evaluators.explaining.analyses import ANALYSES, analyse
     from ..evaluators.explaining.subject import Subject

@@ -41,7 +41,7 @@ def export_trial(
     # Before the task is loaded, which may take a while.
     check_target(Path(directory).expanduser(), overwrite)
     target = Path(directory).expanduser().resolve()
-    require(formats, _description(run, trial, run.settings.get("spec")))
+    require(formats, _description(run, trial, run.settings.spec))
     progress("reading the task of the run")
     from ..evaluators.heldout import answers, figure
     from ..spaces.threads import one_thread
@@ -173,12 +173,12 @@ def verify(
 
 def _spec(run: Run) -> str | None:
     """The text that names the task: that by which it was loaded, else that of the run, but no stranger's."""
-    own: str | None = run.settings.get("spec")
-    return run.task.spec or (own if own and trusted(own, run.settings.get("signature")) else None)
+    own: str | None = run.settings.spec
+    return run.task.spec or (own if own and trusted(own, run.settings.signature) else None)
 
 
 def _description(run: Run, trial: Trial, spec: str | None) -> dict[str, Any]:
-    settings = run.settings
+    settings, held = run.settings, run.settings.to_json()
     about = {
         "run": run.path.resolve().name,  # an export may travel, the folders around it do not
         "trial": trial.number,
@@ -186,12 +186,12 @@ def _description(run: Run, trial: Trial, spec: str | None) -> dict[str, Any]:
         **({"fidelity": trial.fidelity} if len(run.rungs) > 1 else {}),
         "scores": dict(trial.scores),
         "baseline": dict(run.baseline.scores) if run.baseline else {},
-        "choices": settings["choices"],
-        "task": settings["task"],
-        "fingerprint": settings["fingerprint"],
+        "choices": held["choices"],
+        "task": settings.task,
+        "fingerprint": settings.fingerprint,
     }
     if spec:
-        arguments = {"spec": spec, **{key: settings[key] for key in ("space", "choices")}}
+        arguments = {"spec": spec, **{key: held[key] for key in ("space", "choices")}}
         about["rebuild"] = {
             "function": "netcarve.search.rebuild:rebuild",
             "arguments": {**arguments, "candidate": trial.candidate.values},

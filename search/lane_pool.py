@@ -12,6 +12,7 @@ from ..evaluators.pool import InProcessPool, Job, Outcome, Pool
 from ..results.fidelity import FULL, Fidelity, Proposal
 from ..results.points import BUSY
 from ..spaces import Space
+from .read_settings import SweepSettings
 
 if TYPE_CHECKING:
     from ..evaluators.base import Evaluator
@@ -24,30 +25,29 @@ def make_pool(
     task: Task | None,
     space: Space,
     scorers: Sequence[Evaluator],
-    workers: int,
-    address: str | None,
-    trial_timeout: float | None,
+    asked: SweepSettings,
     reference_ms: float | None = None,
-    repeats: int = 1,
     rungs: tuple[Fidelity, ...] = (FULL,),
 ) -> Pool:
     """Workers for what may run side by side (0: this process), and a lane behind them for what must not.
 
     Args:
+        asked: how many workers, where, and how long a trial may take.
         reference_ms: latency of the unchanged model where an earlier session has measured it.
     """
     tunes = any(rung.epochs for rung in rungs)
     light = task and (task.without_test() if tunes else task.without_train())
     beside = [s for s in scorers if not s.lane]
     alone = [s for s in scorers if s.lane]
-    job = Job(light, space, beside, repeats=repeats, rungs=rungs)
+    job = Job(light, space, beside, repeats=asked.repeats, rungs=rungs)
     pool: Pool
-    if workers == 0:
+    workers = asked.workers
+    if not workers:
         pool = InProcessPool(job)
     else:
         from ..evaluators.ray_pool import RayPool
 
-        pool = RayPool(job, workers=workers, address=address, trial_timeout=trial_timeout)
+        pool = RayPool(job, workers=workers, address=asked.address, trial_timeout=asked.trial_timeout)
     return LanePool(pool, Lane(light, space, alone), reference_ms=reference_ms) if alone else pool
 
 

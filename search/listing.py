@@ -58,9 +58,9 @@ def _summary(path: Path) -> Summary:
         front = run.front
         return Summary(
             str(path),
-            task=run.settings["task"] or "",
-            searcher=run.settings["searcher"],
-            seed=run.settings["seed"],
+            task=run.settings.task or "",
+            searcher=run.settings.searcher,
+            seed=run.settings.seed,
             trials=len(run),
             failed=sum(t.failed for t in run.trials),
             front=len(front),

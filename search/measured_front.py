@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..results.front import Front
 from ..results.ledger import Ledger
-from ..results.objective import Objective
+from ..results.settings import RunSettings
 from ..results.trial import Trial
 from ..spaces import Space
 from ..spaces.kinds.splits.plan import plan_of
@@ -44,10 +44,9 @@ def measure_front(ledger: Ledger, task: Task, space: Space, *, seconds: float = 
         return
     from ..evaluators.lane import compare, steadied
 
-    settings = ledger.settings
-    objectives = [Objective(**o) for o in settings["objectives"]]
+    settings = RunSettings.from_json(ledger.settings)
     trials = ledger.trials(space)
-    front = Front(trials, objectives, limits=settings["limits"])
+    front = Front(trials, settings.objectives, limits=settings.limits)
     wanted = {t.number: t for t in (front.baseline, *front.contenders()[:MOST]) if t is not None}
     if all(IN_TURNS in t.detail for t in wanted.values()):
         return

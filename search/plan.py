@@ -1,23 +1,29 @@
-"""What a sweep is asked to do, checked before any work starts."""
+"""Plan of a sweep: what is asked for, checked and completed before any work starts."""
 
 from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..evaluators.errors import their_part
 from ..results.fidelity import DEFAULT_RUNGS, Fidelity, parse_rungs
-from ..results.ledger import Ledger
-from ..results.objective import ALIASES, FRACTIONS, METRICS, Limit, Objective
-from ..results.table import metric_text
+from ..results.objective import ALIASES, METRICS, Limit, Objective
+from ..results.settings import RunSettings
 from ..results.trial import Trial
-from ..spaces import Space
+from ..spaces import Candidate, Space
 from ..spaces.kinds.splits.plan import plan_of
-from .base import Searcher, parse_objectives
-from .devices import modelled
-from .settings import RunError
+from .base import Searcher, innermost, parse_limits, parse_objectives
+from .combined.progressive import warn_of_few
+from .devices import memory_limits, modelled
+from .read_settings import SweepSettings
+from .rebuild import recipe_of
+from .registry import guard
+from .registry import searcher as searcher_by_name
+from .settings import describe
+from .uniform import opening
+from .warm_start import Source, warm_start
 
 if TYPE_CHECKING:
     from ..evaluators.base import Evaluator, Scorer
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+METRICS_OF_A_PLACE = ("latency_ms",)  # measured; of no meaning for another time or machine
 MOST_KEPT = 20_000  # samples of which a trial keeps whether each was right: 5 kB a trial in the ledger
 # Metrics of networks that are split.
 OF_SPLITS = (
@@ -35,6 +42,75 @@ OF_SPLITS = (
     "latency_change",
     "throughput_change",
 )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep that can begin."""
+
+    task: Task | None
+    space: Space
+    search: Searcher  # guarded: distinct candidates that keep the limits
+    scorers: Sequence[Evaluator]
+    asked: SweepSettings  # how long, where, and with how many workers; of the rest what plain data can say
+    settings: RunSettings  # what decides the run, for its ledger
+    recipe: SweepSettings | None  # with which `netcarve sweep` repeats it, where there is such a one
+    given: tuple[Candidate, ...]  # first trials after the unchanged model
+    scored: Mapping[Candidate, Trial]  # what is known of them, and of the unchanged model, already
+
+
+def prepare(
+    task: Task | None,
+    space: Space,
+    searcher: str | Searcher,
+    objectives: Iterable[Objective | str] | None,
+    limits: Iterable[Limit | str],
+    asked: SweepSettings,
+    evaluators: Sequence[Scorer] | None = None,
+    seed_from: Iterable[Source] = (),
+    rungs: Iterable[Fidelity | str] | None = None,
+) -> Plan:
+    """The plan of a sweep; its arguments are those of :func:`.sweep.sweep`.
+
+    Raises:
+        TypeError, ValueError: what cannot work.
+    """
+    check_types(task, space)
+    check_inputs(task, space)
+    levels = choose_rungs(rungs, searcher, task)
+    goals = choose_objectives(objectives, searcher, task, space)
+    wanted = parse_limits(limits)
+    bounds = (*wanted, *parse_limits(memory_limits(space)))
+    chosen = choose_evaluators(task, evaluators, goals, bounds, space, rungs=bool(levels))
+    scorers = with_measured_costs(space, chosen)
+    check_metrics(space, scorers, task, goals, bounds)
+    if isinstance(searcher, Searcher):
+        search, name = guard(searcher, bounds), type(innermost(searcher)).__name__.lower()
+    else:
+        search, name = (
+            searcher_by_name(searcher, space, goals, seed=asked.seed, limits=bounds, rungs=levels),
+            searcher,
+        )
+    settings = describe(
+        task=task,
+        space=space,
+        searcher=name,
+        seed=search.seed,
+        window=asked.window,
+        objectives=goals,
+        limits=search.limits,
+        metrics=metrics_of(scorers, task),
+        repeats=asked.repeats,
+        rungs=levels,
+    )
+    if asked.trials is not None and levels:
+        warn_of_few(asked.trials, levels)
+    begin = warm_start(() if asked.resume else seed_from, space, settings, measured=METRICS_OF_A_PLACE)
+    given = dict.fromkeys([*begin.candidates, *opening(space, search.limits, asked.trials)])
+    recipe = None
+    if isinstance(searcher, str) and evaluators is None:
+        recipe = recipe_of(task, space, asked, searcher, goals, wanted, levels)
+    return Plan(task, space, search, scorers, asked, settings, recipe, tuple(given), begin.scored)
 
 
 def check_types(task: Any, space: Any) -> None:
@@ -285,87 +361,3 @@ def check_task(
             from ..evaluators.robustness import Robustness
 
             Robustness().applied(task)
-
-
-def note_limits(trial: Trial, limits: Sequence[Limit]) -> None:
-    """Say so where not even the unchanged model keeps a limit on quality, which compressing rarely raises."""
-    for limit in limits:
-        own = limit.metric not in METRICS
-        value = trial.scores.get(limit.metric)
-        quality = own or limit.metric in (*FRACTIONS, "loss")
-        if value is not None and quality and limit.violation(trial.scores, trial.scores) > 0:
-            log.warning(
-                f"the unchanged model itself does not keep {limit.text}: its {limit.metric} is "
-                f"{metric_text(limit.metric, value)}; expect few candidates that do, or none"
-            )
-
-
-def check_baseline(trial: Trial, objectives: Sequence[Objective], limits: Sequence[Limit] = ()) -> None:
-    """A search makes no sense where the unchanged model cannot be scored, or scores otherwise the next time.
-
-    Raises:
-        RunError: why not; ``detail`` is the traceback.
-    """
-    if trial.failed:
-        raise RunError(
-            f"the unchanged model cannot be scored: {trial.reason}", detail=their_part(trial.error or "")
-        )
-    if missing := [o.name for o in objectives if o.name not in trial.scores]:
-        raise RunError(
-            f"nothing measures the objective {missing[0]!r}; on the unchanged model the evaluators gave "
-            f"{', '.join(trial.scores)}"
-        )
-    wanted = [o.name for o in objectives] + [m.metric for m in limits] + ["loss"]
-    differs = trial.detail.get("differs", {})
-    if name := next((name for name in wanted if name in differs), None):
-        first, second = differs[name]
-        raise RunError(
-            f"the unchanged model's {name} differs between two runs on the same data: {first:.6g}, then "
-            f"{second:.6g}; candidates would win by chance. Make model and metric deterministic, score each "
-            f"candidate several times (--repeats 5), or say what is tolerable: "
-            f"Task(tolerance={float(f'{abs(second - first):.1g}'):g})"
-        )
-
-
-def note_misfit(ledger: Ledger, task: Task | None) -> None:
-    """Say once in a run, on screen and in ``info["misfit"]``, that calibration data and model do not fit."""
-    if task is None or "misfit" in ledger.info:
-        return
-    from ..evaluators.batchnorm import misfit
-    from ..spaces.threads import one_thread
-
-    with one_thread():
-        text = misfit(task)
-    ledger.note("misfit", text)
-    if text:
-        log.warning(text)
-
-
-def check_numbers(
-    *,
-    trials: int | None,
-    minutes: float | None,
-    trial_timeout: float | None,
-    workers: int,
-    seed: int = 0,
-    window: int = 1,
-    repeats: int = 1,
-) -> None:
-    """
-    Raises:
-        ValueError: a number out of its range.
-    """
-    for name, value, least in (
-        ("trials", trials, 1),
-        ("window", window, 1),
-        ("workers", workers, 0),
-        ("seed", seed, 0),
-        ("repeats", repeats, 1),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    for name, number in (("minutes", minutes), ("trial_timeout", trial_timeout)):
-        if number is not None and not number > 0:
-            raise ValueError(f"{name} must be more than 0, got {number}")
-    if trial_timeout is not None and workers == 0:
-        raise ValueError("trial_timeout needs workers: a candidate cannot be stopped in this process")

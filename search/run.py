@@ -10,17 +10,16 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from ..results.database import being_written, last_word
-from ..results.fidelity import Fidelity, stored_rungs
+from ..results.fidelity import Fidelity
 from ..results.front import Front
 from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective
+from ..results.settings import held_back_since
 from ..results.trial import Trial, in_full
 from ..results.trust import trusted
 from ..spaces import Space
-from .devices import stored_platform
-from .read_settings import check_settings, sound_notes
 from .rebuild import rebuild_space
-from .settings import RunError, held_back_since, ledger_path
+from .settings import RunError, ledger_path, read_settings, sound_notes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from ..results.export import Receipt
     from ..spaces.devices import Device, Link
     from .exact.certificate import Certificate
+
 
 NAMED = ("best", "knee", "smallest")  # trials that need no number
 
@@ -49,7 +49,7 @@ class Run:
 
     Attributes:
         path: folder of the run.
-        settings: what it was started with.
+        settings: what it was started with, :class:`.results.settings.RunSettings`.
         info: ``status`` (``"running"``, ``"finished"``, ``"interrupted"`` by Ctrl-C or an error,
             ``"killed"``: its process is gone), ``seconds`` spent, ``environments``: what each session ran on,
             machine and versions, ``complete``: the number of trials after which the search had nothing more
@@ -67,14 +67,14 @@ class Run:
         file = ledger_path(path)
         self.path = file.parent
         with Ledger(file) as ledger:
-            self.settings: dict[str, Any] = ledger.settings
-            if not self.settings and not ledger.blank:
+            held = ledger.settings
+            if not held and not ledger.blank:
                 raise RunError(
                     f"the settings of the run in {self.path} are lost; its trials are there, to be "
                     "looked at once it is resumed: the command that it was started with, and --resume --out "
                     f"{quote(str(self.path))}"
                 )
-            check_settings(self.settings, self.path)
+            self.settings = read_settings(held, self.path)
             self.info: dict[str, Any] = sound_notes(ledger.info)
             if self.info.get("status") == "running" and not being_written(file):
                 self.info["status"] = last_word(file) or "killed"
@@ -132,31 +132,31 @@ class Run:
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        return tuple(Objective(**o) for o in self.settings["objectives"])
+        return self.settings.objectives
 
     @property
     def goals(self) -> dict[str, str]:
         """Which way the metrics that netcarve does not know are better, ``"min"`` or ``"max"`` by name."""
-        return {**self.settings.get("goals", {}), **{o.name: o.goal for o in self.objectives}}
+        return {**self.settings.goals, **{o.name: o.goal for o in self.objectives}}
 
     @property
     def limits(self) -> tuple[Limit, ...]:
-        return tuple(Limit(text) for text in self.settings["limits"])
+        return self.settings.limits
 
     @property
     def devices(self) -> tuple[Device, ...]:
         """What runs the stages of its networks; empty where they are not split."""
-        return stored_platform(self.settings)[0]
+        return self.settings.platform[0]
 
     @property
     def links(self) -> tuple[Link, ...]:
         """What joins :attr:`devices`."""
-        return stored_platform(self.settings)[1]
+        return self.settings.platform[1]
 
     @property
     def rungs(self) -> tuple[Fidelity, ...]:
         """The fidelities on which trials were judged, the most thorough first; the full one in most runs."""
-        return stored_rungs(self.settings)
+        return self.settings.fidelities
 
     @property
     def baseline(self) -> Trial | None:
@@ -166,13 +166,13 @@ class Run:
     @cached_property
     def uniform(self) -> list[Trial]:
         """The trials of uniform cuts, whoever proposed them; none in runs of an older netcarve."""
-        rows = {tuple(row) for row in self.settings.get("uniform", ())}
+        rows = set(self.settings.uniform)
         return [t for t in in_full(self.trials) if not t.failed and t.candidate.indices in rows]
 
     @property
     def unconfirmed(self) -> str:
         """Why no figure could be confirmed; empty where some were, or nobody knows."""
-        return str(self.settings.get("unconfirmed") or "")[:200]
+        return str(self.settings.unconfirmed or "")[:200]
 
     @cached_property
     def front(self) -> Front:
@@ -219,7 +219,7 @@ class Run:
         Raises:
             RunError: there is no such trial.
         """
-        candidate, known = self[number].candidate, self.settings.get("kept", {})
+        candidate, known = self[number].candidate, self.settings.kept
         return {
             choice.name: (known[choice.name][index], known[choice.name][0])
             for choice, index in zip(candidate.choices, candidate.indices, strict=True)
@@ -247,7 +247,7 @@ class Run:
                     cure = "if it lies elsewhere now, name it: --task, or load(path, task=...)"
                     raise TaskError(f"{error}; {cure}", detail=error.detail) from None
                 raise
-        if given.fingerprint() != self.settings["fingerprint"]:
+        if given.fingerprint() != self.settings.fingerprint:
             raise RunError(
                 f"the task {given.name!r} is not the one of {self.path}: the model's weights or the "
                 f"validation data have changed since{held_back_since(self.settings)}; give the original one: "
@@ -257,12 +257,12 @@ class Run:
 
     def _own_spec(self) -> str:
         """The text by which the run itself names its task."""
-        spec: str | None = self.settings.get("spec")
+        spec = self.settings.spec
         if not spec:
             raise RunError(
                 f"{self.path} does not say where its task is; give it: --task, or load(path, task=...)"
             )
-        if not trusted(spec, self.settings.get("signature")):
+        if not trusted(spec, self.settings.signature):
             raise RunError(
                 f"{self.path} says that its task is {spec}, and to go on that code would be executed; "
                 "it was not you, here, who made this run. If you trust the code, name it yourself: "
@@ -277,7 +277,11 @@ class Run:
         Raises:
             RunError: it cannot be made again from the task.
         """
-        return self._space if self._space is not None else rebuild_space(self.task, self.settings)
+        return (
+            self._space
+            if self._space is not None
+            else rebuild_space(self.task, self.settings.space, self.settings.choices)
+        )
 
     def model(self, number: int) -> torch.nn.Module:
         """The subnetwork of one trial: built, BatchNorm re-estimated, in eval mode.
@@ -350,12 +354,7 @@ class Run:
         return deploy(self, number, simulate=simulate, **options)
 
     def report(self, path: str | Path = "report.html") -> Path:
-        """Write one interactive HTML page about the run; see :func:`results.report.write_report`.
-
-        Raises:
-            ValueError: the run has no trials yet.
-            OSError: the file cannot be written.
-        """
+        """Write one interactive HTML page about the run; see :func:`results.report.write_report`."""
         from ..results.report import write_report
 
         return write_report([self], path)

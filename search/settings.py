@@ -6,22 +6,23 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluators.machine import environment
-from ..results.database import being_written
-from ..results.fidelity import Fidelity, Proposal, stored_rungs
+from ..results.database import NOTHING_IN_IT, being_written
+from ..results.fidelity import Fidelity, Proposal
 from ..results.ledger import Ledger, LedgerError
 from ..results.objective import Limit, Objective
+from ..results.settings import RunSettings, differences
 from ..results.trial import Trial
 from ..results.trust import sign
 from ..spaces import Candidate, Choice, Space
-from ..spaces.devices import platform_text
 from ..spaces.kinds.splits.plan import plan_of
-from .devices import modelled, stored_platform
+from .devices import modelled
+from .read_settings import RECIPE
 from .uniform import ladder
 
 if TYPE_CHECKING:
@@ -30,9 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 LEDGER = "ledger.sqlite"  # in the folder of a run
 HOME = Path("runs")  # folders of runs are made here, in the working directory
-PLATFORM = ("devices", "links")  # options of a space
 SCORING = 2  # rules by which networks are repaired and scored; 1: BatchNorm re-estimated for all of them
-TAKEN = "taken"  # among the settings of a run whose own were lost
+LONGEST = 1e10  # seconds of a run: three centuries
 NEEDED_BYTES = 16_000_000  # free on disk, to start: far more than a ledger of ten thousand trials
 
 
@@ -59,36 +59,34 @@ def describe(
     metrics: Sequence[str],
     repeats: int = 1,
     rungs: Sequence[Fidelity] = (),
-) -> dict[str, Any]:
-    """The settings that decide what a run proposes and what its scores mean, as plain JSON.
-
-    How much and where (trials, minutes, workers, time limits) is left out: it may differ on resuming.
-    """
-    return {
-        "task": task.name if task is not None else None,
-        "spec": task.spec if task is not None else None,
-        "signature": sign(task.spec) if task is not None and task.spec else None,
-        "fingerprint": task.fingerprint() if task is not None else None,
-        "searcher": searcher,
-        "seed": seed,
-        "window": window,
-        "objectives": [{"name": o.name, "goal": o.goal, "unit": o.unit} for o in objectives],
-        "goals": dict(task.goals) if task is not None else {},
-        "limits": [m.text for m in limits],
-        "metrics": list(metrics),
-        "scoring": SCORING,
-        "repeats": repeats,
-        "rungs": [asdict(rung) for rung in rungs],
-        "choices": [[c.name, list(c.options)] for c in space.choices],
-        "unconfirmed": task.confirm_data if task is not None and not task.confirm_batches else "",
-        "uniform": [list(c.indices) for c in ladder(space)],
-        "kept": kept_units(space),
-        "layers": space.side.layers(space.choices),
-        "space": space.recipe,
-        "modelled": modelled(space),
-        "split": plan.to_json() if (plan := plan_of(space.choices)) is not None else None,
-        "version": _version(),
-    }
+) -> RunSettings:
+    """The settings of a run that begins."""
+    plan = plan_of(space.choices)
+    return RunSettings(
+        task=task.name if task is not None else None,
+        spec=task.spec if task is not None else None,
+        signature=sign(task.spec) if task is not None and task.spec else None,
+        fingerprint=task.fingerprint() if task is not None else None,
+        searcher=searcher,
+        seed=seed,
+        window=window,
+        objectives=tuple(objectives),
+        goals=dict(task.goals) if task is not None else {},
+        limits=tuple(limits),
+        metrics=tuple(metrics),
+        scoring=SCORING,
+        repeats=repeats,
+        rungs=tuple(rungs),
+        choices=tuple(Choice(c.name, c.options) for c in space.choices),
+        unconfirmed=task.confirm_data if task is not None and not task.confirm_batches else "",
+        uniform=tuple(c.indices for c in ladder(space)),
+        kept=kept_units(space),
+        layers=space.side.layers(space.choices),
+        space=space.recipe,
+        modelled=tuple(modelled(space)),
+        split=plan.to_json() if plan is not None else None,
+        version=_version(),
+    )
 
 
 def kept_units(space: Space) -> dict[str, list[int]]:
@@ -96,41 +94,23 @@ def kept_units(space: Space) -> dict[str, list[int]]:
     return {c.name: [int(n) for n in c.kept] for c in space.choices if c.kept is not None}
 
 
-def differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What keeps a run from being resumed with other settings, one phrase each; empty when nothing does.
+def read_settings(held: Mapping[str, Any], path: object) -> RunSettings:
+    """The settings in a ledger.
 
-    ``now`` may hold some of the settings only.
+    Raises:
+        RunError: they are not those of a run: none, or a value of another kind than netcarve writes.
     """
-    found = []
-    if "fingerprint" in now and stored.get("fingerprint") != now["fingerprint"]:
-        found.append(f"the model's weights or the validation data have changed{held_back_since(stored)}")
-    if "choices" in now and stored.get("choices") != now["choices"]:
-        found.append(_choices_differ(stored.get("choices") or [], now["choices"]))
-    elif "space" in now and stored.get("space") != now["space"]:
-        # Other importance or repair: equal candidates, other models.
-        found += _spaces_differ(stored.get("space") or {}, now["space"] or {})
-    if "scoring" in now and stored.get("scoring", 1) != now["scoring"]:
-        found.append(
-            f"netcarve {stored.get('version', 'unknown')} scored candidates in another way (the unchanged "
-            "model with re-estimated BatchNorm); begin anew from its front: --seed-from"
-        )
-    for key in ("task", "searcher", "seed", "window", "objectives", "limits", "metrics", "repeats", "rungs"):
-        was = stored.get(key, {"repeats": 1, "rungs": []}.get(key))
-        if key in now and was != now[key]:
-            found.append(f"{key} was {_short(was)}, is now {_short(now[key])}")
-    return found
-
-
-def held_back_since(stored: Mapping[str, Any]) -> str:
-    """A hint for runs made when no validation data were held back to confirm the front; else empty."""
-    if "unconfirmed" in stored:
-        return ""
-    return " (a run from before data were held back to confirm the front needs Task(confirm=False))"
+    if not held:
+        raise RunError(f"the ledger in {path} is empty: {NOTHING_IN_IT}")
+    try:
+        return RunSettings.from_json(held)
+    except ValueError as error:
+        raise RunError(f"{path} holds no run that this netcarve can read: of its settings, {error}") from None
 
 
 def open_run(
     out: str | Path | None,
-    settings: Mapping[str, Any],
+    settings: RunSettings,
     *,
     resume: bool,
     given: Sequence[Candidate] = (),
@@ -153,17 +133,17 @@ def open_run(
             trials must be of the space, and replay finds any other difference.
         LedgerError: no room on disk, not writable, damaged, or in use by another process.
     """
-    folder = Path(out) if out is not None else _default_folder(settings, resume, home)
+    folder = Path(out) if out is not None else _default_folder(settings.task, settings.searcher, resume, home)
     path = folder / LEDGER
     if resume:
         _check_resumable(folder)
         ledger = Ledger(path, write=True, create=False)
         try:
-            stored = ledger.settings
-            if not stored or (TAKEN in stored and differences(stored, settings)):
+            stored = read_settings(ledger.settings, folder) if ledger.settings else None
+            if stored is None or (stored.taken and differences(stored, vars(settings))):
                 _take_settings(ledger, settings)
             else:
-                _check_same(stored, settings, folder)
+                _check_same(stored, vars(settings), folder)
         except BaseException:
             ledger.close()
             raise
@@ -181,34 +161,34 @@ def open_run(
     return ledger
 
 
-def _take_settings(ledger: Ledger, settings: Mapping[str, Any]) -> None:
+def _take_settings(ledger: Ledger, settings: RunSettings) -> None:
     """Those of a run whose own are lost. Only replay shows whether they are right: others may follow.
 
     Raises:
         LedgerError: its trials are of another space.
     """
     with ledger.transaction():
-        ledger.save_settings({**settings, TAKEN: True}, replace=True)
+        ledger.save_settings(replace(settings, taken=True).to_json(), replace=True)
         ledger.trials()
     log.warning("the settings of %s were lost; from now on they are those given", ledger.path.parent)
 
 
 def _begin(
     ledger: Ledger,
-    settings: Mapping[str, Any],
+    settings: RunSettings,
     given: Sequence[Candidate],
     scored: Mapping[Candidate, Trial],
 ) -> None:
     """The settings of a run and, where they are known already, its first trials: all at once, or nothing."""
     if not given and not scored:
-        ledger.save_settings(settings)
+        ledger.save_settings(settings.to_json())
         return
-    choices = tuple(Choice(name, tuple(options)) for name, options in settings["choices"])
+    choices = settings.choices
     first = [Candidate((0,) * len(choices), choices), *given]
-    top = stored_rungs(settings)[0].name
+    top = settings.fidelities[0].name
     known = [(n, scored[c]) for n, c in enumerate(first) if c in scored]
     with ledger.transaction():
-        ledger.save_settings({**settings, "given": len(given), "imported": len(scored)})
+        ledger.save_settings(replace(settings, given=len(given), imported=len(scored)).to_json())
         ledger.propose([(n, Proposal(c, top)) for n, c in enumerate(first)])
         ledger.record([replace(trial, number=n, candidate=first[n]) for n, trial in known])
 
@@ -220,23 +200,24 @@ def resumed_settings(
     known: Mapping[str, Any] | None = None,
     *,
     home: Path = HOME,
-) -> dict[str, Any]:
-    """The settings of the run that resuming would go on with.
+) -> RunSettings | None:
+    """The settings of the run that resuming would go on with; None where they are lost.
 
     Args:
         task: by now; None where it has not been read yet, and ``out`` is given.
-        known: settings of the resumed run that are known already.
+        known: settings of the resumed run that are known already, by field.
 
     Raises:
         RunError: there is none, or it was made with other settings.
     """
     about = {"task": task.name, "fingerprint": task.fingerprint()} if task is not None else {}
     now = {**about, "searcher": searcher, **(known or {})}
-    folder = Path(out) if out is not None else _default_folder(now, True, home)
+    folder = Path(out) if out is not None else _default_folder(now["task"], searcher, True, home)
     _check_resumable(folder)
     with Ledger(folder / LEDGER) as ledger:
-        stored = dict(ledger.settings)
-    if stored and TAKEN not in stored:
+        held = ledger.settings
+    stored = read_settings(held, folder) if held else None
+    if stored is not None and not stored.taken:
         _check_same(stored, now, folder)
     return stored
 
@@ -277,6 +258,7 @@ def close_run(ledger: Ledger, status: str, seconds: float) -> None:
     """
     try:
         if status != "finished" and not ledger.trials():
+            (ledger.path.parent / RECIPE).unlink(missing_ok=True)
             ledger.discard()
             return
         ledger.note("seconds", seconds)
@@ -287,6 +269,17 @@ def close_run(ledger: Ledger, status: str, seconds: float) -> None:
             raise
     finally:
         ledger.close()
+
+
+def sound_notes(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The notes of a run without those that are not of the kind that netcarve writes: they decide nothing."""
+    notes = dict(info)
+    if not isinstance(notes.get("status", ""), str):
+        del notes["status"]
+    seconds = notes.get("seconds", 0.0)
+    if not isinstance(seconds, int | float) or not 0 <= seconds < LONGEST:
+        del notes["seconds"]
+    return notes
 
 
 def ledger_path(path: str | Path) -> Path:
@@ -321,7 +314,7 @@ def _check_resumable(folder: Path) -> None:
         )
 
 
-def _check_same(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+def _check_same(stored: RunSettings, now: Mapping[str, Any], folder: Path) -> None:
     if found := differences(stored, now):
         raise RunError(
             f"cannot resume {folder} with other settings: {'; '.join(found)}; "
@@ -329,8 +322,8 @@ def _check_same(stored: Mapping[str, Any], now: Mapping[str, Any], folder: Path)
         )
 
 
-def _default_folder(settings: Mapping[str, Any], resume: bool, home: Path) -> Path:
-    stem = re.sub(r"[^\w.-]+", "_", f"{settings['task'] or 'space'}-{settings['searcher']}")
+def _default_folder(task: str | None, searcher: str, resume: bool, home: Path) -> Path:
+    stem = re.sub(r"[^\w.-]+", "_", f"{task or 'space'}-{searcher}")
     pattern = re.compile(re.escape(stem) + r"-(\d+)")
     found = [pattern.fullmatch(p.name) for p in home.glob(f"{stem}-*")] if home.is_dir() else []
     last = max(
@@ -358,31 +351,3 @@ def _make_room(folder: Path) -> None:
             f"no room on disk for a run in {folder}: {free / 1e6:.1f} MB free, {NEEDED_BYTES / 1e6:.0f} MB "
             "needed; free some, or choose another folder"
         )
-
-
-def _choices_differ(stored: Sequence[Any], now: Sequence[Any]) -> str:
-    if len(stored) != len(now):
-        return f"the space had {len(stored)} choices, has now {len(now)}"
-    was, is_ = next((a, b) for a, b in zip(stored, now, strict=True) if a != b)
-    return f"the choice {was[0]!r} of {_short(was[1])} is now {is_[0]!r} of {_short(is_[1])}"
-
-
-def _spaces_differ(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Option by option; devices and links in words."""
-    was, is_ = ({**recipe, **recipe.get("options", {})} for recipe in (stored, now))
-    differing = [k for k in {**was, **is_} if k != "options" and was.get(k) != is_.get(k)]
-    found = [
-        f"{k} was {_short(was.get(k))}, is now {_short(is_.get(k))}" for k in differing if k not in PLATFORM
-    ]
-    if len(found) < len(differing):
-        texts = [platform_text(*stored_platform({"space": recipe})) for recipe in (stored, now)]
-        other = "another profile" if texts[0] == texts[1] else texts[1]
-        found.append(f"devices and links were {texts[0]}, are now {other}")
-    return found
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        value = [f"{v['name']}:{v['goal']}" if "goal" in v else v["name"] for v in value]
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

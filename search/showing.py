@@ -50,7 +50,7 @@ def widths(run: Run, number: int) -> list[tuple[str, int, int, tuple[str, ...]]]
     kept, taken = run.kept(number), run[number].candidate.values
     found = []
     try:
-        for layer in run.settings.get("layers") or ():
+        for layer in run.settings.layers or ():
             if not isinstance(layer["name"], str) or type(layer["width"]) is not int:
                 raise TypeError("a layer is not of the kind that we write")
             gone = [name for name in layer["drops"] if taken[name]]
@@ -66,7 +66,7 @@ def widths(run: Run, number: int) -> list[tuple[str, int, int, tuple[str, ...]]]
 def _figures(run: Run, trial: Trial) -> list[tuple[str, ...]]:
     base = run.baseline.scores if run.baseline else {}
     units = {o.name: o.unit for o in run.objectives}
-    modelled = run.settings.get("modelled", ())
+    modelled = run.settings.modelled
     rows: list[tuple[str, ...]] = [("", "this", "unchanged", "ratio")]
     for name, value in trial.scores.items():
         was, unit = base.get(name), units.get(name, "")

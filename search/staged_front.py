@@ -9,7 +9,7 @@ import numpy as np
 
 from ..results.front import Front
 from ..results.ledger import Ledger
-from ..results.objective import Objective
+from ..results.settings import RunSettings
 from ..spaces import Candidate, Space
 from ..spaces.devices import Device, pipeline_costs
 from ..spaces.kinds.splits.plan import Plan, plan_of
@@ -31,9 +31,8 @@ def measure_stages(ledger: Ledger, task: Task, space: Space) -> None:
     plan = plan_of(space.choices)
     if plan is None:
         return
-    settings = ledger.settings
-    objectives = [Objective(**o) for o in settings["objectives"]]
-    front = Front(ledger.trials(space), objectives, limits=settings["limits"])
+    settings = RunSettings.from_json(ledger.settings)
+    front = Front(ledger.trials(space), settings.objectives, limits=settings.limits)
     wanted = {t.number: t for t in (front.baseline, *front) if t is not None}
     unknown = [t for _, t in sorted(wanted.items()) if "sensitivity" not in t.detail]
     for trial, changes in zip(unknown, sensitivities(space, [t.candidate for t in unknown]), strict=True):

@@ -29,10 +29,11 @@ from ..spaces import Candidate, Choice, ModelSide, Space
 from .base import Searcher
 from .budget import Budget
 from .exact.certificate import Certificate
+from .known import Driver
 from .progress import Silent
 from .registry import guard
 from .run import Run
-from .sweep import Driver, sweep
+from .sweep import sweep
 
 OBJECTIVES = (Objective("quality", "max"), Objective("cost", "min"))
 

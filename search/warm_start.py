@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..results.export.standalone.limits import read_text
+from ..results.settings import RunSettings
 from ..results.trial import Trial, in_full
 from ..spaces import Candidate, Choice, Space
 from .run import Run
@@ -17,7 +18,7 @@ from .settings import RunError
 
 Source = Candidate | Mapping[str, Any] | Run | Sequence[Mapping[str, Any]] | str | Path
 # Equal settings make equal networks, so equal scores.
-SAME = ("fingerprint", "choices", "kept", "space", "scoring", "repeats")
+SAME = ("fingerprint", "choices", "kept", "space", "scoring", "repeats", "rungs")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class WarmStart:
 
 
 def warm_start(
-    sources: Iterable[Source], space: Space, settings: Mapping[str, Any], *, measured: Iterable[str] = ()
+    sources: Iterable[Source], space: Space, settings: RunSettings, *, measured: Iterable[str] = ()
 ) -> WarmStart:
     """Candidates and known outcomes from ``sources``.
 
@@ -52,7 +53,7 @@ def warm_start(
         sources = [sources]
     chosen: dict[Candidate, None] = {}
     scored: dict[Candidate, Trial] = {}
-    wanted = {o["name"] for o in settings["objectives"]} | set(settings["metrics"])
+    wanted = {o.name for o in settings.objectives} | set(settings.metrics or ())
     for given in sources:
         source = read_source(given) if isinstance(given, str | Path) else given
         if isinstance(source, Run):
@@ -81,9 +82,8 @@ def read_source(path: str | Path) -> Run | list[Mapping[str, Any]]:
     return _read(path) if path.suffix == ".json" else Run(path)
 
 
-def _comparable(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
-    rungs = (theirs.get("rungs") or []) == ours["rungs"]
-    return rungs and all(theirs.get(key) == ours[key] for key in SAME)
+def _comparable(theirs: RunSettings, ours: RunSettings) -> bool:
+    return all(getattr(theirs, key) == getattr(ours, key) for key in SAME)
 
 
 def _translated(run: Run, space: Space) -> list[Candidate]:

@@ -65,7 +65,7 @@ def refused(call):
         ("sweep", ["TASK"]),
         ("sweep digits --trails 5", ["--trails"]),
         ("sweep digits --trials none", ["--trials"]),
-        ("sweep digits --trials 0", ["--trials"]),
+        ("sweep digits --trials 0", ["trials must be at least 1, got 0"]),
         ("sweep digits --trials 5 --minutes 1", ["--trials", "--minutes"]),
         ("sweep digits --minutes 0 --out runs/x", ["minutes", "0"]),
         ("sweep digits --space operators", ["operators", "does not know it yet", "prune"]),

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -308,7 +309,7 @@ def test_names_of_analyses_are_told_once(run):
 
 
 def test_runs_keep_their_layers_and_their_clock(run):
-    assert next(layer["name"] for layer in run.settings["layers"]) == "stem.0"
+    assert next(layer["name"] for layer in run.settings.layers) == "stem.0"
     counts, seconds = np.transpose(run.info["clock"])
     assert counts[-1] == 16
     assert (np.diff(counts) > 0).all()
@@ -319,7 +320,7 @@ def test_runs_keep_their_layers_and_their_clock(run):
 def test_the_report_knows_layers_importance_and_the_clock(run):
     found = report_document([run])["runs"][0]
     kept = {c["name"]: c["kept"] for c in found["choices"]}
-    assert [layer["name"] for layer in found["layers"]] == [y["name"] for y in run.settings["layers"]]
+    assert [layer["name"] for layer in found["layers"]] == [y["name"] for y in run.settings.layers]
     for layer in found["layers"]:  # unchanged, every layer has its whole width
         assert layer["fixed"] + sum(each * kept[c][0] for c, each in layer["units"]) == layer["width"]
     assert found["importance"]["metric"] == "accuracy"
@@ -335,8 +336,10 @@ def test_the_report_knows_layers_importance_and_the_clock(run):
 )  # fmt: skip
 def test_older_and_broken_records_are_read_as_none(run, key, bad):
     changed = copy.copy(run)
-    changed.settings, changed.info = dict(run.settings), dict(run.info)
-    (changed.settings if key == "layers" else changed.info)[key] = bad
+    if key == "layers":
+        changed.settings = replace(run.settings, layers=bad)
+    else:
+        changed.info = {**run.info, key: bad}
     found = report_document([changed])["runs"][0]
     if key == "layers":
         assert found["layers"] == []

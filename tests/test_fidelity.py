@@ -20,10 +20,9 @@ from netcarve.search.budget import Budget
 from netcarve.search.combined.progressive import Progressive
 from netcarve.search.distinct import Distinct
 from netcarve.search.feasible import Feasible
-from netcarve.search.known import SAME, Known
+from netcarve.search.known import SAME, Driver, Known
 from netcarve.search.progress import Silent
 from netcarve.search.registry import guard
-from netcarve.search.sweep import Driver
 from netcarve.search.testing import OBJECTIVES, AnyOrder, ToyScorer, drive, facts, toy_space, toy_sweep
 from netcarve.spaces import Candidate, ModelSide, Space
 from torch import nn

@@ -227,7 +227,7 @@ def test_a_run_scored_by_older_rules_opens_but_is_not_gone_on_with(tmp_path, mon
     with pytest.raises(RunError, match="scored candidates in another way"):
         sweep(task, space_of(task), "random", trials=4, workers=0, out=out, resume=True)
     again = sweep(task, space_of(task), "random", trials=3, workers=0, out=tmp_path / "2", seed_from=[out])
-    assert again.settings["imported"] == 0  # its candidates are scored anew
+    assert again.settings.imported == 0  # its candidates are scored anew
 
 
 # -- chance ----------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_repeats_give_the_mean_and_its_spread(tmp_path) -> None:  # type: ignore
     run = sweep(
         task, space_of(task), "random", objectives, trials=3, workers=0, out=tmp_path / "a", repeats=30
     )
-    assert run.settings["repeats"] == 30
+    assert run.settings.repeats == 30
     for trial in run.trials:
         assert trial.detail["spread"]["noisy"] == pytest.approx(0.01, rel=0.5)
     assert run.baseline is not None

@@ -188,7 +188,7 @@ def test_a_run_on_devices_keeps_them_its_costs_and_measured_stages(small, split_
     options = {"devices": RELATIVE, "links": [Link(50, 0.1)], "ratios": 3}
     asked = small.blueprint.space("prune", "splits", sensitivity=True, **options)
     assert [o.name for o in done.objectives] == ["accuracy", "latency_ms"]
-    assert done.settings["modelled"] == ["latency_ms", "throughput_per_s", "energy_mj"]
+    assert done.settings.modelled == ("latency_ms", "throughput_per_s", "energy_mj")
     assert [d.to_json() for d in done.devices] == [d.to_json() for d in RELATIVE]
     assert done.links == (Link(50, 0.1),)
     for trial in done.trials:
@@ -209,7 +209,7 @@ def test_a_run_on_devices_keeps_them_its_costs_and_measured_stages(small, split_
     whole = sweep(
         small.task, small.blueprint.space(ratios=2), "random", trials=2, workers=0, out=tmp_path / "q"
     )
-    assert whole.settings["modelled"] == []
+    assert whole.settings.modelled == ()
     assert whole.devices == ()
     text = netcarve.load(tmp_path / "r").show(0)
     assert "latency_ms (modelled)" in text

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def make_run(folder, trials, *, space=None, objectives=GOALS, limits=(), **chang
         metrics=[],
     )
     with Ledger(folder / LEDGER, write=True) as ledger:
-        ledger.save_settings(settings | changed)
+        ledger.save_settings(settings.to_json() | changed)
         ledger.propose([(t.number, t.proposal) for t in trials])
         ledger.record(trials)
     return load(folder)
@@ -199,7 +200,7 @@ def test_hostile_names_and_numbers_never_reach_the_markup(tmp_path):
     ]
     trials.append(Trial(4, space.baseline, error=f"Traceback\n{HOSTILE}".encode("utf-8", "replace").decode()))
     run = make_run(tmp_path / "run", trials, space=space, objectives=goals, task=HOSTILE)
-    run.settings["kept"] = KEPT  # reading refuses it; the page stands it too
+    run.settings = replace(run.settings, kept=KEPT)  # reading refuses it; the page stands it too
     page = write_report([run], tmp_path / "r.html").read_text(encoding="utf-8")
     empty = make_run(tmp_path / "plain", scored(4))
     usual = write_report([empty], tmp_path / "p.html").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +33,10 @@ TRACEBACK = 'Traceback (most recent call last):\n  File "train.py", line 3\nRunt
 
 def make_run(folder, trials, *, space=SPACE, objectives=GOALS, **changed):
     fixed = {"task": None, "searcher": "random", "seed": 0, "window": 4, "limits": [], "metrics": []}
-    settings = describe(space=space, objectives=objectives, **fixed)
-    settings |= {"task": "digits", "spec": "digits", "kept": KEPT, **changed}
+    settings = describe(space=space, objectives=objectives, **fixed).to_json()
     folder.mkdir(parents=True)
     with Ledger(folder / LEDGER, write=True) as ledger:
-        ledger.save_settings(settings)
+        ledger.save_settings(settings | {"task": "digits", "spec": "digits", "kept": KEPT, **changed})
         ledger.propose([(t.number, t.proposal) for t in trials])
         ledger.record(trials)
     return load(folder)
@@ -359,7 +359,7 @@ def test_a_hostile_run_is_only_text(browser, tmp_path):
     trials.append(Trial(10, space.baseline, error=HOSTILE))
     names = {"task": HOSTILE, "searcher": HOSTILE}
     made = make_run(tmp_path / "<img src=x>", trials, space=space, objectives=goals, **names)
-    made.settings["kept"] = {HOSTILE: [3, 2, "<b>"]}  # reading refuses it; the page stands it too
+    made.settings = replace(made.settings, kept={HOSTILE: [3, 2, "<b>"]})  # reading would refuse it
     figure = {"value": 0.5, "low": 0.4, "high": 0.6, "samples": 9, "method": HOSTILE}
     made.info |= {"status": HOSTILE, "environments": [{"machine": HOSTILE, HOSTILE: image}, HOSTILE]}
     made.info["test"] = {"1": {"metric": HOSTILE, "figure": figure}, HOSTILE: {"figure": image}}

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,9 @@ def test_cuts_and_devices_of_a_trial(browser, tmp_path):
     fixed = {"task": None, "searcher": "random", "seed": 0, "window": 4, "limits": [], "metrics": []}
     settings = describe(space=space, objectives=GOALS, **fixed)
     with Ledger(tmp_path / LEDGER, write=True) as ledger:
-        ledger.save_settings({**settings, "task": "digits", "kept": {"prune:stem": [16, 8]}, "split": plan})
+        ledger.save_settings(
+            {**settings.to_json(), "task": "digits", "kept": {"prune:stem": [16, 8]}, "split": plan}
+        )
         ledger.propose([(t.number, t.proposal) for t in trials])
         ledger.record(trials)
     made = load(tmp_path)
@@ -89,6 +92,6 @@ def test_cuts_and_devices_of_a_trial(browser, tmp_path):
     ]
     assert not wrong
     for senseless in ({**plan, "places": 5}, {**plan, "devices": ["<b>"]}, {**plan, "parts": "2"}, "plan"):
-        made.settings["split"] = senseless
+        made.settings = replace(made.settings, split=senseless)
         assert report_document([made])["runs"][0]["stages"] is None
     tab.close()

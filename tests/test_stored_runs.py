@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_a_progressive_run_of_0_1(stored, call, tmp_path):
     assert "rung" not in run[6].candidate.values
     assert [t.number for t in run.uniform] == [1, 2, 15, 20, 21]
     assert {t.fidelity for t in run.uniform} == {"tuned"}
-    assert set(run.settings["space"]) == {"kinds", "options", "calibrated"}
+    assert set(run.settings.space) == {"kinds", "options", "calibrated"}
     assert sum(p.numel() for p in run.model(15).parameters()) == 74
     assert "tuned" in call("show", str(folder), "15").out
     shown = json.loads(call("front", str(folder), "--json").out)
@@ -91,14 +92,14 @@ def test_a_progressive_run_of_0_1(stored, call, tmp_path):
     done = call("export", str(folder), "15", "--task", TASK, "--format", "state", "-o", str(tmp_path / "one"))
     assert done.code == 0, done.err
     assert run.report(tmp_path / "report.html").exists()
-    again = warm_start([folder], run.space, {**run.settings, "objectives": [], "metrics": []})
+    again = warm_start([folder], run.space, replace(run.settings, objectives=(), metrics=()))
     assert len(again.scored) == sum(t.fidelity == "tuned" for t in run.trials)
 
 
 def test_an_export_of_0_1_with_a_rung_is_made_again(stored):
     run = load(stored("progressive"), TASK)
-    choices = [*run.settings["choices"], ["rung", ["tuned", "full", "quick"]]]
-    space = {**run.settings["space"], "rungs": [{"name": "tuned"}, {"name": "full"}, {"name": "quick"}]}
+    choices = [*run.settings.to_json()["choices"], ["rung", ["tuned", "full", "quick"]]]
+    space = {**run.settings.space, "rungs": [{"name": "tuned"}, {"name": "full"}, {"name": "quick"}]}
     candidate = {**run[15].candidate.values, "rung": "tuned"}
     made = rebuild(spec=run.task, space=space, choices=choices, candidate=candidate)
     assert sum(p.numel() for p in made.parameters()) == 74

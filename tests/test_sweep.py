@@ -10,10 +10,10 @@ from netcarve.results.ledger import Ledger
 from netcarve.search import RunError, load, sweep
 from netcarve.search.budget import Budget
 from netcarve.search.greedy.greedy import Greedy
+from netcarve.search.known import Driver
 from netcarve.search.lane_pool import LanePool
 from netcarve.search.progress import Silent
 from netcarve.search.registry import searcher as make_searcher
-from netcarve.search.sweep import Driver
 from netcarve.search.testing import OBJECTIVES, AnyOrder, facts, toy_scores, toy_space
 from netcarve.search.testing import ToyScorer as Toy
 from netcarve.search.testing import toy_sweep as run
@@ -93,7 +93,7 @@ def test_takes_an_instance(tmp_path):
     )
     named = run(tmp_path / "b", searcher="greedy", trials=10)
     assert facts(made.trials) == facts(named.trials)
-    assert made.settings["searcher"] == "greedy"
+    assert made.settings.searcher == "greedy"
 
 
 # determinism

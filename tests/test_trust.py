@@ -74,7 +74,7 @@ def run(out: Path):
 def crafted(out: Path, **settings) -> Path:
     """A run whose settings somebody has written, checksums and all."""
     made = run(out)
-    text = json.dumps({**made.settings, **settings})
+    text = json.dumps({**made.settings.to_json(), **settings})
     with sqlite3.connect(out / "ledger.sqlite") as db:
         db.execute("UPDATE settings SET value = ?, crc = ?", (text, checksum("settings", text)))
     db.close()

@@ -64,7 +64,7 @@ def test_of_several_runs_every_success_is_taken_over_once(tmp_path: Path) -> Non
     third = _sweep(
         tmp_path / "third", scorer, searcher="nsga2", seed_from=[second, first], limits=["quality>=0.8x"]
     )
-    assert third.settings["imported"] == len(known)
+    assert third.settings.imported == len(known)
     assert {t.candidate for t in third.trials[: len(known)]} == known
     assert not known & set(scorer.calls)
     assert len(third) == len({t.candidate for t in third.trials}) == len(known) + 12

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...spaces.devices import devices_of, links_of, platform_text
-from ..fidelity import stored_rungs
 from ..significance import Figure
 from ..table import busy_text, metric_text
 from ..trial import Trial
@@ -22,14 +21,14 @@ def about(run: Reported) -> list[list[str]]:
     goals = {"min": "less is better", "max": "more is better"}
     failed = sum(t.failed for t in trials)
     lines = [
-        ("Task", str(settings.get("task") or "none: a space without a model")),
-        ("Searcher", str(settings.get("searcher", "not recorded"))),
-        ("Seed", str(settings.get("seed", "not recorded"))),
+        ("Task", str(settings.task or "none: a space without a model")),
+        ("Searcher", settings.searcher),
+        ("Seed", str(settings.seed)),
         ("Objectives", ", ".join(f"{o.name} ({goals[o.goal]})" for o in run.objectives)),
         ("Limits", ", ".join(m.text for m in run.limits) or "none"),
-        ("Rungs", "; ".join(f"{r.name}: {r.text}" for r in stored_rungs(settings) if settings.get("rungs"))),
-        ("Space", _space(settings.get("space"))),
-        ("Devices", _platform(settings.get("space"))),
+        ("Rungs", "; ".join(f"{r.name}: {r.text}" for r in settings.rungs)),
+        ("Space", _space(settings.space)),
+        ("Devices", _platform(settings.space)),
         ("Candidates", _size(trials[0].candidate.choices)),
         ("Trials", f"{len(trials)}, {failed} failed, {len(run.front)} on the front"),
         ("Time", _time(run)),
@@ -38,7 +37,7 @@ def about(run: Reported) -> list[list[str]]:
         ("Machine", _machine(run)),
         ("Latency", _protocol(trials)),
         ("Versions", _versions(run)),
-        ("Model and data", str(settings.get("fingerprint") or "")[:16]),
+        ("Model and data", str(settings.fingerprint or "")[:16]),
         ("Folder", str(run.path)),
     ]
     return [[what, text] for what, text in lines if text]
@@ -111,7 +110,7 @@ def _versions(run: Reported) -> str:
         ", ".join(f"{name} {version}" for name, version in e.items() if name not in ("machine", "system"))
         for e in _environments(run)
     ]
-    return "; ".join(dict.fromkeys(shown)) or f"netcarve {run.settings.get('version', 'not recorded')}"
+    return "; ".join(dict.fromkeys(shown)) or f"netcarve {run.settings.version}"
 
 
 def _protocol(trials: Sequence[Trial]) -> str:

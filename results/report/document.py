@@ -18,6 +18,7 @@ from ..confirmation import indistinct, notes, value_of
 from ..explaining.sensitivity import importance
 from ..front import Front
 from ..objective import FRACTIONS, Objective, known_metric
+from ..settings import RunSettings
 from ..table import COUNTS, HEADINGS
 from ..trial import Trial, in_full
 from .about import about
@@ -121,10 +122,10 @@ def _run(
     return {
         "name": name,
         "path": str(run.path),
-        "task": run.settings.get("task"),
-        "found": bool(run.settings.get("spec")),  # the command line can find the task again
-        "searcher": str(run.settings.get("searcher", "")),
-        "seed": str(run.settings.get("seed", "")),
+        "task": run.settings.task,
+        "found": bool(run.settings.spec),  # the command line can find the task again
+        "searcher": run.settings.searcher,
+        "seed": str(run.settings.seed),
         "status": str(run.info.get("status", "")),
         "wall": finite(run.info.get("seconds")),
         "objectives": [o.name for o in run.objectives],
@@ -174,18 +175,18 @@ def _knee(front: Front, place: Mapping[int, int]) -> int | None:
     return place[front.knee.number] if np.isfinite(spread).all() else None
 
 
-def _kept(settings: Mapping[str, Any], choice: Choice) -> list[int] | None:
+def _kept(settings: RunSettings, choice: Choice) -> list[int] | None:
     """How many units each option keeps; None for a choice that cuts none, or a record that makes no sense."""
-    known = settings.get("kept")
+    known = settings.kept
     counts = known.get(choice.name) if isinstance(known, Mapping) else None
     if not isinstance(counts, list) or len(counts) != len(choice.options):
         return None
     return counts if all(type(n) is int and 0 <= n < 2**53 for n in counts) and counts[0] else None
 
 
-def _layers(settings: Mapping[str, Any], choices: Sequence[Choice]) -> list[dict[str, Any]]:
+def _layers(settings: RunSettings, choices: Sequence[Choice]) -> list[dict[str, Any]]:
     """What decides each layer's width, in network order; empty for an older run, or a senseless record."""
-    known = settings.get("layers")
+    known = settings.layers
     kept = {c.name: _kept(settings, c) for c in choices}
     found = []
     for layer in known if isinstance(known, list) else []:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ..front import Front
 from ..objective import Limit, Objective
+from ..settings import RunSettings
 from ..trial import Trial
 
 
@@ -14,7 +15,7 @@ class Reported(Protocol):
     """What a report reads from a run; :class:`netcarve.Run` has it."""
 
     path: Path
-    settings: dict[str, Any]
+    settings: RunSettings
     info: dict[str, Any]
     trials: list[Trial]
 

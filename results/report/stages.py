@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ...spaces.kinds.splits.plan import Plan, splitting_choices
+from ..settings import RunSettings
 from ..trial import Trial
 
 
-def stages(settings: Mapping[str, Any], trials: Sequence[Trial]) -> dict[str, Any] | None:
+def stages(settings: RunSettings, trials: Sequence[Trial]) -> dict[str, Any] | None:
     """Every trial's decomposition, equal ones once; None where networks were not split.
 
     Returns:
@@ -20,8 +21,10 @@ def stages(settings: Mapping[str, Any], trials: Sequence[Trial]) -> dict[str, An
         where; a stage reads ``"after..up to"``; ``taken`` is a position in ``ways`` for each trial; ``ms``
         of stages that were measured, and the relative changes of :mod:`.spaces.devices.sensitivity`.
     """
+    if settings.split is None:
+        return None
     try:
-        return _stages(Plan.from_json(settings["split"]), trials)
+        return _stages(Plan.from_json(settings.split), trials)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return None  # an older run, or one that somebody has written
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from ...results.settings import RunSettings
 from ...results.trial import Trial
 
 
@@ -26,12 +26,12 @@ class Mirror(ABC):
         self.where = where
 
     @abstractmethod
-    def open(self, folder: Path, settings: Mapping[str, Any]) -> set[int]:
+    def open(self, folder: Path, settings: RunSettings) -> set[int]:
         """Begin, or go on with a run that was resumed.
 
         Args:
             folder: of the run.
-            settings: of the run, as the ledger keeps them.
+            settings: of the run.
 
         Returns:
             Numbers of the trials that are there already.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from ...evaluators.errors import first_line
 from ...results.objective import Limit, Objective
+from ...results.settings import RunSettings
 from ...results.tracker import FrontTracker
 from ...results.trial import Trial
 from ..budget import Budget
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 class Mirroring(Progress):
-    """Another progress, and mirrors beside it.
+    """Another progress, and mirrors beside it, if any.
 
     Mirrors write in a thread of their own. One that fails is dropped with a warning: the ledger has
     everything, and the sweep goes on.
@@ -36,7 +37,7 @@ class Mirroring(Progress):
     """
 
     def __init__(
-        self, inner: Progress, mirrors: Sequence[Mirror], *, folder: Path, settings: Mapping[str, Any]
+        self, inner: Progress, mirrors: Sequence[Mirror], *, folder: Path, settings: RunSettings
     ) -> None:
         self._inner = inner
         self._mirrors, self._folder, self._settings = list(mirrors), folder, settings
@@ -49,19 +50,24 @@ class Mirroring(Progress):
 
     def started(self, budget: Budget, objectives: Sequence[Objective], limits: Sequence[Limit]) -> None:
         self._inner.started(budget, objectives, limits)
+        if not self._mirrors:
+            return
         self._tracker = FrontTracker(objectives, limits)
         self._thread = threading.Thread(target=self._write_all, name="mirrors", daemon=True)
         self._thread.start()
 
     def told(self, trial: Trial, *, replayed: bool) -> None:
         self._inner.told(trial, replayed=replayed)
-        self._queue.put(trial)
+        if self._thread is not None:
+            self._queue.put(trial)
 
     def says(self, text: str) -> None:
         self._inner.says(text)
 
     def settle(self) -> None:
         """Wait for what is not written yet: what is measured in this process must not be disturbed."""
+        if self._thread is None:
+            return
         reached = threading.Event()
         self._queue.put(reached)
         self._await(reached.is_set)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from ...results.settings import RunSettings
 from ...results.trial import Trial
 from .base import Mirror
 
@@ -35,7 +34,7 @@ class MLflow(Mirror):
 
     needs = "mlflow"
 
-    def open(self, folder: Path, settings: Mapping[str, Any]) -> set[int]:
+    def open(self, folder: Path, settings: RunSettings) -> set[int]:
         for name, value in DEADLINES.items():
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
@@ -52,7 +51,7 @@ class MLflow(Mirror):
         else:
             self._parent = self._begin(folder.resolve().name, {RUN: key})
             for name in ("task", "searcher", "seed", "version"):
-                self._client.log_param(self._parent, name, settings.get(name))
+                self._client.log_param(self._parent, name, getattr(settings, name))
         return self._held()
 
     def write(self, trial: Trial, *, front: int, volume: float) -> None:

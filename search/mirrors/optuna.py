@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...results.fidelity import stored_rungs
+from ...results.settings import RunSettings
 from ...results.trial import Trial
 from .base import Mirror
 
@@ -26,23 +25,23 @@ class Optuna(Mirror):
 
     needs = "optuna"
 
-    def open(self, folder: Path, settings: Mapping[str, Any]) -> set[int]:
+    def open(self, folder: Path, settings: RunSettings) -> set[int]:
         import optuna
         from optuna.study import StudyDirection
 
         optuna.logging.disable_propagation()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._objectives = [o["name"] for o in settings["objectives"]]
-        self._top = stored_rungs(settings)[0].name
+        self._objectives = [o.name for o in settings.objectives]
+        self._top = settings.fidelities[0].name
         goals = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
         folder = folder.resolve()
         self._study = optuna.create_study(
             study_name=folder.name,
             storage=self.where or f"sqlite:///{folder / 'optuna.db'}",
-            directions=[goals[o["goal"]] for o in settings["objectives"]],
+            directions=[goals[o.goal] for o in settings.objectives],
             load_if_exists=True,
         )
-        fingerprint = [settings["fingerprint"], settings["choices"], settings["seed"]]
+        fingerprint = [settings.fingerprint, settings.to_json()["choices"], settings.seed]
         kept = self._study.user_attrs.get("netcarve")
         if kept is not None and kept != fingerprint:
             raise ValueError(f"the study {folder.name!r} in this storage is of another run")

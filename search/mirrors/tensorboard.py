@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from ...results.fidelity import stored_rungs
+from ...results.settings import RunSettings
 from ...results.trial import Trial
 from .base import Mirror
 
@@ -23,7 +21,7 @@ class TensorBoard(Mirror):
 
     needs = "tensorboardX"
 
-    def open(self, folder: Path, settings: Mapping[str, Any]) -> set[int]:
+    def open(self, folder: Path, settings: RunSettings) -> set[int]:
         from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
         target = folder / "tensorboard"
@@ -31,9 +29,9 @@ class TensorBoard(Mirror):
             target = Path(self.where).expanduser() / folder.resolve().name
         # What an earlier session wrote is hidden (purged from step 0) and written again, whole.
         self._writer = SummaryWriter(str(target), purge_step=0)
-        self._top = stored_rungs(settings)[0].name
-        goals = "\n".join(f"    {o['name']}: {o['goal']}" for o in settings["objectives"])
-        self._writer.add_text("run", f"    searcher {settings['searcher']}, seed {settings['seed']}\n{goals}")
+        self._top = settings.fidelities[0].name
+        goals = "\n".join(f"    {o.name}: {o.goal}" for o in settings.objectives)
+        self._writer.add_text("run", f"    searcher {settings.searcher}, seed {settings.seed}\n{goals}")
         return set()
 
     def write(self, trial: Trial, *, front: int, volume: float) -> None:
