@@ -8,26 +8,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from netcarve.deployment.decompose import Decomposition, decompose
+    from netcarve.devices import Device, Link
+    from netcarve.engine.exporting import verify
+    from netcarve.engine.opening import load
+    from netcarve.engine.run import Run
+    from netcarve.engine.sweep import sweep
     from netcarve.evaluators import Evaluator, Task
     from netcarve.results import Front, Ledger, Limit, Objective, Trial
-    from netcarve.search import Run, Searcher, searcher, sweep
-    from netcarve.search.decompose import Decomposition, decompose
-    from netcarve.search.exporting import verify
-    from netcarve.search.opening import load
+    from netcarve.search import Searcher, searcher
     from netcarve.spaces import Blueprint, Candidate, Choice, Space, trace
-    from netcarve.spaces.devices import Device, Link
 
 __version__ = "0.1.0"
 
 _HOME = {
     "netcarve.spaces": ("Blueprint", "Candidate", "Choice", "Space", "trace"),
-    "netcarve.spaces.devices": ("Device", "Link"),
+    "netcarve.devices": ("Device", "Link"),
     "netcarve.results": ("Front", "Ledger", "Limit", "Objective", "Trial"),
     "netcarve.evaluators": ("Evaluator", "Task"),
-    "netcarve.search.decompose": ("Decomposition", "decompose"),
-    "netcarve.search": ("Run", "Searcher", "searcher", "sweep"),
-    "netcarve.search.exporting": ("verify",),
-    "netcarve.search.opening": ("load",),
+    "netcarve.deployment.decompose": ("Decomposition", "decompose"),
+    "netcarve.engine": ("Run", "sweep"),
+    "netcarve.search": ("Searcher", "searcher"),
+    "netcarve.engine.exporting": ("verify",),
+    "netcarve.engine.opening": ("load",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

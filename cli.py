@@ -11,21 +11,13 @@ from typing import Annotated
 
 import typer
 
-from .commands.compare import compare
-from .commands.explain import explain
-from .commands.export import export
-from .commands.front import front
-from .commands.inspect import inspect
-from .commands.list import list_runs
+from .commands.files import export, salvage, verify
+from .commands.models import inspect, profile
 from .commands.options import Panels
 from .commands.partition import partition
-from .commands.profile import profile
-from .commands.report import report
-from .commands.salvage import salvage
+from .commands.runs import compare, explain, front, list_runs, report, show
 from .commands.serve import serve
-from .commands.show import show
 from .commands.sweep import sweep
-from .commands.verify import verify
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "sweep": sweep,

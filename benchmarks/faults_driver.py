@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from netcarve import Choice, Ledger, Space, sweep
+from netcarve.engine.progress import Silent
 from netcarve.results import LedgerError
 from netcarve.results.trial import Trial
-from netcarve.search.progress import Silent
 
 SPACE = Space([Choice(f"c{i}", tuple(range(6))) for i in range(8)])
 GOALS = ("accuracy", "macs")

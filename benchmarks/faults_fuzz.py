@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 from netcarve import Choice, Limit, Objective, Space, load, sweep
+from netcarve.devices import Profile
+from netcarve.devices.reading import parse_device, parse_link
+from netcarve.engine.warm_start import read_source, warm_start
+from netcarve.export.receipt import SCHEMA, Receipt
 from netcarve.results import LedgerError
 from netcarve.results.database import COLUMNS, checksum
-from netcarve.results.export.receipt import SCHEMA, Receipt
 from netcarve.results.salvage import salvage
-from netcarve.search.warm_start import read_source, warm_start
-from netcarve.spaces.devices import Profile
-from netcarve.spaces.devices.reading import parse_device, parse_link
 
 REFUSALS = (ValueError, LedgerError)  # every error of ours that is about input is one of these
 ODD = (

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from netcarve.results.export.standalone import pt2_check, pt2_texts, wire
-from netcarve.results.export.standalone.pt2_check import Pt2Error
+from netcarve.standalone import pt2_check, pt2_texts, wire
+from netcarve.standalone.pt2_check import Pt2Error
 
 WATCHED = ("os.system", "subprocess.Popen", "socket.connect", "os.exec", "os.posix_spawn")
 GRAPH = "model/models/model.json"

@@ -30,8 +30,8 @@ import netcarve
 import numpy as np
 import torch
 from netcarve import Link, Task
-from netcarve.search import partitioning
-from netcarve.search.partitioning.testing import random_graph
+from netcarve.deployment import partitioners
+from netcarve.deployment.partitioners.testing import random_graph
 from repair_nets import ResNet20, ViT
 from search_bought import HalfAlexNet
 from torch import Tensor, nn
@@ -196,17 +196,17 @@ def splits() -> Iterator[tuple[str, Any]]:
 
 def partitions() -> Iterator[tuple[str, Any]]:
     """Plans for random graphs: the exact one of a chain, and greedy walks."""
-    hosts = [partitioning.Host("a"), partitioning.Host("b", speed=2.0), partitioning.Host("c")]
+    hosts = [partitioners.Host("a"), partitioners.Host("b", speed=2.0), partitioners.Host("c")]
     link = Link(bandwidth_mbps=20, latency_ms=1)
     for seed in range(6):
         graph = random_graph(seed, 14)
         for goal in ("throughput", "latency", "traffic"):
-            plan = partitioning.chain(graph, hosts, link, minimise=goal)
+            plan = partitioners.chain(graph, hosts, link, minimise=goal)
             yield f"chain for {goal}, graph {seed}", [list(map(int, plan.parts)), float(plan.value)]
-        for method in (partitioning.greedy_merge, partitioning.greedy_split):
+        for method in (partitioners.greedy_merge, partitioners.greedy_split):
 
             def slowest(parts: np.ndarray, graph: Any = graph) -> float:
-                return float(np.bincount(parts, graph.work).max() + partitioning.traffic(graph, parts))
+                return float(np.bincount(parts, graph.work).max() + partitioners.traffic(graph, parts))
 
             walk = method(graph, slowest, parts=3)
             yield (

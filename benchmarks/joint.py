@@ -29,10 +29,10 @@ from pathlib import Path
 
 import joint_net
 from netcarve import Blueprint, Candidate, Front, Objective, Space, Task, Trial, sweep, trace
+from netcarve.devices import Device, Link
 from netcarve.evaluators import Quality
 from netcarve.evaluators.pool import Job
 from netcarve.evaluators.profiling import with_profiles
-from netcarve.spaces.devices import Device, Link
 
 GOALS = (Objective("accuracy"), Objective("latency_ms"), Objective("traffic_kb"))
 DEVICES = (Device("edge", "0.02x"), Device("server", "1x"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from netcarve import Front, Objective, Task, Trial
-from netcarve.evaluators.tasks.digits import data
+from netcarve.evaluators.digits import data
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 

@@ -22,9 +22,9 @@ from unittest import mock
 
 import netcarve
 import torch  # noqa: F401  # loaded in every real sweep, whose engine then seeds its generator too
+from netcarve.engine.progress import Silent
 from netcarve.evaluators import ray_pool
 from netcarve.evaluators.ray_session import RaySession
-from netcarve.search.progress import Silent
 from rich.console import Console
 from rich.table import Table
 

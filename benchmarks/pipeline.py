@@ -30,13 +30,13 @@ from dataclasses import dataclass
 
 import torch
 from coverage import make
+from netcarve.deployment.serving import Deployment
+from netcarve.deployment.serving.deployment import free_cores
 from netcarve.evaluators.machine import processor
-from netcarve.evaluators.serving import Deployment
-from netcarve.evaluators.serving.placement import free_cores
 from netcarve.evaluators.stage_timing import stage_times
-from netcarve.results.export.standalone.stage import keep_memory
-from netcarve.spaces.capture import capture
-from netcarve.spaces.stages import Cut, Stage, by_balance, find_cuts, functionalise, split
+from netcarve.model.capture import capture
+from netcarve.model.stages import Cut, Stage, by_balance, find_cuts, functionalise, split
+from netcarve.standalone.stage import keep_memory
 
 NETWORKS = ("tv:resnet18", "timm:vit_tiny_patch16_224", "tv:mobilenet_v2")
 INPUTS = 64

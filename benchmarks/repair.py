@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from netcarve import trace
 from netcarve.evaluators.batchnorm import reestimate_batchnorm
-from netcarve.evaluators.tasks.digits import data
+from netcarve.evaluators.digits import data
 from netcarve.spaces import Space
 from repair_nets import RATES, ResNet20, ViT, enlarged, fit, score
 from repair_study import study

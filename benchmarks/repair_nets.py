@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import torch
-from netcarve.evaluators.tasks.digits import Block
+from netcarve.evaluators.digits import Block
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, scaled_dot_product_attention
 

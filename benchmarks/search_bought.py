@@ -23,9 +23,9 @@ import netcarve
 import numpy as np
 import torch
 from netcarve import Front, Task, Trial
-from netcarve.evaluators.accuracy import Quality
 from netcarve.evaluators.pool import Job
-from netcarve.results.against_uniform import Gain, gain
+from netcarve.evaluators.quality import Quality
+from netcarve.results.comparison import Gain, gain
 from netcarve.results.confirmation import chosen_volume
 from repair_nets import COPIES, NETS, RATES, Set, fit, noisy
 from rich.console import Console

@@ -12,15 +12,15 @@ from pathlib import Path
 import netcarve
 import numpy as np
 from netcarve import Candidate, Trial
+from netcarve.engine.budget import Budget
+from netcarve.engine.known import Driver
+from netcarve.engine.progress import Silent
+from netcarve.engine.read_settings import SweepSettings
+from netcarve.engine.uniform import opening
 from netcarve.evaluators.pool import Outcome, Pool
 from netcarve.results import Proposal
 from netcarve.results.hypervolume import hypervolume
 from netcarve.results.ledger import Ledger
-from netcarve.search.budget import Budget
-from netcarve.search.known import Driver
-from netcarve.search.progress import Silent
-from netcarve.search.read_settings import SweepSettings
-from netcarve.search.uniform import opening
 from search_problems import Problem
 
 TIMED = 50  # candidates over which the time of a proposal is averaged

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from netcarve import Candidate, Choice, Space, Task, trace
-from netcarve.evaluators.accuracy import Quality
+from netcarve.evaluators import digits
 from netcarve.evaluators.pool import Job
+from netcarve.evaluators.quality import Quality
 from netcarve.evaluators.ray_pool import RayPool
-from netcarve.evaluators.tasks import digits
 from netcarve.results import Proposal
 from netcarve.spaces.kinds.base import Keeps
 from netcarve.spaces.kinds.prune import PruneKind

@@ -1,20 +1,42 @@
-"""What arguments of the command line mean: lists of names, tasks, fronts."""
+"""Arguments of the command line: lists of names, tasks, fronts, and those that several commands take."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from ..engine import Run
     from ..evaluators import Task
     from ..results import Front
     from ..results.fidelity import Fidelity
-    from ..search import Run
     from ..spaces import Blueprint
+
+
+TaskName = Annotated[
+    str, typer.Argument(metavar="TASK", help="digits, file.py:function or package.module:function")
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, as `sweep` says at its end")]
+TrialName = Annotated[
+    str,
+    typer.Argument(metavar="TRIAL", help="number of a trial (0 is unchanged), or best, knee, smallest"),
+]
+Objectives = Annotated[
+    list[str] | None,
+    typer.Option("--objective", metavar="M", help="metric to trade off, or NAME:min, NAME:max; repeat"),
+]
+RunTask = Annotated[
+    str | None,
+    typer.Option("--task", metavar="TASK", help="of the run, where it lies elsewhere or you did not make it"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")]
+
+
+# -- What arguments of the command line mean: lists of names, tasks, fronts -----------------------------
 
 # Kinds of choices that are to come.
 LATER_KINDS = ("operators", "bits")
@@ -36,7 +58,7 @@ def traced(
 
 def _one_thread_after(task: Task) -> Task:
     """The task, with one thread from now on; the user's own code that made it had them all."""
-    from ..spaces.threads import one_thread_from_now_on
+    from ..model.threads import one_thread_from_now_on
 
     one_thread_from_now_on()
     return task
@@ -103,7 +125,7 @@ def check_place(folder: Path | None) -> None:
     Raises:
         RunError: it holds a run, or cannot be made.
     """
-    from ..search.settings import HOME, RunError, check_free
+    from ..engine.settings import HOME, RunError, check_free
 
     if folder is not None:
         check_free(folder)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-from ..search.read_settings import SweepSettings, check_fields, default_of, near, option_of
+from ..engine.read_settings import SweepSettings, check_fields, default_of, near, option_of
 from .arguments import names_in
 
 if TYPE_CHECKING:

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..search.read_settings import shown
-from .front import PICTURES
+from ..engine.read_settings import shown
+from .arguments import AsJson, TaskName
 from .options import options_of, with_options
+from .runs import PICTURES
 from .terminal import busy, tell
-from .types import AsJson, TaskName
 from .views import print_json, print_table
 
 if TYPE_CHECKING:
-    from ..search.decompose import Decomposition
-    from ..search.decomposition.placements import Placement
-    from ..search.decomposition.robustness import Scene
+    from ..deployment.alternatives import Placement, Scene
+    from ..deployment.decompose import Decomposition
 
 
 DAILY, DEVICES, DETAIL = "Options", "Several devices", "The cut in detail"
@@ -76,7 +75,7 @@ class _Asked:
         Raises:
             ValueError: what cannot be.
         """
-        from ..search.decomposition.setting import setting
+        from ..deployment.setting import setting
 
         return setting(
             self.parts,
@@ -106,14 +105,14 @@ def partition(task: TaskName, *, as_json: AsJson = False, **given: Any) -> None:
         asked = wanted.setting(named, links)  # what is wrong is said before the task loads
     with busy() as say:
         say(f"reading the task {task}")
+        from ..deployment.alternatives import placements
+        from ..deployment.alternatives import robustness as robustness_of
+        from ..deployment.decompose import decomposition
+        from ..deployment.network import read_network
+        from ..deployment.picture import picture_of
+        from ..deployment.refining import measured_layout
         from ..evaluators.resolve import resolve_task
-        from ..search.decompose import decomposition
-        from ..search.decomposition.network import read_network
-        from ..search.decomposition.picture import picture_of
-        from ..search.decomposition.placements import placements
-        from ..search.decomposition.refining import measured_layout
-        from ..search.decomposition.robustness import robustness as robustness_of
-        from ..spaces.threads import one_thread_from_now_on
+        from ..model.threads import one_thread_from_now_on
 
         made = resolve_task(task)
         one_thread_from_now_on()
@@ -125,7 +124,7 @@ def partition(task: TaskName, *, as_json: AsJson = False, **given: Any) -> None:
         others = placements(network, asked) if asked.two and wanted.minimise == "latency" else []
         scenes = robustness_of(measured.layout, asked) if wanted.robustness else []
         if plot is not None:
-            from ..results.plot_graph import plot_graph
+            from ..deployment.picture import plot_graph
 
             say("drawing")
             plot_graph(picture_of(measured, asked), plot)
@@ -155,7 +154,7 @@ def _platform(asked: _Asked) -> tuple[Sequence[Any], Sequence[Any]]:
         return asked.device, asked.link
     if asked.device or asked.link:
         raise typer.BadParameter("give --devices FILE, or --device and --link, not both")
-    from ..spaces.devices import read_platform
+    from ..devices import read_platform
 
     return read_platform(asked.devices)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from ..devices import Device, Link
+    from ..engine.read_settings import SweepSettings
     from ..evaluators import Task
-    from ..search.read_settings import SweepSettings
     from ..spaces import Blueprint
-    from ..spaces.devices import Device, Link
 
 PLACEMENTS = ("ordered", "free")
 ONE_BY_ONE = ("greedy-merge", "greedy-split")  # searchers that merge and split stages at single places
@@ -45,8 +45,8 @@ class Platform:
             wanted: metrics that are objectives or limited.
             stored: of a run that is resumed.
         """
+        from ..engine.platform import as_stored
         from ..evaluators.profiling import with_profiles
-        from ..search.devices import as_stored
 
         devices, links = (self.devices, self.links) if self.devices else (task.devices, task.links)
         options: dict[str, Any] = {}
@@ -72,7 +72,7 @@ def platform_of(asked: SweepSettings) -> Platform:
         ValueError: devices or links that cannot be.
         typer.BadParameter: options that do not go together.
     """
-    from ..spaces.devices import devices_of, links_of, read_platform
+    from ..devices import devices_of, links_of, read_platform
 
     given = {
         "--device": asked.devices,

@@ -7,10 +7,10 @@ from typing import Any
 
 import typer
 
-from ..search.read_settings import shown
+from ..engine.read_settings import shown
+from .arguments import AsJson, RunPath, TrialName
 from .options import options_of, with_options
 from .terminal import busy, tell
-from .types import AsJson, RunPath, TrialName
 from .views import print_json, print_table
 
 DAILY, STAGES, PLACE = "Options", "The processes", "Other machines"
@@ -58,10 +58,10 @@ def serve(run: RunPath, trial: TrialName, *, as_json: AsJson = False, **given: A
     ):
         if value not in known:
             raise typer.BadParameter(f"{what} must be one of {', '.join(known)}, got {value!r}")
+    from ..devices import parse_link
+    from ..engine import load
+    from ..engine.deploying import serve as served
     from ..evaluators.ray_session import check_reachable
-    from ..search import load
-    from ..search.deploying import serve as served
-    from ..spaces.devices import parse_link
 
     if asked.address is not None and asked.transport == "ray":
         check_reachable(asked.address)

@@ -10,23 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..search.read_settings import REPAIRS, TRIALS, SweepSettings
-from .arguments import about, check_place, cores, kinds_of, rungs_of, traced
+from ..engine.read_settings import REPAIRS, TRIALS, SweepSettings
+from .arguments import AsJson, about, check_place, cores, kinds_of, rungs_of, traced
 from .options import check_kind_options, settings_of, with_options
 from .platform import Platform, platform_of
 from .terminal import CTRL_C, busy, program, proving, tell
-from .types import AsJson
 from .views import print_busy, print_front, print_json, print_modelled, print_next
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..engine import Run
     from ..evaluators import Task
     from ..evaluators.shipping import Rehearsal
     from ..results import Limit, Objective
     from ..results.fidelity import Fidelity
     from ..results.settings import RunSettings
-    from ..search import Run
     from ..spaces import Space
 
 
@@ -43,7 +42,7 @@ def sweep(
     **given: Any,
 ) -> None:
     """Search the Pareto front of a task. Every run keeps its options as a recipe.toml, another TASK."""
-    from ..search import Interrupted
+    from ..engine import Interrupted
 
     settings = settings_of(words or (), given)
     if given["trials"] is not None and given["minutes"] is not None:
@@ -80,12 +79,12 @@ class _Asked:
         Raises:
             ValueError, typer.BadParameter: settings that cannot work, whatever the task.
         """
+        from ..engine.mirrors import mirror
+        from ..engine.settings import resumed_settings
+        from ..engine.warm_start import read_source
         from ..evaluators.ray_session import check_reachable
         from ..search.base import parse_limits
-        from ..search.mirrors import mirror
         from ..search.registry import find_searcher
-        from ..search.settings import resumed_settings
-        from ..search.warm_start import read_source
 
         kinds = kinds_of(settings.space)
         check_kind_options(kinds, settings.options)
@@ -117,9 +116,9 @@ class _Asked:
         Raises:
             ValueError: see :func:`.plan.check_task`.
         """
+        from ..engine.plan import check_task
+        from ..engine.settings import resumed_settings
         from ..results import Objective
-        from ..search.plan import check_task
-        from ..search.settings import resumed_settings
 
         asked = self.settings
         self.goals = [Objective.parse(text, task.goals) for text in asked.objectives]
@@ -189,8 +188,8 @@ def _proven(rehearsals: list[Rehearsal], prove: Callable[[int, int], None]) -> C
 
 
 def _search(asked: _Asked, task: Task, space: Space) -> Run:
-    from ..search import sweep as run_sweep
-    from ..search.progress import RichProgress
+    from ..engine import sweep as run_sweep
+    from ..engine.progress import RichProgress
 
     settings = asked.settings
     if settings.trials is None and settings.minutes is None:

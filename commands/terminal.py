@@ -72,7 +72,7 @@ def busy(*, spinner: bool = True) -> Iterator[Callable[[str], None]]:
     """
     from rich.console import Console
 
-    from ..search.progress import Lines
+    from ..engine.progress import Lines
 
     console = Console(stderr=True, highlight=False)
     alive = spinner and console.is_terminal

@@ -12,10 +12,10 @@ from .terminal import printer, program, tell
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..engine import Run
+    from ..export import Receipt
     from ..results import Front
-    from ..results.export import Receipt
     from ..results.trial import Trial
-    from ..search import Run
 
 
 SPARE_BUDGETS = ("0.75x", "0.35x", "0.15x")  # where a table has no room for all
@@ -73,7 +73,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 def print_front(run: Run, front: Front) -> None:
     """The front as a table, uniform cuts below it, and what one has to know to read it."""
-    from ..results.against_uniform import sentence
+    from ..results.comparison import sentence
     from ..results.confirmation import notes
     from ..results.table import render_front
 
@@ -100,8 +100,8 @@ def print_sketch(front: Front, trials: Sequence[Trial]) -> None:
 
 def print_modelled(run: Run, names: Sequence[str]) -> None:
     """Which of these metrics (and of those that tables always show) are modelled, and for what; if any."""
+    from ..devices import platform_text
     from ..results.table import HEADINGS, USUAL
-    from ..spaces.devices import platform_text
 
     shown = [n for n in run.settings.modelled if n in (*names, *USUAL)]
     if shown:
@@ -209,7 +209,7 @@ def _artifact(graph: Mapping[str, str]) -> str:
 
 def print_receipt(receipt: Receipt) -> None:
     """What was exported, and how well each format was seen to reproduce."""
-    from ..results.export.card import figure_cells
+    from ..export.card import figure_cells
     from ..results.table import metric_text
 
     print_table(

@@ -7,18 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .accuracy import Quality
     from .base import Evaluator, Measured
     from .batchnorm import reestimate_batchnorm
-    from .cost import Counted
     from .errors import PoolError, TaskError
+    from .heldout import Stability, ranking_stability
     from .lane import Lane
     from .latency import Latency, LatencyRecord, measure_latency
     from .pool import InProcessPool, Job, Outcome, Pool
+    from .quality import Counted, Quality
     from .ray_pool import RayPool
     from .resolve import known_tasks, resolve_task
     from .robustness import Robustness
-    from .stability import Stability, ranking_stability
     from .task import Task
 
 _HOME = {

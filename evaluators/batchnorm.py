@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
-from ..spaces.capture import tensors_of
-from ..spaces.model_copy import plain_copy
+from ..model.capture import tensors_of
+from ..model.model_copy import plain_copy
 from .batches import Inputs, batch_size, spread
 
 if TYPE_CHECKING:

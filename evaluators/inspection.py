@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..model.stages import Cut, CutError
 from ..spaces import Blueprint
-from ..spaces.stages import Cut, CutError
 from .batchnorm import misfit
 from .task import Task
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..model.threads import one_thread
 from ..spaces import Candidate
-from ..spaces.threads import one_thread
 from .base import Evaluator, Measured
 from .batches import Inputs, batch_size, resize
 from .machine import processor

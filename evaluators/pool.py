@@ -119,7 +119,7 @@ class Job:
         candidate = unsplit(candidate)
         only_run = all(evaluator.only_runs for evaluator in self.evaluators)
         if only_run and self.task is not None and self._unchanged(candidate):
-            from ..spaces.capture import state_kept
+            from ..model.capture import state_kept
 
             with state_kept(self.task.model):
                 yield self.task.model
@@ -238,7 +238,7 @@ class Job:
     def _one_thread(self) -> Any:
         if self.space.model is None:
             return nullcontext()
-        from ..spaces.threads import one_thread
+        from ..model.threads import one_thread
 
         return one_thread()
 

@@ -161,7 +161,7 @@ class Rehearsal:
 
 def rehearse(folder: str) -> None:
     """The fresh process of a :class:`Rehearsal`: writes ``report.json`` where the task cannot be rebuilt."""
-    from ..results.export.standalone.limits import tie
+    from ..standalone.limits import tie
 
     tie()
     parcel: Parcel = pickle.loads(Path(folder, "parcel").read_bytes())
@@ -215,7 +215,7 @@ class _Pickler(cloudpickle.Pickler):
             for name, value in (vars(module) if module else {}).items()
             if not isinstance(value, type | FunctionType | ModuleType)
         }
-        from ..spaces.model_copy import LOCKS
+        from ..model.model_copy import LOCKS
 
         self._locks = LOCKS
 

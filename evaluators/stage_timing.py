@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..spaces.stages import Stage
-from ..spaces.threads import one_thread
+from ..model.stages import Stage
+from ..model.threads import one_thread
 from .batches import Inputs
 from .latency import no_collection, thread_ns
 

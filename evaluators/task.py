@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..devices import Device, Link, devices_of, links_of
+from ..model.refusal import unloaded
 from ..results.objective import METRICS
-from ..spaces.devices import Device, Link, devices_of, links_of
-from ..spaces.refusal import unloaded
 from .batches import (
     Batch,
     Inputs,

@@ -1,7 +1,7 @@
 """What a front's figures are worth: confirmed on data that chose nothing, intervals, what is told apart.
 
 A search picks the candidates that its validation samples flatter. So the front is scored once more at the end
-of a sweep, on other data (see ``search.confirming``); each trial keeps that in ``detail["confirmed"]``:
+of a sweep, on other data (see ``engine.measured_front``); each trial keeps that in ``detail["confirmed"]``:
 ``{"data": what it was, "samples": n, "scores": {metric: value}, "right": [count, hexadecimal digits]}``.
 """
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from ..devices import Device, Link, devices_of, links_of, platform_text
 from ..spaces import Choice
-from ..spaces.devices import Device, Link, devices_of, links_of, platform_text
 from .fidelity import FULL, Fidelity, parse_rungs
 from .objective import Limit, Objective
 

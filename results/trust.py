@@ -17,7 +17,7 @@ from pathlib import Path
 
 KEY_BYTES = 32
 GROUP = "netcarve.tasks"
-BUILT_IN = {"digits": "netcarve.evaluators.tasks.digits:task"}  # there even where nothing is installed
+BUILT_IN = {"digits": "netcarve.evaluators.digits:task"}  # there even where nothing is installed
 
 
 def known_tasks() -> dict[str, str]:

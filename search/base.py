@@ -25,7 +25,7 @@ class Searcher(ABC):
         while candidates := searcher.ask(8):
             searcher.tell([score(candidate) for candidate in candidates])
 
-    What an algorithm must keep to (``search/testing.py`` checks it):
+    What an algorithm must keep to (``testing.py`` checks it):
 
     * It is a function of (space, objectives, seed, sequence of calls): its randomness is ``self.rng``.
     * Trials are matched by their candidate, never by position. They may come late, in any order within one

@@ -1,4 +1,4 @@
-"""Algorithms written as generator functions, made searchers."""
+"""Generator searchers: algorithms written as generator functions, which remember what is known."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 
+import numpy as np
+
 from ..results.objective import Objective
 from ..results.trial import Trial
 from ..spaces import Candidate, Space
 from .base import Searcher
+from .wrappers import violations
 
 # Yields candidates to score; is sent their trials, in the order asked, once all of them are known.
 Steps = Generator[list[Candidate], list[Trial], None]
@@ -79,3 +82,73 @@ class GeneratorSearcher(Searcher):
         self._answers = dict.fromkeys(self._batch)
         self._queue = deque(self._answers)
         self._missing = len(self._answers)
+
+
+# -- Generator searchers that remember: no trial is asked for that is known, whoever asked for it -------
+
+Scored = Generator[list[Candidate], list[Trial], list[Trial]]
+
+
+class Remembering(GeneratorSearcher):
+    """Keeps every trial that it is told of: earlier runs, the user's candidates, repairs of refused ones.
+
+    Attributes:
+        known: the latest trial of every candidate told so far, in the order of the first.
+    """
+
+    def __init__(self, space: Space, objectives: Iterable[Objective | str], *, seed: int = 0) -> None:
+        super().__init__(space, objectives, seed=seed)
+        self.known: dict[Candidate, Trial] = {}
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        self.known.update((t.candidate, t) for t in trials)  # first: `super` may run the algorithm on
+        super().tell(trials)
+
+    def score(self, candidates: Iterable[Candidate]) -> Scored:
+        """``trials = yield from self.score(candidates)``: their trials, asking only for the unknown."""
+        wanted = list(candidates)
+        missing = [c for c in dict.fromkeys(wanted) if c not in self.known]
+        if missing:
+            yield missing
+        return [self.known[c] for c in wanted]
+
+    def allowed(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Those that keep the limits on analytic costs."""
+        kept = violations(self.space, self.limits, self.baseline, candidates) <= 0.0
+        return [c for c, ok in zip(candidates, kept, strict=True) if ok]
+
+    def good(self) -> list[Trial]:
+        """The known trials that succeeded and keep all limits, in the order told."""
+        return [t for t in self.known.values() if self.violation(t) == 0.0]
+
+    def start(self) -> Generator[list[Candidate], list[Trial], Trial | None]:
+        """The unchanged model, or what is nearest to it: the first candidate on the diagonal that limits
+        allow, relaxed as far as they allow, and that succeeds."""
+        for candidate in self.allowed(diagonal(self.space)):
+            trial = (yield from self.score([self.relaxed(candidate)]))[0]
+            if np.isfinite(self.loss(trial)).any():
+                return trial
+        return None
+
+    def relaxed(self, candidate: Candidate) -> Candidate:
+        """Choices compressed less, one option at a time and in turn, as long as analytic limits are kept."""
+        here = list(candidate.indices)
+        open_ = [d for d, i in enumerate(here) if i]
+        while open_:
+            for d in open_.copy():
+                less = Candidate((*here[:d], here[d] - 1, *here[d + 1 :]), self.space.choices)
+                may = bool(self.allowed([less]))
+                here[d] -= may
+                if not may or not here[d]:
+                    open_.remove(d)
+        return Candidate(tuple(here), self.space.choices)
+
+
+def diagonal(space: Space) -> list[Candidate]:
+    """All choices compressed together, by the finest steps that the space has: unchanged model first.
+
+    The nearest candidate to every share of compression at which some choice has an option.
+    """
+    counts = sorted(set(space.counts.tolist()))
+    shares = sorted({i / max(count - 1, 1) for count in counts for i in range(count)})
+    return list(dict.fromkeys(space.decode(np.full(len(space), share)) for share in shares))

@@ -10,8 +10,7 @@ from ..results.fidelity import Fidelity
 from ..results.objective import Limit, Objective
 from ..spaces import Space
 from .base import Searcher, parse_limits
-from .distinct import Distinct
-from .feasible import Feasible
+from .wrappers import Distinct, Feasible
 
 GROUP = "netcarve.searchers"
 # Code that is newer than what pip wrote down of it: names are missing, or modules have moved.

@@ -9,23 +9,23 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
+from ..model.capture import capture
+from ..model.facts import Facts
+from ..model.importance import Criterion, criterion, order
+from ..model.importance.cluster import Cluster
+from ..model.importance.measured import Evidence, Measure
+from ..model.repair.gram import Inputs
+from ..model.repair.least_squares import RIDGE
+from ..model.repair.merging import Merging
+from ..model.surgery import Alive
+from ..model.threads import one_thread
 from .builder import Builder
-from .capture import capture
 from .choice import Candidate
 from .decoding import Decoder
-from .facts import Facts
-from .importance import Criterion, criterion, order
-from .importance.cluster import Cluster
-from .importance.measured import Evidence, Measure
 from .kinds import make_kinds
 from .kinds.base import Kind, Making
 from .mending import Calibrated, Mending
-from .repair.gram import Inputs
-from .repair.least_squares import RIDGE
-from .repair.merging import Merging
 from .space import Repair, Space
-from .surgery import Alive
-from .threads import one_thread
 
 Order = Callable[[str], np.ndarray]  # units of a group by its name, the most important first
 

@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from .blocks import Block
-from .captured_module import CapturedModule, switchable
+from ..model.blocks import Block
+from ..model.captured_module import CapturedModule, switchable
+from ..model.elastic import Elastic
+from ..model.facts import Facts
+from ..model.layer_widths import layer_widths
+from ..model.model_copy import plain_copy
+from ..model.repair.gram import Inputs
+from ..model.surgery import Alive
+from ..model.threads import one_thread
 from .choice import Candidate, Choice
-from .costing.layer_widths import layer_widths
 from .decoding import Decoder
-from .facts import Facts
 from .kinds.base import Context, Part
 from .kinds.splits.staged import PlacedStage
+from .lengths import check_lengths
 from .mending import Mending, in_turn
-from .model_copy import plain_copy
-from .proving.lengths import check_lengths
-from .repair.gram import Inputs
 from .space import ModelSide, Repair, Space
-from .surgery import Alive
-from .switching.elastic import Elastic
-from .threads import one_thread
 
 
 class Builder(ModelSide):

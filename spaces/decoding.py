@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..model.cost_tables import Tables
+from ..model.facts import Facts
+from ..model.proof import separating
+from ..model.surgery import Alive
 from .choice import Candidate, Choice
-from .costing.cost_tables import Tables
-from .facts import Facts
 from .kinds.base import Keeps, Part, parts_of
-from .proving.proof import separating
 from .space import Space
-from .surgery import Alive
 
 SUMS = ("macs", "flops", "params", "size_mb")  # over what is there
 LIVES = ("activation_mb", "memory_mb")  # depend on which tensors are alive together

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from .capture import batch_length, of_traced_length
-from .facts import Facts
-from .repair import Calibration, Sequential, fold, gather, sequential
-from .repair.gram import Inputs
-from .repair.merging import Merging
+from ..model.capture import batch_length, of_traced_length
+from ..model.facts import Facts
+from ..model.repair import Calibration, Sequential, fold, gather, sequential
+from ..model.repair.gram import Inputs
+from ..model.repair.merging import Merging
+from ..model.surgery import Alive, Mend, Surgeon
 from .space import Repair
-from .surgery import Alive, Mend, Surgeon
 
 FEW = 100  # calibration samples
 

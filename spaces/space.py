@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from ..model.repair.gram import Inputs
     from .kinds.splits.staged import PlacedStage
-    from .repair.gram import Inputs
 
 Repair = bool | Literal["once", "merge"]  # how built networks are mended without training
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..model.capture import capture
+from ..model.counter import counted
+from ..model.coupling.walk import IN
+from ..model.model_copy import plain_copy
 from .blueprint import Blueprint
-from .capture import capture
 from .choice import Candidate
-from .costing.counter import counted
-from .coupling.walk import IN
-from .model_copy import plain_copy
 
 _kept_alive: list[torch.library.Library] = []  # a library's declarations go with it
 

@@ -7,20 +7,11 @@ import pytest
 from netcarve.results.hypervolume import hypervolume
 from netcarve.results.objective import Limit
 from netcarve.results.trial import Trial
-from netcarve.search.baselines.random import Random
-from netcarve.search.bayesian.auto import Auto
-from netcarve.search.bayesian.gp import GP
+from netcarve.search.baselines import Random
+from netcarve.search.bayesian.gp import GP, Auto
 from netcarve.search.registry import guard, searcher
-from netcarve.search.testing import (
-    OBJECTIVES,
-    SearcherConformance,
-    drive,
-    facts,
-    toy_scores,
-    toy_space,
-    toy_sweep,
-)
 from netcarve.spaces import Choice, ModelSide, Space
+from netcarve.testing import OBJECTIVES, SearcherConformance, drive, facts, toy_scores, toy_space, toy_sweep
 
 
 class TestAuto(SearcherConformance):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 import torch.nn.utils.prune
 from netcarve import trace
-from netcarve.spaces.capture import CaptureError
-from netcarve.spaces.proving.proof import relative_difference
+from netcarve.model.capture import CaptureError
+from netcarve.model.proof import relative_difference
 from netcarve.spaces.testing import zeroed_consumers
 from torch import nn
 

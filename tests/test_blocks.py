@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from netcarve import trace
-from netcarve.spaces.proving.proof import relative_difference
+from netcarve.model.proof import relative_difference
 from netcarve.spaces.testing import counted_costs, declare_torchvision_operators
 from torch import nn
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from netcarve.search.evolutionary.boundaries import SHARE, boundaries, jump
-from netcarve.search.testing import toy_space
+from netcarve.devices import Device, Link
+from netcarve.search.evolutionary.evolution import SHARE, boundaries, jump
 from netcarve.spaces import Choice, Space
-from netcarve.spaces.devices import Device, Link
 from netcarve.spaces.kinds.splits.plan import Plan, splitting_choices
+from netcarve.testing import toy_space
 
 
 def split_space(encoding):

@@ -12,8 +12,8 @@ from netcarve.results.objective import Limit, Objective
 from netcarve.search.exact.branch_and_bound import BranchAndBound
 from netcarve.search.exact.certificate import Certificate, CertificateError, check_certificate
 from netcarve.search.registry import guard
-from netcarve.search.testing import SearcherConformance, claimed, drive, every, toy_space, true_front
 from netcarve.spaces import Choice, ModelSide, Space
+from netcarve.testing import SearcherConformance, claimed, drive, every, toy_space, true_front
 
 COSTS = (Objective("macs"), Objective("params"), Objective("memory_mb"))
 

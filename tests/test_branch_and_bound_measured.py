@@ -10,8 +10,8 @@ from netcarve.search.exact.branch_and_bound import BranchAndBound
 from netcarve.search.exact.certificate import CertificateError, check_certificate
 from netcarve.search.greedy.sensitivity import candidates_of, predict
 from netcarve.search.registry import guard
-from netcarve.search.testing import claimed, drive, every, toy_space, true_front
 from netcarve.spaces import Choice, ModelSide, Space
+from netcarve.testing import claimed, drive, every, toy_space, true_front
 
 COSTS = (Objective("macs"), Objective("params"), Objective("memory_mb"))
 
@@ -172,7 +172,7 @@ class MeasuredCosts:
 
 def test_a_run_keeps_the_certificate_and_the_front_prints_it(tmp_path, capsys):
     from netcarve.cli import app
-    from netcarve.search import load, sweep
+    from netcarve.engine import load, sweep
     from torch import nn
     from typer.testing import CliRunner
 

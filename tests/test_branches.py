@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from netcarve.engine import sweep
 from netcarve.evaluators import Task
-from netcarve.evaluators.accuracy import Quality
 from netcarve.evaluators.finetuning import finetune
 from netcarve.evaluators.pool import Job
-from netcarve.search import sweep
+from netcarve.evaluators.quality import Quality
+from netcarve.model.captured_module import CapturedModule
 from netcarve.spaces import trace
-from netcarve.spaces.captured_module import CapturedModule
 from netcarve.spaces.kinds.branches import Branches, assign, cluster_classes, energies, retained
 from netcarve.spaces.kinds.branches.assignment import shares
 from netcarve.spaces.testing import counted_costs

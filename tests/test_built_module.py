@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 import torch
 from netcarve import trace
-from netcarve.spaces.proving.proof import relative_difference
+from netcarve.model.proof import relative_difference
 from netcarve.spaces.testing import zeroed_consumers
 from torch import nn
 

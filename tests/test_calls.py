@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from netcarve.evaluators.clocked import calls_of
-from netcarve.spaces.capture import capture
-from netcarve.spaces.stages import find_cuts, functionalise, run_stages, split
+from netcarve.evaluators.profiling import calls_of
+from netcarve.model.capture import capture
+from netcarve.model.stages import find_cuts, functionalise, run_stages, split
 from torch import nn
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from netcarve.search.run import NAMED
+from netcarve.engine.run import NAMED
 
 TASKS = Path(__file__).parent / "data" / "cli_tasks.py"
 
@@ -156,7 +156,7 @@ def test_what_stands_in_the_way_is_a_failure(refused, monkeypatch: pytest.Monkey
 
 
 def test_a_defect_of_ours_keeps_its_traceback(call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("netcarve.search.load", lambda path: [][0])
+    monkeypatch.setattr("netcarve.engine.load", lambda path: [][0])
     with pytest.raises(IndexError):
         call("front", "runs/a")
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve import Choice, Front, Space, Task, Trial, trace
-from netcarve.evaluators.accuracy import pack
 from netcarve.evaluators.errors import TaskError
+from netcarve.evaluators.quality import pack
 from netcarve.evaluators.task import HELD_BACK, LEAST_TO_SPLIT
-from netcarve.results.against_uniform import gain, sentence
+from netcarve.results.comparison import gain, sentence
 from netcarve.results.confirmation import (
     chosen_volume,
     indistinct,

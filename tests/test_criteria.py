@@ -8,14 +8,10 @@ import numpy as np
 import pytest
 import torch
 from netcarve import trace
-from netcarve.spaces.importance.activation_mean import ActivationMean
-from netcarve.spaces.importance.cluster import Cluster
-from netcarve.spaces.importance.fisher import Fisher
-from netcarve.spaces.importance.gradient import Gradient
-from netcarve.spaces.importance.gradients import OwnOutputs
-from netcarve.spaces.importance.measured import Evidence
-from netcarve.spaces.importance.taylor import Taylor
-from netcarve.spaces.importance.zero_fraction import ZeroFraction
+from netcarve.model.importance.activations import ActivationMean, ZeroFraction
+from netcarve.model.importance.cluster import Cluster
+from netcarve.model.importance.gradients import Fisher, Gradient, OwnOutputs, Taylor
+from netcarve.model.importance.measured import Evidence
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 

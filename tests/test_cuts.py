@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from netcarve.spaces.capture import capture
-from netcarve.spaces.stages import (
+from netcarve.model.capture import capture
+from netcarve.model.stages import (
     Cut,
     CutError,
     after_modules,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from netcarve import Device, Link
-from netcarve.spaces.stages import CutError
+from netcarve.model.stages import CutError
 from torch import nn
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from netcarve.spaces.devices import (
+from netcarve.devices import (
     Device,
     Link,
     Profile,

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from netcarve.evaluators import Quality, resolve_task
-from netcarve.evaluators.tasks import digits
+from netcarve.evaluators import Quality, digits, resolve_task
 from netcarve.spaces import Candidate
 
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from netcarve import Task, trace
+from netcarve.engine.rebuild import rebuild_space
+from netcarve.engine.settings import RunError
 from netcarve.evaluators.inspection import inspection
-from netcarve.search.rebuild import rebuild_space
-from netcarve.search.settings import RunError
-from netcarve.spaces.proving.proof import relative_difference
+from netcarve.model.proof import relative_difference
 from netcarve.spaces.testing import counted_costs, zeroed_consumers
 from torch import nn
 

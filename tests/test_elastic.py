@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from netcarve import trace
-from netcarve.spaces.switching.elastic_storage import Storage, Widths
+from netcarve.model.elastic_storage import Storage, Widths
 from torch import nn
 
 
@@ -257,7 +257,7 @@ class Unsound(Storage):
 
 
 def test_weights_are_copied_where_sorting_would_change_the_outputs(monkeypatch):
-    monkeypatch.setattr("netcarve.spaces.switching.elastic.Storage", Unsound)
+    monkeypatch.setattr("netcarve.model.elastic.Storage", Unsound)
     space = space_of(Images(["residual"]), pictures())
     elastic = elastic_of(space)
     c = space.candidate([1] * len(space))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from netcarve import Task, trace
-from netcarve.evaluators.accuracy import Quality
 from netcarve.evaluators.batchnorm import reestimate_batchnorm, reestimate_if_better
 from netcarve.evaluators.pool import Job
+from netcarve.evaluators.quality import Quality
 from torch import nn
 from torch.nn.utils import prune
 

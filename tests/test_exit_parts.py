@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from netcarve.model.stages import CutError, find_cuts, functionalise, split
 from netcarve.spaces import trace
 from netcarve.spaces.kinds.exits import Cascade, Head, divide
 from netcarve.spaces.kinds.exits.head import Moments, grid_of
-from netcarve.spaces.stages import CutError, find_cuts, functionalise, split
 from torch import nn
 
 CLASSES = 5

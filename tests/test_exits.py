@@ -5,13 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from netcarve.engine import sweep
 from netcarve.evaluators import Task
-from netcarve.evaluators.accuracy import Quality
 from netcarve.evaluators.base import as_evaluators
 from netcarve.evaluators.batchnorm import reestimate_batchnorm
 from netcarve.evaluators.pool import Job
-from netcarve.evaluators.reach import Reach, reached
-from netcarve.search import sweep
+from netcarve.evaluators.quality import Quality, Reach, reached
 from netcarve.spaces import trace
 from netcarve.spaces.kinds.exits import Cascade, Head, confidence
 from netcarve.spaces.testing import counted_costs

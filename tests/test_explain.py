@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from netcarve import Task, sweep, trace
-from netcarve.evaluators.explaining.analyses import ANALYSES, analyse
-from netcarve.evaluators.explaining.attribution import attribution_section
-from netcarve.evaluators.explaining.graphs import find_place, place_of
-from netcarve.evaluators.explaining.subject import Subject
+from netcarve.engine import RunError
+from netcarve.engine import explaining as search_explaining
 from netcarve.evaluators.pool import Job
-from netcarve.results.report import report_document
-from netcarve.search import RunError
-from netcarve.search import explaining as search_explaining
-from netcarve.spaces.costing.layer_widths import LayerWidth
+from netcarve.explain.analyses import ANALYSES, analyse
+from netcarve.explain.attribution import attribution_section
+from netcarve.explain.graphs import find_place, place_of
+from netcarve.explain.subject import Subject
+from netcarve.model.layer_widths import LayerWidth
+from netcarve.report import report_document
 from torch import nn
 
 
@@ -245,7 +245,7 @@ def test_scores_of_an_explanation_are_those_of_the_run(subject, monkeypatch):
     assert decisions.basis.startswith("160 of 160 validation samples")
     assert "on all" not in decisions.summary
     # Where not all can be afforded, the figure on all stands beside that of the part.
-    monkeypatch.setattr("netcarve.evaluators.explaining.subject.BUDGET", 0.0)
+    monkeypatch.setattr("netcarve.explain.subject.BUDGET", 0.0)
     few = section("decisions", subject)
     assert few.basis.startswith("50 of 160 validation samples")
     change = 100 * (decisions.data["subnetwork"] - decisions.data["original"])

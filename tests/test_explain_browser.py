@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from netcarve.results.explaining.section import KINDS, Figure, Section
-from netcarve.results.report import write_explanation
+from netcarve.explain.section import KINDS, Figure, Section
+from netcarve.report import write_explanation
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: docs/report.md")
 

@@ -7,18 +7,18 @@ import pytest
 import torch
 from netcarve import Task, trace
 from netcarve.__main__ import run as main
-from netcarve.evaluators.explaining.analyses import ANALYSES, analyse
-from netcarve.evaluators.explaining.graphs import graph_of
-from netcarve.evaluators.explaining.layers import layers_section, path_counts
-from netcarve.evaluators.explaining.similarity import pooled
-from netcarve.evaluators.explaining.subject import Subject
+from netcarve.engine import RunError
+from netcarve.engine.budget import POINTS, Clock
 from netcarve.evaluators.pool import Job
-from netcarve.results.explaining.section import Skipped
-from netcarve.search import RunError
-from netcarve.search.clock import POINTS, Clock
-from netcarve.search.testing import ToyScorer, toy_sweep
+from netcarve.explain.analyses import ANALYSES, analyse
+from netcarve.explain.graphs import graph_of
+from netcarve.explain.layers import layers_section, path_counts
+from netcarve.explain.section import Skipped
+from netcarve.explain.similarity import pooled
+from netcarve.explain.subject import Subject
 from netcarve.spaces.kinds.branches import Branches
 from netcarve.spaces.kinds.exits import Cascade
+from netcarve.testing import ToyScorer, toy_sweep
 from torch import nn
 
 

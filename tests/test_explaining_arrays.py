@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve import Objective
+from netcarve.explain.anova import Anova, Boxes, average, factorial, tree_boxes
+from netcarve.explain.attribution import rank_correlation, top_overlap
+from netcarve.explain.classes import class_change, paired_interval
+from netcarve.explain.localisation import area_holding, energy, energy_entropy
+from netcarve.explain.section import Skipped, plain_json
+from netcarve.explain.sensitivity import importance, sensitivity, sensitivity_section
+from netcarve.explain.shapley import exact_values, interaction_index, shapley
+from netcarve.explain.similarity import gram, linear_cka, probe_accuracy
 from netcarve.results import Trial
-from netcarve.results.explaining.agreement import rank_correlation, top_overlap
-from netcarve.results.explaining.anova import Anova, Boxes, average, factorial, tree_boxes
-from netcarve.results.explaining.localisation import area_holding, energy, energy_entropy
-from netcarve.results.explaining.paired import class_change, paired_interval
-from netcarve.results.explaining.section import Skipped, plain_json
-from netcarve.results.explaining.sensitivity import importance, sensitivity, sensitivity_section
-from netcarve.results.explaining.shapley import exact_values, interaction_index, shapley
-from netcarve.results.explaining.similarity import gram, linear_cka, probe_accuracy
 from netcarve.spaces import Choice, Space
 
 COUNTS = (4, 3, 2)

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from netcarve.results.export import ExportError, Receipt, export, load_state
-from netcarve.results.export.process import relative_difference
+from netcarve.export import ExportError, Receipt, export, load_state
+from netcarve.export.process import relative_difference
 from torch import nn
 
 # A module of the user's, in a folder that only this process has on its search path.
@@ -182,9 +182,7 @@ class TestState:
     def test_calls_only_functions_that_are_trusted(self, exported, tmp_path):
         with pytest.raises(ValueError, match=r"trust=\['user_small_net'\]"):
             load_state(exported.directory)
-        description = {
-            "rebuild": {"function": "netcarve.results.export.folder:check_target", "arguments": {}}
-        }
+        description = {"rebuild": {"function": "netcarve.export.folder:check_target", "arguments": {}}}
         (tmp_path / "description.json").write_text(
             json.dumps(description).replace("check_target", "ExportError")
         )
@@ -310,7 +308,7 @@ def test_silence():
     code = """
 import sys, tempfile, torch
 from torch import nn
-from netcarve.results.export import export
+from netcarve.export import export
 x = torch.randn(2, 1, 8, 8)
 model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
 with tempfile.TemporaryDirectory() as folder:
@@ -321,7 +319,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def test_torch_free_import():
-    code = "import sys, netcarve.results.export; print('torch' in sys.modules)"
+    code = "import sys, netcarve.export; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from netcarve.results import export as export_package
-from netcarve.results.export import FORMATS, ExportError, Receipt, export
+from netcarve import export as export_package
+from netcarve.export import FORMATS, ExportError, Receipt, export
 from torch import nn
 
 

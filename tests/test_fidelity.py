@@ -11,20 +11,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from netcarve.engine.budget import Budget
+from netcarve.engine.known import SAME, Driver, Known
+from netcarve.engine.progress import Silent
 from netcarve.evaluators import Job
+from netcarve.report.document import report_document
 from netcarve.results import Fidelity, Front, FrontTracker, Ledger, Proposal, in_full
 from netcarve.results.fidelity import FULL, proposals
-from netcarve.results.report.document import report_document
 from netcarve.results.trial import Trial
-from netcarve.search.budget import Budget
-from netcarve.search.combined.progressive import Progressive
-from netcarve.search.distinct import Distinct
-from netcarve.search.feasible import Feasible
-from netcarve.search.known import SAME, Driver, Known
-from netcarve.search.progress import Silent
+from netcarve.search.progressive import Progressive
 from netcarve.search.registry import guard
-from netcarve.search.testing import OBJECTIVES, AnyOrder, ToyScorer, drive, facts, toy_space, toy_sweep
+from netcarve.search.wrappers import Distinct, Feasible
 from netcarve.spaces import Candidate, ModelSide, Space
+from netcarve.testing import OBJECTIVES, AnyOrder, ToyScorer, drive, facts, toy_space, toy_sweep
 from torch import nn
 
 THREE = (Fidelity("full"), Fidelity("half", samples=0.5), Fidelity("quick", samples=0.25))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from netcarve import Task, load, sweep, trace
+from netcarve.engine.settings import RunError
 from netcarve.evaluators import Job, Quality, reestimate_batchnorm, resolve_task
 from netcarve.evaluators.batchnorm import misfit, reestimate_if_better
-from netcarve.search.settings import RunError
-from netcarve.spaces.capture import CaptureError
+from netcarve.model.capture import CaptureError
 from torch import Tensor, nn
 
 
@@ -221,7 +221,7 @@ def test_a_run_scored_by_older_rules_opens_but_is_not_gone_on_with(tmp_path, mon
     task = own_answers(trained())
     out = tmp_path / "run"
     with monkeypatch.context() as older:
-        older.setattr("netcarve.search.settings.SCORING", 1)
+        older.setattr("netcarve.engine.settings.SCORING", 1)
         sweep(task, space_of(task), "random", trials=3, workers=0, out=out)
     assert len(load(out, task)) == 3
     with pytest.raises(RunError, match="scored candidates in another way"):

@@ -3,15 +3,13 @@
 import numpy as np
 import pytest
 from netcarve.results.hypervolume import hypervolume
+from netcarve.search.bayesian.acquisition import Measure, cells, expected_improvement
 from netcarve.search.bayesian.gp import GP
-from netcarve.search.bayesian.improvement import Measure, cells, expected_improvement
-from netcarve.search.bayesian.kernel import JITTER, MEAN, TREND, Covariance, OptionKernel
-from netcarve.search.bayesian.metric import Metric
-from netcarve.search.bayesian.surrogate import Posterior
-from netcarve.search.bayesian.warp import Warp, standardised
-from netcarve.search.evolutionary.variation import kept, scattered, vary
-from netcarve.search.testing import SearcherConformance
+from netcarve.search.bayesian.kernel import JITTER, MEAN, TREND, Covariance, OptionKernel, Posterior
+from netcarve.search.bayesian.metric import Metric, Warp, standardised
+from netcarve.search.evolutionary.evolution import kept, scattered, vary
 from netcarve.spaces import Choice, Space
+from netcarve.testing import SearcherConformance
 
 
 class TestGP(SearcherConformance):

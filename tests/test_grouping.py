@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve import trace
 from netcarve.evaluators.batchnorm import reestimate_batchnorm
+from netcarve.model.repair import gather
 from netcarve.spaces.kinds.group import assign, balanced_sizes, kept_share
 from netcarve.spaces.kinds.group.kind import dense_layers
 from netcarve.spaces.kinds.group.refit import refit
-from netcarve.spaces.repair import gather
 from netcarve.spaces.testing import counted_costs
 from torch import nn
 
@@ -324,7 +324,7 @@ def test_bad_options_are_refused():
 
 def test_digits_after_refit():
     """All 3x3 convolutions but the first in 4 groups: 27 % of the parameters."""
-    from netcarve.evaluators.tasks.digits import task
+    from netcarve.evaluators.digits import task
 
     digits = task()
     images, targets = (torch.cat([b[i][0] if i == 0 else b[i] for b in digits.batches]) for i in (0, 2))

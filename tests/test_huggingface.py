@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from netcarve import trace
-from netcarve.spaces.proving.proof import relative_difference
+from netcarve.model.proof import relative_difference
 from netcarve.spaces.testing import zeroed_consumers
 
 hf = pytest.importorskip("transformers")

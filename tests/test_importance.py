@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from netcarve import trace
-from netcarve.spaces.importance import criterion
+from netcarve.model.importance import criterion
 from torch import nn
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from netcarve import Task, sweep, trace
+from netcarve.engine.known import SAME
 from netcarve.evaluators import Quality
-from netcarve.search.bayesian.auto import Auto
-from netcarve.search.known import SAME
+from netcarve.search.bayesian.gp import Auto
 from torch import nn
 
 

@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve import Task, sweep, trace
+from netcarve.engine.measured_front import IN_TURNS
 from netcarve.evaluators.latency import _drift, _interval, measure_latencies, measure_latency
 from netcarve.results import Front, Trial
 from netcarve.results.hypervolume import nondominated, nondominated_within
 from netcarve.results.table import busy_text, front_rows
-from netcarve.search.measured_front import IN_TURNS
 from netcarve.spaces import Choice, Space
 from torch import Tensor, nn
 

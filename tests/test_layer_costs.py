@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from netcarve import trace
-from netcarve.evaluators.cost import count
 from netcarve.evaluators.inspection import layer_costs
-from netcarve.spaces.costing.counter import counted
+from netcarve.evaluators.quality import count
+from netcarve.model.counter import counted
 from torch import nn
 from torch.nn import functional
 

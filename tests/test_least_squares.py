@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from netcarve.spaces.importance import elimination
-from netcarve.spaces.importance.elimination import Quadratic, backward_elimination
-from netcarve.spaces.repair import mixing
-from netcarve.spaces.repair.fitting import fitted_layer
-from netcarve.spaces.repair.least_squares import Split, moments
+from netcarve.model.importance import reconstruction
+from netcarve.model.importance.reconstruction import Quadratic, backward_elimination
+from netcarve.model.repair import mixing
+from netcarve.model.repair.least_squares import Split, moments
+from netcarve.model.repair.sequential import fitted_layer
 
 
 def with_one(x):
@@ -85,7 +85,7 @@ def constrained_loss(second, w, gone, p):
 
 @pytest.mark.parametrize(("units", "p", "pending"), [(12, 1, 64), (12, 1, 3), (6, 3, 4), (9, 2, 64)])
 def test_saliency_is_the_increase_of_the_constrained_loss(monkeypatch, units, p, pending):
-    monkeypatch.setattr(elimination, "PENDING", pending)
+    monkeypatch.setattr(reconstruction, "PENDING", pending)
     rng = np.random.default_rng(0)
     problems = [quadratic(rng, units, p) for _ in range(2)]
     order, increase = backward_elimination(units, [q for _, _, q in problems])

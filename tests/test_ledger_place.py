@@ -9,7 +9,7 @@ import sys
 import pytest
 from netcarve import Ledger, Trial
 from netcarve.results import LedgerError
-from netcarve.search.testing import toy_space
+from netcarve.testing import toy_space
 
 SPACE = toy_space()
 SETTINGS = {"seed": 3, "choices": [[c.name, list(c.options)] for c in SPACE.choices]}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve import Task, sweep, trace
 from netcarve.evaluators import TaskError
-from netcarve.spaces.capture import CaptureError
+from netcarve.model.capture import CaptureError
 from torch import nn
 
 EXAMPLE, LENGTHS = 12, (8, 12, 20)

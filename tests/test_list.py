@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from netcarve.__main__ import run as netcarve
-from netcarve.search import load, sweep
+from netcarve.engine import load, sweep
 from netcarve.spaces import Choice, Space
 
 SPACE = Space([Choice(name, (0.0, 0.25, 0.5, 0.75)) for name in ("a", "b", "c")])

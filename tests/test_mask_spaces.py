@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from netcarve.evaluators.finetuning import finetune
-from netcarve.spaces.importance.cluster import Cluster
+from netcarve.model.importance.cluster import Cluster
 from torch import nn
 
 

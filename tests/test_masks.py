@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from netcarve.model.model_copy import plain_copy
 from netcarve.spaces.kinds.mask import (
     GRANULARITIES,
     Sparsify,
@@ -18,7 +19,6 @@ from netcarve.spaces.kinds.mask import (
     write_masks,
 )
 from netcarve.spaces.kinds.mask.program import blocks_of, removed_blocks
-from netcarve.spaces.model_copy import plain_copy
 from torch import nn
 from torch.nn.utils import prune
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from netcarve.results.export import ExportError, export
+from netcarve.export import ExportError, export
 from safetensors.torch import load_file, save_file
 from torch import nn
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from netcarve import trace
-from netcarve.spaces.model_copy import fold, plain_copy
-from netcarve.spaces.proving.proof import relative_difference
+from netcarve.model.model_copy import fold, plain_copy
+from netcarve.model.proof import relative_difference
 from netcarve.spaces.testing import zeroed_consumers
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune

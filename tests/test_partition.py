@@ -6,17 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from netcarve.results.plot_graph import Box, GraphPicture, plot_graph
-from netcarve.search.decomposition.network import read_network
-from netcarve.search.decomposition.picture import MOST, picture_of
-from netcarve.search.decomposition.placements import placements
-from netcarve.search.decomposition.planning import plan_layout
-from netcarve.search.decomposition.refining import measured_layout
-from netcarve.search.decomposition.robustness import robustness
-from netcarve.search.decomposition.setting import METHODS, setting
-from netcarve.search.partitioning import Host, chain, in_order, stage_costs
-from netcarve.spaces.devices import Device, Link, Profile
-from netcarve.spaces.stages import run_stages, split
+from netcarve.deployment.alternatives import placements, robustness
+from netcarve.deployment.network import read_network
+from netcarve.deployment.partitioners import Host, chain, in_order, stage_costs
+from netcarve.deployment.picture import MOST, Box, GraphPicture, picture_of, plot_graph
+from netcarve.deployment.planning import plan_layout
+from netcarve.deployment.refining import measured_layout
+from netcarve.deployment.setting import METHODS, setting
+from netcarve.devices import Device, Link, Profile
+from netcarve.model.stages import run_stages, split
 from torch import nn
 
 

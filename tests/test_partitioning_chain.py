@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from netcarve.search.partitioning import Graph, Host, Link, Node, chain
-from netcarve.search.partitioning.testing import random_graph
+from netcarve.deployment.partitioners import Graph, Host, Link, Node, chain
+from netcarve.deployment.partitioners.testing import random_graph
 
 
 def stages(graph, count, *, empty, forced=(), forbidden=()):

@@ -5,10 +5,10 @@ import re
 
 import numpy as np
 import pytest
-from netcarve.search.partitioning import Graph, Host, Link, Node, Tensor, best_prefix, edge_cloud
-from netcarve.search.partitioning.edge_cloud import latency
-from netcarve.search.partitioning.max_flow import FlowNetwork
-from netcarve.search.partitioning.testing import assignments, forward, random_graph
+from netcarve.deployment.partitioners import Graph, Host, Link, Node, Tensor, best_prefix, edge_cloud
+from netcarve.deployment.partitioners.edge_cloud import latency
+from netcarve.deployment.partitioners.max_flow import FlowNetwork
+from netcarve.deployment.partitioners.testing import assignments, forward, random_graph
 
 
 @pytest.mark.parametrize("block", range(4))

@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from netcarve.search.partitioning import Graph, Host, Link, Node, Plan, Tensor, traffic
-from netcarve.search.partitioning.hosts import check_memory
-from netcarve.search.partitioning.plan import parts_of
-from netcarve.search.partitioning.testing import random_graph, sent
+from netcarve.deployment.partitioners import Graph, Host, Link, Node, Plan, Tensor, traffic
+from netcarve.deployment.partitioners.graph import check_memory, parts_of
+from netcarve.deployment.partitioners.testing import random_graph, sent
 
 A, B, C = Node("a", 1.0, 10.0), Node("b", 2.0, 20.0), Node("c", 3.0, 30.0)
 

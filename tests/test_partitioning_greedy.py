@@ -4,10 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from netcarve.search.partitioning import Graph, Node, chain, greedy_merge, greedy_split, traffic
-from netcarve.search.partitioning.hosts import Host
-from netcarve.search.partitioning.plan import per_part
-from netcarve.search.partitioning.testing import random_graph
+from netcarve.deployment.partitioners import Graph, Node, chain, greedy_merge, greedy_split, traffic
+from netcarve.deployment.partitioners.graph import Host, per_part
+from netcarve.deployment.partitioners.testing import random_graph
 
 
 def cuts_of(parts):

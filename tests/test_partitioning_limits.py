@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from netcarve.search.partitioning import Graph, Host, Node
-from netcarve.search.partitioning.limits import limits
-from netcarve.search.partitioning.mincut_pool import _objective
+from netcarve.deployment.partitioners import Graph, Host, Node
+from netcarve.deployment.partitioners.graph import limits
+from netcarve.deployment.partitioners.mincut_pool import _objective
 
 
 def test_work_is_shared_by_speed_and_memory_as_the_devices_say():

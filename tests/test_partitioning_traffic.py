@@ -4,14 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from netcarve.search.partitioning import Graph, Host, Node, forward_parts, in_order, least_traffic
-from netcarve.search.partitioning.kernighan_lin import kernighan_lin
-from netcarve.search.partitioning.limits import limits
-from netcarve.search.partitioning.mincut_pool import mincut_pool
-from netcarve.search.partitioning.refine import refine
-from netcarve.search.partitioning.russian_doll import russian_doll
-from netcarve.search.partitioning.spectral import affinity, eigenvalue_bound, spectral
-from netcarve.search.partitioning.testing import assignments, forward, planted_graph, random_graph, sent
+from netcarve.deployment.partitioners import Graph, Host, Node, forward_parts, in_order, least_traffic
+from netcarve.deployment.partitioners.graph import limits
+from netcarve.deployment.partitioners.mincut_pool import mincut_pool
+from netcarve.deployment.partitioners.refine import kernighan_lin, refine
+from netcarve.deployment.partitioners.russian_doll import russian_doll
+from netcarve.deployment.partitioners.spectral import affinity, eigenvalue_bound, spectral
+from netcarve.deployment.partitioners.testing import assignments, forward, planted_graph, random_graph, sent
 
 
 def best(graph, bound, ordered, host):
@@ -122,7 +121,7 @@ def test_the_eigenvalue_bound_of_a_complete_graph_is_its_cut():
 
 
 def planted_complete(nodes):
-    from netcarve.search.partitioning import Tensor
+    from netcarve.deployment.partitioners import Tensor
 
     pairs = itertools.combinations([node.name for node in nodes], 2)
     return Graph(tuple(nodes), tuple(Tensor(f"{a}{b}", 1.0, a, (b,)) for a, b in pairs))
@@ -153,7 +152,7 @@ def test_refinement_exchanges_nodes_between_full_parts():
     # Two triangles, one node of each in the wrong part, no room for a single move.
     names = "abcdef"
     edges = [("a", "b"), ("a", "c"), ("b", "c"), ("d", "e"), ("d", "f"), ("e", "f")]
-    from netcarve.search.partitioning import Tensor
+    from netcarve.deployment.partitioners import Tensor
 
     tensors = tuple(Tensor(u + v, 1.0, u, (v,)) for u, v in edges)
     graph = Graph(tuple(Node(name, 1.0) for name in names), tensors)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from netcarve.search.partitioning import loss_tree
+from netcarve.engine.rules import loss_tree
 from netcarve.spaces import Choice, Space
 
 SPACE = Space(

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from netcarve.results.export import ExportError, FileRecord
-from netcarve.results.export.process import Calls, ask
-from netcarve.results.export.standalone import limits
+from netcarve.export import ExportError, FileRecord
+from netcarve.export.process import Calls, ask
+from netcarve.standalone import limits
 
 STANDALONE = str(Path(limits.__file__).parent)
 IMPORT = f"import sys; sys.path.insert(0, {STANDALONE!r}); import limits; "

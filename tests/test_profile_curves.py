@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from netcarve.spaces.devices import Profile, ProfileError
-from netcarve.spaces.devices.law import fit_affine, fit_law
+from netcarve.devices import Profile, ProfileError
+from netcarve.devices.profile import fit_affine, fit_law
 
 # ms = a + b macs + c bytes, so that every figure below can be computed by hand
 CONV = [2e-3, 1e-6, 1e-8]

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 import torch
 from netcarve.__main__ import run
-from netcarve.evaluators.clocked import Clocked, calls_of
+from netcarve.devices import Device, Link, Profile, devices_of
+from netcarve.engine import sweep
+from netcarve.engine.measured_front import staged_times
+from netcarve.engine.platform import as_stored, memory_limits, stored_platform
 from netcarve.evaluators.errors import TaskError
-from netcarve.evaluators.profiling import measure_profile, shared_names, with_profiles
+from netcarve.evaluators.profiling import Clocked, calls_of, measure_profile, shared_names, with_profiles
 from netcarve.evaluators.stage_timing import stage_jobs, taking_turns
-from netcarve.results.report.document import report_document
-from netcarve.search import sweep
-from netcarve.search.devices import as_stored, memory_limits, stored_platform
-from netcarve.search.staged_front import staged_times
+from netcarve.model.capture import capture
+from netcarve.model.stages import find_cuts, functionalise, split
+from netcarve.report.document import report_document
 from netcarve.spaces import trace
-from netcarve.spaces.capture import capture
-from netcarve.spaces.devices import Device, Link, Profile, devices_of
-from netcarve.spaces.stages import find_cuts, functionalise, split
 from torch import nn
 
 # ms = a + b macs + c bytes, so that every figure below can be computed by hand

@@ -10,24 +10,18 @@ import netcarve
 import numpy as np
 import pytest
 import torch
-from netcarve.evaluators.accuracy import Quality, pack
+from netcarve.engine import Interrupted
 from netcarve.evaluators.base import Measured
+from netcarve.evaluators.quality import Quality, pack
 from netcarve.results import Fidelity, Proposal
 from netcarve.results.fidelity import parse_rungs, proposals
 from netcarve.results.objective import Objective
 from netcarve.results.trial import Trial
-from netcarve.search import Interrupted
 from netcarve.search import searcher as searcher_by_name
-from netcarve.search.combined.progressive import Progressive, disagreements, mcnemar
+from netcarve.search.progressive import Progressive, disagreements, mcnemar
 from netcarve.search.registry import guard
-from netcarve.search.testing import (
-    OBJECTIVES,
-    SearcherConformance,
-    facts,
-    toy_scores,
-    toy_space,
-)
 from netcarve.spaces import Candidate, ModelSide, Space
+from netcarve.testing import OBJECTIVES, SearcherConformance, facts, toy_scores, toy_space
 from scipy.stats import binomtest
 from torch import nn
 from torch.utils.data import TensorDataset

@@ -10,9 +10,9 @@ from typing import Any
 import netcarve
 import pytest
 import torch
+from netcarve.model import proof_cache
+from netcarve.model.proof_cache import ProofCache, fingerprint
 from netcarve.spaces import blueprint as blueprint_module
-from netcarve.spaces.proving import proof_cache
-from netcarve.spaces.proving.proof_cache import ProofCache, fingerprint
 from torch import nn
 
 SOURCE = """

@@ -10,9 +10,9 @@ import zipfile
 
 import pytest
 import torch
-from netcarve.results.export.loading import _program
-from netcarve.results.export.standalone import pt2_check
-from netcarve.results.export.standalone.pt2_check import Pt2Error, check_pt2, clean_pt2, load_pt2
+from netcarve.export.loading import _program
+from netcarve.standalone import pt2_check
+from netcarve.standalone.pt2_check import Pt2Error, check_pt2, clean_pt2, load_pt2
 from torch import nn
 
 
@@ -378,7 +378,7 @@ def sizes_of(value):
 
 def test_every_text_of_the_schema_has_a_rule_or_is_refused():
     """Torch's next schema may have further texts: they are refused until somebody has thought about them."""
-    from netcarve.results.export.standalone.pt2_check import _DROPPED, _RULES
+    from netcarve.standalone.pt2_check import _DROPPED, _RULES
     from torch._export.serde import schema
 
     found = set()

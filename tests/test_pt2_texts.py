@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from netcarve.results.export.standalone import pt2_texts as texts
-from netcarve.results.export.standalone.pt2_texts import Pt2Error
+from netcarve.standalone import pt2_texts as texts
+from netcarve.standalone.pt2_texts import Pt2Error
 
 EXPRESSIONS = [
     ("Mul(Integer(3), Symbol('s77', positive=True, integer=True))", True),

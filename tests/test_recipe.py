@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from netcarve import load
 from netcarve.cli import app
-from netcarve.search.read_settings import FREE, SweepSettings, default_of, option_of
-from netcarve.search.testing import facts
+from netcarve.engine.read_settings import FREE, SweepSettings, default_of, option_of
+from netcarve.testing import facts
 
 DATA = Path(__file__).parent / "data"
 TASK = f"{DATA / 'stored_task.py'}:task"

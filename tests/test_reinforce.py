@@ -10,13 +10,11 @@ import numpy as np
 import pytest
 from netcarve.results.objective import Limit, Objective
 from netcarve.results.trial import Trial
-from netcarve.search.learnt.episodes import Episodes
-from netcarve.search.learnt.policy import Policy, entropy_gradient, log_gradient
-from netcarve.search.learnt.ppo import PPO
-from netcarve.search.learnt.reinforce import Reinforce
+from netcarve.search.policy import Episodes, Policy, entropy_gradient, log_gradient
 from netcarve.search.registry import guard
-from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
+from netcarve.search.reinforce import PPO, Reinforce
 from netcarve.spaces import Candidate, Choice, ModelSide, Space
+from netcarve.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
 
 
 class TestReinforce(SearcherConformance):

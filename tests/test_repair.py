@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from netcarve import trace
+from netcarve.model.repair import gram as gram_module
+from netcarve.model.repair.consumers import find_consumers
 from netcarve.spaces.mending import Calibrated
-from netcarve.spaces.repair import gram as gram_module
-from netcarve.spaces.repair.consumers import find_consumers
 from torch import nn
 
 BLOCK = 4  # channels k and k + 4 are linearly dependent in the networks below

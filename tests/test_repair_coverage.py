@@ -8,12 +8,11 @@ import pytest
 import torch
 from netcarve import Task, sweep, trace
 from netcarve.evaluators.batchnorm import reestimate_batchnorm
-from netcarve.spaces.capture import capture
-from netcarve.spaces.repair import changes, fitting
-from netcarve.spaces.repair.changes import Change, Changes
-from netcarve.spaces.repair.consumers import find_consumers
-from netcarve.spaces.repair.rows import Picker, take
-from netcarve.spaces.repair.sources import Patch, Source
+from netcarve.model.capture import capture
+from netcarve.model.repair import least_squares, sequential
+from netcarve.model.repair.consumers import find_consumers
+from netcarve.model.repair.least_squares import Change, Changes
+from netcarve.model.repair.sources import Patch, Picker, Source, take
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, unfold
 
@@ -198,7 +197,7 @@ def test_a_candidate_is_the_same_whatever_was_built_before(monkeypatch):
     space = trace(net, data[0][0]).space(ratios=4, calibration=data)
     candidates = space.sample(np.random.default_rng(0), 6)
     built = [space.build(c).state_dict() for c in candidates]
-    monkeypatch.setattr(changes, "BYTES", 0)
+    monkeypatch.setattr(least_squares, "BYTES", 0)
     alone = [
         trace(net, data[0][0]).space(ratios=4, calibration=data).build(c).state_dict() for c in candidates
     ]
@@ -246,7 +245,7 @@ def test_rows_are_what_unfold_gives(patch, groups):
 
 def test_statistics_of_a_batch_are_mean_and_variance():
     x = 100 + 3 * torch.randn(50, 4, 5, 6)
-    mean, variance = fitting._mean_and_variance(x)
+    mean, variance = sequential._mean_and_variance(x)
     torch.testing.assert_close(mean, x.double().mean((0, 2, 3)), rtol=1e-6, atol=0)
     torch.testing.assert_close(variance, x.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
 

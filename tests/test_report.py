@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from netcarve import Limit, Objective
 from netcarve.__main__ import run as main
+from netcarve.engine import load
+from netcarve.engine.settings import LEDGER, describe
+from netcarve.report import report_document, write_report
+from netcarve.report.convergence import convergence, dominating
 from netcarve.results import Front, Ledger, Trial
-from netcarve.results.report import report_document, write_report
-from netcarve.results.report.convergence import convergence
-from netcarve.results.report.rivals import dominating
-from netcarve.search import load
-from netcarve.search.settings import LEDGER, describe
-from netcarve.search.testing import ToyScorer, toy_space, toy_sweep
 from netcarve.spaces import Choice, Space
+from netcarve.testing import ToyScorer, toy_space, toy_sweep
 
 GOALS = (Objective("accuracy"), Objective("macs"))
 
@@ -347,7 +346,7 @@ def test_an_analysis_that_cannot_be_had_is_left_out_with_its_reason(tmp_path, mo
     def constant(*_):
         raise ValueError("the function is constant")
 
-    monkeypatch.setattr(f"netcarve.results.report.document.{name}", constant)
+    monkeypatch.setattr(f"netcarve.report.document.{name}", constant)
     (shown,) = report_document([run])["runs"]
     assert [text for text in shown["notes"] if "the function is constant" in text]
     assert len(shown["numbers"]) == 12

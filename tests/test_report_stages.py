@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from netcarve import Objective
+from netcarve.engine import load
+from netcarve.engine.settings import LEDGER, describe
+from netcarve.report import write_report
+from netcarve.report.document import report_document
 from netcarve.results import Ledger, Trial
-from netcarve.results.report import write_report
-from netcarve.results.report.document import report_document
-from netcarve.search import load
-from netcarve.search.settings import LEDGER, describe
 from netcarve.spaces import Choice, Space
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: docs/report.md")

@@ -12,13 +12,13 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from netcarve.engine import Interrupted, RunError, load, sweep
+from netcarve.engine.settings import LEDGER
 from netcarve.results.ledger import Ledger, LedgerError
-from netcarve.search import Interrupted, RunError, load, sweep
-from netcarve.search.settings import LEDGER
-from netcarve.search.testing import ToyScorer as Toy
-from netcarve.search.testing import facts, toy_space
-from netcarve.search.testing import toy_sweep as run
 from netcarve.spaces import Choice, Space
+from netcarve.testing import ToyScorer as Toy
+from netcarve.testing import facts, toy_space
+from netcarve.testing import toy_sweep as run
 
 NAMES = ("quality:max", "cost:min")
 
@@ -108,8 +108,8 @@ def test_resume_after_the_driver_is_killed(tmp_path):
     script = tmp_path / "driver.py"
     script.write_text(
         "import sys, time\n"
-        "from netcarve.search import sweep\n"
-        "from netcarve.search.testing import toy_scores, toy_space\n"
+        "from netcarve.engine import sweep\n"
+        "from netcarve.testing import toy_scores, toy_space\n"
         "class Slow:\n"
         "    metrics = ('quality', 'cost')\n"
         "    def __call__(self, task, model, candidate):\n"
@@ -183,7 +183,7 @@ def test_a_complete_search_is_not_run_again(tmp_path, monkeypatch):
     small = toy_space(2, 3)
     first = run(tmp_path / "run", space=small, searcher="grid", trials=50)
     assert first.info["complete"]
-    driver = importlib.import_module("netcarve.search.sweep").Driver
+    driver = importlib.import_module("netcarve.engine.sweep").Driver
     monkeypatch.setattr(driver, "run", lambda self: pytest.fail("asked again"))
     assert facts(run(tmp_path / "run", space=small, searcher="grid", trials=60, resume=True).trials) == facts(
         first.trials
@@ -360,8 +360,8 @@ def test_signals_that_end_a_sweep_end_it_as_ctrl_c_does(tmp_path, number):
 
 FULL = """
 import resource, signal, sys
-from netcarve.search import sweep
-from netcarve.search.testing import ToyScorer, toy_space
+from netcarve.engine import sweep
+from netcarve.testing import ToyScorer, toy_space
 class Filling(ToyScorer):
     def __call__(self, *args):
         if len(self.calls) == 23:  # no file may grow any more, as where the disk is full

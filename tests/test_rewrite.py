@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from netcarve.evaluators.pool import Job
+from netcarve.model.captured_module import CapturedModule
 from netcarve.spaces import Choice, Space
 from netcarve.spaces.builder import Builder
-from netcarve.spaces.captured_module import CapturedModule
 from netcarve.spaces.kinds.base import Found, Kind
 from torch import nn
 

@@ -7,10 +7,19 @@ import pytest
 import torch
 from netcarve import Task, sweep, trace
 from netcarve.evaluators import Robustness, TaskError, ranking_stability
-from netcarve.evaluators.corruptions import IMAGES, Scale, blurred, contrast, corrupted, shifted
+from netcarve.evaluators.heldout import Stability
 from netcarve.evaluators.judge import Judge
-from netcarve.evaluators.robustness import corrupted_input, fgsm, replaced
-from netcarve.evaluators.stability import Stability
+from netcarve.evaluators.robustness import (
+    IMAGES,
+    Scale,
+    blurred,
+    contrast,
+    corrupted,
+    corrupted_input,
+    fgsm,
+    replaced,
+    shifted,
+)
 from netcarve.spaces import Candidate
 from scipy.ndimage import gaussian_filter
 from torch import nn
@@ -252,7 +261,7 @@ class TestStability:
         hit = np.array(
             [np.random.default_rng(k).permutation(np.arange(200) < 2 * n) for k, n in enumerate(rights)]
         )
-        from netcarve.evaluators.stability import _on_halves, _taus
+        from netcarve.evaluators.heldout import _on_halves, _taus
 
         metrics = [lambda rows, h=h: float(h[rows].mean()) for h in hit]
         assert min(_taus(_on_halves(metrics, 200, 30, np.random.default_rng(0)))) == pytest.approx(1.0)

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from netcarve.search.partitioning import loss_tree
-from netcarve.search.rules import narrowed, run_rules, run_tree
-from netcarve.search.testing import toy_space, toy_sweep
+from netcarve.engine.rules import loss_tree, narrowed, run_rules, run_tree
 from netcarve.spaces import Choice, Space
+from netcarve.testing import toy_space, toy_sweep
 
 
 def test_a_run_says_which_choices_matter(tmp_path):

@@ -5,18 +5,18 @@ import shutil
 import time
 
 import pytest
+from netcarve.engine import Run, RunError, load, sweep
+from netcarve.engine import settings as run_settings
+from netcarve.engine.budget import Budget
+from netcarve.engine.listing import runs_in
+from netcarve.engine.progress import Lines, RichProgress, Silent
+from netcarve.engine.settings import LEDGER
+from netcarve.report import write_report
 from netcarve.results.ledger import Ledger, LedgerError
 from netcarve.results.objective import Objective
-from netcarve.results.report import write_report
-from netcarve.search import Run, RunError, load, sweep
-from netcarve.search import settings as run_settings
-from netcarve.search.budget import Budget
-from netcarve.search.listing import runs_in
-from netcarve.search.progress import Lines, RichProgress, Silent
-from netcarve.search.settings import LEDGER
-from netcarve.search.testing import ToyScorer as Toy
-from netcarve.search.testing import toy_space
-from netcarve.search.testing import toy_sweep as run
+from netcarve.testing import ToyScorer as Toy
+from netcarve.testing import toy_space
+from netcarve.testing import toy_sweep as run
 
 # folders
 
@@ -135,7 +135,7 @@ def test_progress_where_lines_stay(tmp_path):
 def test_the_front_so_far_is_shown_on_a_terminal_only(tmp_path, monkeypatch):
     from rich.console import Console
 
-    monkeypatch.setattr("netcarve.search.progress.REDRAW", 0.0)
+    monkeypatch.setattr("netcarve.engine.progress.REDRAW", 0.0)
     shown = {}
     for terminal in (True, False):
         stream = io.StringIO()

@@ -2,11 +2,9 @@
 
 import numpy as np
 import pytest
-from netcarve.search.baselines.grid import Grid
-from netcarve.search.baselines.ladder import Ladder
-from netcarve.search.baselines.latin_hypercube import LatinHypercube
-from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_space
+from netcarve.search.baselines import Grid, Ladder, LatinHypercube
 from netcarve.spaces import Choice, Space
+from netcarve.testing import OBJECTIVES, SearcherConformance, drive, toy_space
 
 
 class TestGrid(SearcherConformance):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from netcarve import Candidate, Choice, Objective, Space, sweep, trace
-from netcarve.evaluators.tasks.digits import DigitsNet
+from netcarve.evaluators.digits import DigitsNet
 from netcarve.search.registry import known_searchers
 from netcarve.spaces import ModelSide
 from rich.console import Console

@@ -8,19 +8,16 @@ import pytest
 from netcarve.results.hypervolume import hypervolume
 from netcarve.results.objective import Objective
 from netcarve.results.trial import Trial
-from netcarve.search.baselines.random import Random
+from netcarve.search.baselines import Random
 from netcarve.search.evolutionary import age_moea, evolution, particle_swarm, ranking
 from netcarve.search.evolutionary.age_moea import AGEMOEA
-from netcarve.search.evolutionary.ageing import Ageing
-from netcarve.search.evolutionary.genetic import Genetic
+from netcarve.search.evolutionary.genetic import Ageing, Genetic
 from netcarve.search.evolutionary.moead import MOEAD
-from netcarve.search.evolutionary.nsga2 import NSGA2
-from netcarve.search.evolutionary.nsga3 import NSGA3
 from netcarve.search.evolutionary.particle_swarm import ParticleSwarm
-from netcarve.search.evolutionary.sms_emoa import SMSEMOA
+from netcarve.search.evolutionary.pymoo_algorithms import NSGA2, NSGA3, SMSEMOA
 from netcarve.search.registry import guard
-from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
 from netcarve.spaces import Choice, Space
+from netcarve.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
 
 ALL = (AGEMOEA, Ageing, Genetic, MOEAD, NSGA2, NSGA3, ParticleSwarm, SMSEMOA)
 each = pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)

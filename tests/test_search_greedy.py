@@ -7,15 +7,15 @@ import pytest
 from netcarve.results.hypervolume import hypervolume, nondominated
 from netcarve.results.objective import Limit, Objective
 from netcarve.results.trial import Trial
-from netcarve.search.baselines.random import Random
+from netcarve.search.baselines import Random
 from netcarve.search.greedy.additive import Additive
 from netcarve.search.greedy.greedy import Greedy
 from netcarve.search.greedy.lagrangian import Lagrangian, hull_walk, supported
 from netcarve.search.greedy.netadapt import NetAdapt
 from netcarve.search.greedy.sensitivity import candidates_of, predict
 from netcarve.search.registry import guard
-from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
 from netcarve.spaces import ModelSide, Space
+from netcarve.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
 
 
 class TestAdditive(SearcherConformance):

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from netcarve.results.hypervolume import hypervolume
 from netcarve.results.trial import Trial
-from netcarve.search.baselines.random import Random
-from netcarve.search.bayesian.optuna_gp import OptunaGP
-from netcarve.search.bayesian.tpe import TPE
+from netcarve.search.baselines import Random
+from netcarve.search.bayesian.optuna_samplers import TPE, OptunaGP
 from netcarve.search.evolutionary.evolution import first_population
 from netcarve.search.registry import guard
-from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
+from netcarve.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
 
 optuna = pytest.importorskip("optuna")
 

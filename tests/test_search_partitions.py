@@ -5,11 +5,10 @@ import itertools
 import numpy as np
 import pytest
 from netcarve.results.objective import Objective
-from netcarve.search.greedy.merge import GreedyMerge
-from netcarve.search.greedy.split import GreedySplit
+from netcarve.search.greedy.partition import GreedyMerge, GreedySplit
 from netcarve.search.registry import searcher
-from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_space
 from netcarve.spaces import Candidate, Choice, ModelSide, Space
+from netcarve.testing import OBJECTIVES, SearcherConformance, drive, toy_space
 
 
 class TestGreedyMerge(SearcherConformance):

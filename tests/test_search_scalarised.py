@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from netcarve.results.objective import Objective
 from netcarve.results.trial import Trial
-from netcarve.search.baselines.random import Random
-from netcarve.search.bayesian.tpe import TPE
-from netcarve.search.combined.scalarised import Chebyshev, WeightedSum
+from netcarve.search.baselines import Random
+from netcarve.search.bayesian.optuna_samplers import TPE
 from netcarve.search.evolutionary import ranking
-from netcarve.search.evolutionary.ageing import Ageing
 from netcarve.search.evolutionary.evolution import first_population
+from netcarve.search.evolutionary.genetic import Ageing
 from netcarve.search.evolutionary.particle_swarm import ParticleSwarm
 from netcarve.search.registry import guard
-from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
+from netcarve.search.scalarised import Chebyshev, WeightedSum
 from netcarve.spaces import Choice, Space
+from netcarve.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
 
 COSTS = (Objective("a", "min"), Objective("b", "min"))
 

@@ -11,14 +11,14 @@ import pytest
 from netcarve.results.objective import Objective
 from netcarve.results.trial import Trial
 from netcarve.search.base import parse_objectives
-from netcarve.search.baselines.random import Random
-from netcarve.search.distinct import Distinct
-from netcarve.search.evolutionary.nsga2 import NSGA2
+from netcarve.search.baselines import Random
+from netcarve.search.evolutionary.pymoo_algorithms import NSGA2
 from netcarve.search.generator import GeneratorSearcher
 from netcarve.search.greedy.greedy import Greedy
 from netcarve.search.registry import find_searcher, guard, known_searchers, searcher
-from netcarve.search.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
+from netcarve.search.wrappers import Distinct
 from netcarve.spaces import Choice, ModelSide, Space
+from netcarve.testing import OBJECTIVES, SearcherConformance, drive, toy_scores, toy_space
 
 
 class Climb(GeneratorSearcher):
@@ -141,7 +141,7 @@ def test_a_package_older_or_newer_than_its_entry_points_is_mended_in_one_line(tm
         "[netcarve.searchers]\n"
         "moved = netcarve.search.no_such_module:Moved\n"
         "renamed = netcarve.search.base:NoSuchClass\n"
-        "theirs = netcarve.search.baselines.random:Random\n"
+        "theirs = netcarve.search.baselines:Random\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert {"moved", "theirs", "random"} <= set(known_searchers())

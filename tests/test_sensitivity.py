@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from netcarve.results.hypervolume import hypervolume, nondominated
 from netcarve.results.trial import Trial
 from netcarve.search.bayesian.spread import area_gains, most_gaining
-from netcarve.search.greedy.additive_model import model
+from netcarve.search.greedy.additive import model
 from netcarve.search.greedy.sensitivity import (
     additive_front,
     candidates_of,
@@ -21,8 +21,8 @@ from netcarve.search.greedy.sensitivity import (
     predict,
     probes,
 )
-from netcarve.search.testing import toy_space
 from netcarve.spaces import Choice, Space
+from netcarve.testing import toy_space
 
 
 def every(counts):

@@ -13,13 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve import Link
-from netcarve.evaluators.serving import Deployment, InputError, ServeError, StageError
-from netcarve.evaluators.serving.placement import simulated
-from netcarve.results.export.standalone import wire
-from netcarve.results.export.standalone.stage import load_pt2, tensor_bytes
-from netcarve.spaces.capture import capture
-from netcarve.spaces.devices import Device
-from netcarve.spaces.stages import balanced, find_cuts, functionalise, split
+from netcarve.deployment.serving import Deployment, InputError, ServeError, StageError
+from netcarve.deployment.serving.deployment import simulated
+from netcarve.devices import Device
+from netcarve.model.capture import capture
+from netcarve.model.stages import balanced, find_cuts, functionalise, split
+from netcarve.standalone import wire
+from netcarve.standalone.stage import load_pt2, tensor_bytes
 from torch import nn
 
 

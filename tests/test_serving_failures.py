@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from netcarve.evaluators.serving import Deployment, StageError, tcp
-from netcarve.results.export.stages import write_stages
-from netcarve.spaces.capture import capture
-from netcarve.spaces.stages import find_cuts, functionalise, split
+from netcarve.deployment.serving import Deployment, StageError, tcp
+from netcarve.export.stages import write_stages
+from netcarve.model.capture import capture
+from netcarve.model.stages import find_cuts, functionalise, split
 from torch import nn
 
 
@@ -147,7 +147,7 @@ SCRIPT = """
 import sys, time
 sys.path.insert(0, {folder!r})
 from test_serving_failures import STREAM, copied, make
-from netcarve.evaluators.serving import Deployment, tcp
+from netcarve.deployment.serving import Deployment, tcp
 tcp.write_stages = lambda of, to, formats: copied({stages!r}, to)
 with Deployment(make()[1], runtime="onnx") as deployment:
     answers = deployment.run(x for _ in range(10**9) for x in STREAM)
@@ -190,7 +190,7 @@ def test_ctrl_c_leaves_nothing_behind(made) -> None:
 
 def test_a_stage_that_does_not_start_says_why(made, monkeypatch) -> None:
     _, stages = made
-    monkeypatch.setattr("netcarve.evaluators.serving.process.START_SECONDS", 0.0)
+    monkeypatch.setattr("netcarve.deployment.serving.process.START_SECONDS", 0.0)
     with pytest.raises(StageError, match="within 0 s") as found, Deployment(stages, runtime="onnx"):
         pass
     assert found.value.stage == stages[0].name

@@ -13,16 +13,16 @@ import numpy as np
 import onnx
 import pytest
 from netcarve import Choice, Ledger, Space, load, sweep
+from netcarve.engine import RunError
+from netcarve.engine.warm_start import read_source
+from netcarve.export import ExportError, Receipt, load_state, recheck
+from netcarve.export.onnx import run_file
+from netcarve.export.samples import SAMPLES, Samples
 from netcarve.results import LedgerError
 from netcarve.results.database import being_written, last_word
-from netcarve.results.export import ExportError, Receipt, load_state, recheck
-from netcarve.results.export.onnx import run_file
-from netcarve.results.export.samples import SAMPLES, Samples
-from netcarve.results.export.standalone import limits
-from netcarve.results.export.standalone.stage import Stage
 from netcarve.results.salvage import salvage
-from netcarve.search import RunError
-from netcarve.search.warm_start import read_source
+from netcarve.standalone import limits
+from netcarve.standalone.stage import Stage
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name here")
 

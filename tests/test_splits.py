@@ -11,16 +11,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from netcarve.devices import Device, Link
+from netcarve.engine.rebuild import rebuild_space
 from netcarve.evaluators.inspection import inspection
 from netcarve.evaluators.pool import Job
-from netcarve.search.rebuild import rebuild_space
+from netcarve.model.stages import Cut
 from netcarve.spaces.builder import Builder
 from netcarve.spaces.choice import unsplit
-from netcarve.spaces.devices import Device, Link
 from netcarve.spaces.kinds.splits.kind import offered
 from netcarve.spaces.kinds.splits.plan import Plan, Split, plan_of, splitting_choices
 from netcarve.spaces.kinds.splits.staged import Staged
-from netcarve.spaces.stages import Cut
 from torch import nn
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -4,10 +4,10 @@ import netcarve
 import pytest
 import torch
 from netcarve.__main__ import run as command
-from netcarve.spaces.devices import Device, Link
+from netcarve.devices import Device, Link
+from netcarve.model.stages import CutError
 from netcarve.spaces.kinds import make_kinds
 from netcarve.spaces.kinds.splits.kind import SplitsKind
-from netcarve.spaces.stages import CutError
 from torch import nn
 
 

@@ -10,12 +10,12 @@ import netcarve
 import pytest
 import torch
 from netcarve.__main__ import run as command
-from netcarve.evaluators.serving import Deployment, StageError
-from netcarve.results.export.stages import write_stages
-from netcarve.results.export.standalone import wire
-from netcarve.results.export.standalone.stage import tensor_bytes
-from netcarve.spaces.capture import capture
-from netcarve.spaces.stages import find_cuts, functionalise, split
+from netcarve.deployment.serving import Deployment, StageError
+from netcarve.export.stages import write_stages
+from netcarve.model.capture import capture
+from netcarve.model.stages import find_cuts, functionalise, split
+from netcarve.standalone import wire
+from netcarve.standalone.stage import tensor_bytes
 from torch import nn
 
 
@@ -219,7 +219,7 @@ def test_a_trial_is_deployed_with_its_traffic_as_predicted(run) -> None:
 
 def test_the_command_prints_what_was_measured_beside_what_was_predicted(run, capsys, monkeypatch) -> None:
     number = cut_trial(run)
-    monkeypatch.setattr("netcarve.search.load", lambda path, task=None: run)  # the task of a test has no name
+    monkeypatch.setattr("netcarve.engine.load", lambda path, task=None: run)  # the task of a test has no name
     arguments = ["serve", str(run.path), str(number), "--inputs", "40", "--runtime", "onnx"]
     assert command([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -230,14 +230,14 @@ def test_the_command_prints_what_was_measured_beside_what_was_predicted(run, cap
     assert found["inputs"] == 40
     assert command(["serve", str(run.path), "99"]) == 2
     assert "there is no trial 99" in capsys.readouterr().err
-    monkeypatch.setattr("netcarve.search.load", lambda path, task=None: pytest.fail("refused too late"))
+    monkeypatch.setattr("netcarve.engine.load", lambda path, task=None: pytest.fail("refused too late"))
     for wrong in (["--transport", "udp"], ["--runtime", "tvm"]):
         assert command([*arguments, *wrong]) == 2
         assert f"{wrong[0]} must be one of" in capsys.readouterr().err
 
 
 def test_the_command_says_that_a_trial_is_not_cut(run, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("netcarve.search.load", lambda path, task=None: run)
+    monkeypatch.setattr("netcarve.engine.load", lambda path, task=None: run)
     (number, *_) = [t.number for t in run.trials if t.scores.get("stages") == 1]
     assert command(["serve", str(run.path), str(number), "--inputs", "3", "--runtime", "onnx"]) == 0
     assert f"trial {number} has no cut: one stage, 3 inputs of 1 sample\n" in capsys.readouterr().out

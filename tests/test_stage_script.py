@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from netcarve.results.export.stages import program_of
-from netcarve.results.export.standalone import wire
-from netcarve.results.export.standalone.stage import Worker, load_pt2, without_lookups
-from netcarve.spaces.capture import capture
-from netcarve.spaces.stages import by_balance, find_cuts, functionalise, split
+from netcarve.export.stages import program_of
+from netcarve.model.capture import capture
+from netcarve.model.stages import by_balance, find_cuts, functionalise, split
+from netcarve.standalone import wire
+from netcarve.standalone.stage import Worker, load_pt2, without_lookups
 from torch import nn
 
 

@@ -10,15 +10,8 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from netcarve import trace
-from netcarve.spaces.capture import capture
-from netcarve.spaces.stages import (
-    balanced,
-    find_cuts,
-    functionalise,
-    run_stages,
-    split,
-    verify,
-)
+from netcarve.model.capture import capture
+from netcarve.model.stages import balanced, find_cuts, functionalise, run_stages, split, verify
 from torch import nn
 from torch.utils import _pytree as pytree
 

@@ -7,14 +7,13 @@ import netcarve
 import numpy as np
 import pytest
 import torch
-from netcarve.spaces.capture import capture
+from netcarve.devices import Device, Link, Profile, pipeline_costs
+from netcarve.devices.profile import moved_bytes, operator_of
+from netcarve.model.capture import capture
+from netcarve.model.stages import find_cuts, functionalise
+from netcarve.model.stages.cuts import Order, macs
 from netcarve.spaces.choice import unsplit
-from netcarve.spaces.devices import Device, Link, Profile, pipeline_costs
-from netcarve.spaces.devices.operators import moved_bytes, operator_of
 from netcarve.spaces.kinds.splits.plan import plan_of
-from netcarve.spaces.stages import find_cuts, functionalise
-from netcarve.spaces.stages.cuts import Order
-from netcarve.spaces.stages.work import macs
 from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from netcarve import load
+from netcarve.engine import RunError, sweep
+from netcarve.engine.rebuild import rebuild
+from netcarve.engine.settings import LEDGER
+from netcarve.engine.warm_start import warm_start
 from netcarve.evaluators import resolve_task
-from netcarve.search import RunError, sweep
-from netcarve.search.rebuild import rebuild
-from netcarve.search.settings import LEDGER
-from netcarve.search.testing import facts
-from netcarve.search.warm_start import warm_start
+from netcarve.testing import facts
 
 DATA = Path(__file__).parent / "data"
 TASK = f"{DATA / 'stored_task.py'}:task"

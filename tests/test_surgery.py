@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from netcarve import trace
-from netcarve.spaces.capture import CaptureError
-from netcarve.spaces.proving.proof import relative_difference
+from netcarve.model.capture import CaptureError
+from netcarve.model.proof import relative_difference
 from netcarve.spaces.testing import zeroed_consumers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode

@@ -4,20 +4,20 @@ import os
 
 import numpy as np
 import pytest
+from netcarve.engine import RunError, load, sweep
+from netcarve.engine.budget import Budget
+from netcarve.engine.known import Driver
+from netcarve.engine.lane_pool import LanePool
+from netcarve.engine.progress import Silent
 from netcarve.evaluators.pool import InProcessPool, Job, Outcome
 from netcarve.results import Proposal
 from netcarve.results.ledger import Ledger
-from netcarve.search import RunError, load, sweep
-from netcarve.search.budget import Budget
 from netcarve.search.greedy.greedy import Greedy
-from netcarve.search.known import Driver
-from netcarve.search.lane_pool import LanePool
-from netcarve.search.progress import Silent
 from netcarve.search.registry import searcher as make_searcher
-from netcarve.search.testing import OBJECTIVES, AnyOrder, facts, toy_scores, toy_space
-from netcarve.search.testing import ToyScorer as Toy
-from netcarve.search.testing import toy_sweep as run
 from netcarve.spaces import ModelSide, Space
+from netcarve.testing import OBJECTIVES, AnyOrder, facts, toy_scores, toy_space
+from netcarve.testing import ToyScorer as Toy
+from netcarve.testing import toy_sweep as run
 
 NAMES = ("quality:max", "cost:min")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from netcarve.__main__ import run as netcarve
+from netcarve.engine import load, sweep
+from netcarve.engine.settings import RunError
 from netcarve.results import LedgerError, trust
 from netcarve.results.database import checksum
-from netcarve.search import load, sweep
-from netcarve.search.settings import RunError
 from netcarve.spaces import Choice, Space
 
 TASK = """

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from netcarve import Choice, Space, Task, trace
+from netcarve.engine.uniform import RUNGS, SHARE, ladder, opening
 from netcarve.search.base import Searcher, parse_limits
-from netcarve.search.uniform import RUNGS, SHARE, ladder, opening
 from netcarve.spaces import ModelSide
 from torch import nn
 

@@ -13,11 +13,11 @@ import netcarve
 import pytest
 import torch
 from netcarve.__main__ import run as command
+from netcarve.engine import RunError
+from netcarve.engine.exporting import verify
 from netcarve.evaluators import resolve_task
-from netcarve.results.export import FileRecord, Receipt, load_state, recheck
-from netcarve.results.report.about import about
-from netcarve.search import RunError
-from netcarve.search.exporting import verify
+from netcarve.export import FileRecord, Receipt, load_state, recheck
+from netcarve.report.about import about
 from torch import nn
 
 TASK = """
@@ -380,7 +380,7 @@ class TwoInputs(nn.Module):
 
 
 def test_a_call_with_keywords_and_constants_is_written_out(tmp_path):
-    from netcarve.results.export import export
+    from netcarve.export import export
 
     call = ((torch.ones(2, 3, dtype=torch.int64),), {"scale": torch.rand(2, 3), "flag": True})
     export(

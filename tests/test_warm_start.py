@@ -8,11 +8,11 @@ from typing import Any
 
 import netcarve
 import pytest
+from netcarve.engine import Interrupted
+from netcarve.engine.settings import RunError
 from netcarve.results.ledger import Ledger
-from netcarve.search import Interrupted
-from netcarve.search.settings import RunError
-from netcarve.search.testing import OBJECTIVES, ToyScorer, toy_space
 from netcarve.spaces import Choice, Space
+from netcarve.testing import OBJECTIVES, ToyScorer, toy_space
 
 
 def _sweep(folder: Path, scorer: ToyScorer | None = None, **options: Any) -> netcarve.Run:

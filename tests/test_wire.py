@@ -10,8 +10,8 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from netcarve.results.export.standalone import wire
-from netcarve.results.export.standalone.stage import serve
+from netcarve.standalone import wire
+from netcarve.standalone.stage import serve
 
 
 @pytest.fixture(autouse=True)

@@ -5,13 +5,12 @@ import itertools
 import numpy as np
 import pytest
 from netcarve.results.trial import Trial
-from netcarve.search.baselines.random import Random
-from netcarve.search.distinct import Distinct
-from netcarve.search.feasible import Feasible, check_reachable
+from netcarve.search.baselines import Random
 from netcarve.search.generator import GeneratorSearcher
 from netcarve.search.registry import guard, searcher
-from netcarve.search.testing import OBJECTIVES, drive, toy_scores, toy_space
+from netcarve.search.wrappers import Distinct, Feasible, check_reachable
 from netcarve.spaces import ModelSide, Space
+from netcarve.testing import OBJECTIVES, drive, toy_scores, toy_space
 
 
 class Costs(ModelSide):

@@ -1,4 +1,4 @@
-"""What a candidate not scored yet is worth: expected hypervolume improvement times the chance to be kept."""
+"""Acquisition: expected hypervolume improvement, exact, times the chance that limits are kept."""
 
 from __future__ import annotations
 
@@ -9,8 +9,127 @@ import numpy as np
 from scipy.special import ndtr
 
 from ...results.hypervolume import nondominated
-from .improvement import Measure, cells, expected_improvement
-from .surrogate import Field
+from .kernel import Field
+
+ROOT = np.sqrt(2.0 * np.pi)
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """How much an interval of an objective is worth: a density that is constant between knots.
+
+    Args:
+        knots: float64 [k], rising, k >= 2, in the coordinate in which the objective is Gaussian.
+        worth: float64 [k], rising; linear between the knots, and beyond them with the outermost slopes.
+    """
+
+    knots: np.ndarray
+    worth: np.ndarray
+
+    def slopes(self) -> np.ndarray:
+        """Worth per unit, [k - 1]."""
+        return np.diff(self.worth) / np.diff(self.knots)
+
+
+def cells(front: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Disjoint boxes that make up what lies below the reference and no point of the front dominates.
+
+    The space is cut into slabs along the last objective at the points' values; in each slab, the points
+    below it leave a free region with one objective fewer (Emmerich, Giannakoglou and Naujoks 2006 use the
+    full grid instead; two objectives give n + 1 strips, three at most (n + 1)(n + 2) / 2 boxes).
+
+    Args:
+        front: [n, objectives], minimised; points that are dominated or outside are harmless.
+        reference: [objectives].
+
+    Returns:
+        Lower and upper corners [boxes, objectives]; lower ones may be -inf.
+    """
+    reference = np.asarray(reference, dtype=np.float64)
+    front = np.asarray(front, dtype=np.float64).reshape(-1, len(reference))
+    front = front[(front < reference).all(axis=1)]
+    if len(front):
+        front = np.unique(front[nondominated(front)], axis=0)
+    if len(reference) == 1:
+        upper = front.min(axis=0) if len(front) else reference
+        return np.full((1, 1), -np.inf), upper.reshape(1, 1)
+    front = front[np.argsort(front[:, -1], kind="stable")]
+    if len(reference) == 2:  # first falls while second rises: one strip above each point
+        right = np.concatenate([reference[:1], front[:, 0]])
+        steps = np.concatenate([[-np.inf], front[:, 1], reference[1:]])
+        low = np.column_stack([np.full(len(right), -np.inf), steps[:-1]])
+        return low, np.column_stack([right, steps[1:]])
+    edges = np.concatenate([[-np.inf], front[:, -1], reference[-1:]])
+    lower, upper = [], []
+    for i in range(len(front) + 1):
+        if edges[i] == edges[i + 1]:
+            continue
+        low, high = cells(front[:i, :-1], reference[:-1])
+        lower.append(np.column_stack([low, np.full(len(low), edges[i])]))
+        upper.append(np.column_stack([high, np.full(len(high), edges[i + 1])]))
+    return np.concatenate(lower), np.concatenate(upper)
+
+
+def expected_improvement(
+    mean: np.ndarray,
+    std: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    measures: dict[int, Measure] | None = None,
+) -> np.ndarray:
+    """Expected hypervolume gained by each of n candidates alone, float64 [n].
+
+    A box gains the part of it that the candidate dominates; with independent objectives its expectation is
+    the product over objectives of E[length of [P, u]] - E[length of [P, l]], where
+    E[max(0, u - P)] = (u - mean) Phi(z) + std phi(z), z = (u - mean) / std
+    (Yang, Emmerich, Deutz and Bäck, J. Global Optimization 75, 2019, equation 12).
+
+    Args:
+        mean: [n, objectives], minimised.
+        std: [n, objectives]; 0 where the objective is known exactly.
+        lower, upper: boxes of :func:`cells`.
+        measures: by objective, where intervals are not worth their length (the weighted hypervolume of
+            Zitzler, Brockhoff and Thiele 2007, with a product of densities).
+    """
+    out = np.ones((len(mean), len(lower)))
+    for j in range(mean.shape[1]):
+        levels, at = np.unique(np.concatenate([lower[:, j], upper[:, j]]), return_inverse=True)
+        gain = below(mean[:, j], std[:, j], levels, (measures or {}).get(j))  # [n, levels]
+        out *= gain[:, at[len(lower) :]] - gain[:, at[: len(lower)]]
+    return out.sum(axis=1)
+
+
+def below(
+    mean: np.ndarray, std: np.ndarray, levels: np.ndarray, measure: Measure | None = None
+) -> np.ndarray:
+    """Expected worth of [P, level] for Gaussian P, [n, levels]; 0 at level -inf. ``levels`` rises."""
+    finite = np.isfinite(levels)
+    out = np.zeros((len(mean), len(levels)))
+    if measure is None:
+        out[:, finite] = _length(mean, std, levels[finite])
+        return out
+    # Integral of Phi((t - mean) / std) d worth(t): piecewise the lengths' differences times the slopes.
+    grid = np.union1d(measure.knots, levels[finite])
+    length = _length(mean, std, grid)
+    slopes = measure.slopes()
+    # [grid]: the slope that holds just below each point
+    slope = slopes[np.clip(np.searchsorted(measure.knots, grid, side="left") - 1, 0, len(slopes) - 1)]
+    parts = np.diff(length, axis=1, prepend=0.0) * slope
+    out[:, finite] = np.cumsum(parts, axis=1)[:, np.searchsorted(grid, levels[finite])]
+    return out
+
+
+def _length(mean: np.ndarray, std: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """E[max(0, level - P)], [n, levels]."""
+    away = levels[None, :] - mean[:, None]
+    if not std.any():
+        return np.maximum(away, 0.0)
+    spread = np.maximum(std, 1e-12)[:, None]
+    z = np.clip(away / spread, -40.0, 40.0)
+    return np.maximum(away * ndtr(z) + spread * np.exp(-0.5 * z * z) / ROOT, 0.0)
+
+
+# -- What a candidate not scored yet is worth: expected hypervolume improvement times the chance to be kept
 
 FRONT = {3: 40, 4: 12}  # points of the front that count, by number of objectives; more for two, 8 beyond
 

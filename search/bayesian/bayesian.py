@@ -1,11 +1,17 @@
-"""What Bayesian searchers share: a process for each metric that is measured, exact costs for the rest."""
+"""Bayesian searchers' common ground: a process for each measured metric, exact costs for the rest.
+
+matrices, in which threads mostly wait for each other (a hundred times, on a busy machine).
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +20,27 @@ from ...results.objective import Objective
 from ...results.trial import Trial
 from ...spaces import Candidate, Space
 from ..base import Searcher
-from ..evolutionary.variation import kept, scattered, vary
-from ..feasible import violations
-from .acquisition import Acquisition, Bound
-from .blas import one_thread
-from .improvement import Measure
-from .kernel import OptionKernel
+from ..evolutionary.evolution import kept, scattered, vary
+from ..wrappers import violations
+from .acquisition import Acquisition, Bound, Measure
+from .kernel import OptionKernel, Posterior
 from .metric import Metric
-from .surrogate import Posterior
+
+
+def one_thread() -> AbstractContextManager[Any]:
+    """A context in which NumPy's and SciPy's linear algebra uses one thread; does without torch."""
+    return _libraries().limit(limits=1, user_api="blas")
+
+
+@cache
+def _libraries() -> Any:
+    """Control over the linear algebra libraries that are loaded; looking for them takes milliseconds."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+# -- What Bayesian searchers share: a process for each metric that is measured, exact costs for the rest
 
 FEWEST = 3  # trials before a process is fitted
 GROWTH = 1.4  # hyperparameters are fitted again when there are so many times more trials

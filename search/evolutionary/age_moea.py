@@ -11,7 +11,7 @@ from pymoo.core.population import Population
 from pymoo.core.problem import Problem
 from pymoo.core.survival import Survival
 
-from .pymoo_adapter import PymooSearcher
+from .pymoo_algorithms import PymooSearcher
 from .ranking import ranks
 
 FLAT, SHARPEST = 0.1, 20.0  # curvatures p between which the front's is looked for

@@ -1,18 +1,111 @@
-"""What the evolutionary searchers share: the first population, variation, and breeding without a barrier."""
+"""Evolution: first population, variation within limits, and breeding without a barrier."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from ...results.objective import Objective
 from ...results.trial import Trial
 from ...spaces import Candidate, Space
+from ...spaces.kinds.splits.plan import boundary_columns
 from ..base import Searcher
-from .boundaries import boundaries, jump
+
+EXCHANGE = 0.5  # share of variations that compress one choice more and another less
+SHARES = np.linspace(0.0, 1.0, 9)[1:]  # of the way to an extreme that is tried to keep a limit
+
+
+def vary(rng: np.random.Generator, parents: np.ndarray, counts: np.ndarray, n: int) -> np.ndarray:
+    """``n`` rows, each a parent with one to a few options moved, mostly by one step.
+
+    In half of them one choice moves up and another down: where costs and damages trade off, a better
+    candidate of equal cost is one exchange away.
+    """
+    d = len(counts)
+    rows = parents[rng.integers(len(parents), size=n)]
+    each = np.arange(n)
+    moves = np.zeros((n, d), dtype=np.int64)
+    first, second = rng.integers(d, size=(2, n))
+    sign = rng.choice((-1, 1), n)
+    moves[each, first] = sign * rng.geometric(0.6, n)
+    exchange = rng.random(n) < EXCHANGE
+    moves[each[exchange], second[exchange]] = -(sign * rng.geometric(0.6, n))[exchange]
+    more = rng.random((n, d)) < 0.5 / d
+    moves += more * rng.choice((-1, 1), (n, d))
+    return np.clip(rows + moves, 0, counts - 1)
+
+
+def scattered(rng: np.random.Generator, counts: np.ndarray, n: int) -> np.ndarray:
+    """``n`` random rows of random mean compression, which uniform ones do not have."""
+    return rng.binomial(counts - 1, rng.random((n, 1)), size=(n, len(counts)))
+
+
+def kept(rows: np.ndarray, counts: np.ndarray, violation: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The rows that keep the limits, and the others moved towards an extreme until they do.
+
+    Each goes the least of eight equal shares of the way to the most compressed candidate, else to the
+    unchanged one; those for which neither helps are left out.
+
+    Args:
+        violation: float64 [n] of rows [n, choices], 0 where all limits are kept.
+    """
+    ok = violation(rows) <= 0.0
+    out, left = [rows[ok]], rows[~ok]
+    for end in (counts - 1, np.zeros_like(counts)):
+        if not len(left):
+            break
+        way = left[:, None, :] + SHARES[:, None] * (end - left)[:, None, :]  # [n, shares, choices]
+        way = np.floor(way + 0.5).astype(np.int64)
+        good = violation(way.reshape(-1, len(counts))).reshape(len(left), -1) <= 0.0
+        found = good.any(axis=1)
+        out.append(way[found, good[found].argmax(axis=1)])
+        left = left[~found]
+    return np.concatenate(out)
+
+
+# -- Merge and split moves: boundaries between stages that jump, where mutation moves them step by step
+
+SHARE = 0.3  # of children in which one boundary jumps
+
+
+def boundaries(space: Space) -> np.ndarray:
+    """Columns of the choices that place a boundary, first boundary first, int [b].
+
+    None where every place has a choice of its own: there a mutation flips it, which merges or splits.
+    """
+    return np.array(boundary_columns(space.choices), dtype=np.int64)
+
+
+def jump(rng: np.random.Generator, rows: np.ndarray, columns: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Rows in a share of which one boundary goes elsewhere at once; int64 [n, choices].
+
+    In half of them it goes to its neighbour's place, or to the end of the network on that side: the stage
+    between is merged away. In the others it goes to any place, which splits the stage there.
+
+    Args:
+        rows: option indices [n, choices].
+        columns: of :func:`boundaries`; where there are none nothing is drawn.
+        counts: options of every choice, int [choices].
+    """
+    if not len(columns):
+        return rows
+    n, b = len(rows), len(columns)
+    which = rng.integers(b, size=n)
+    beside = which + rng.choice((-1, 1), n)  # -1: the start, the last option; b: the end, the first one
+    near = rows[np.arange(n), columns[np.clip(beside, 0, b - 1)]]
+    near = np.where(beside < 0, counts[columns[0]] - 1, np.where(beside == b, 0, near))
+    anywhere = rng.integers(counts[columns[which]])
+    to = np.where(rng.random(n) < 0.5, near, anywhere)
+    jumps = rng.random(n) < SHARE
+    out = rows.copy()
+    out[jumps, columns[which[jumps]]] = to[jumps]
+    return out
+
+
+# -- What the evolutionary searchers share: the first population, variation, and breeding without a barrier
 
 MUTATED = 0.3  # share of the children of two parents that are mutated too (always: 1 % less hypervolume)
 ATTEMPTS = 16  # children bred in a row without one that is unseen, after which a random candidate is taken

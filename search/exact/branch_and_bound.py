@@ -12,12 +12,10 @@ from ...results.trial import Trial
 from ...spaces import Candidate, Space
 from ..base import Searcher
 from ..bayesian.spread import most_gaining
-from ..memory import diagonal
-from .bounds import Bounds
+from ..generator import diagonal
 from .certificate import Certificate, contradictions
-from .discrepancy import Discrepancies
-from .monotone import RISES, MonotoneTrials, directions
-from .tree import Tree
+from .discrepancy import RISES, Discrepancies, MonotoneTrials, directions
+from .tree import Bounds, Tree
 
 POOL = 256  # points of the front among which the next are chosen
 DRAWN = 512  # random candidates, at most, whose costs are computed before the proof starts
@@ -37,7 +35,7 @@ class BranchAndBound(Searcher):
     no bound unless ``assume_monotone`` gives one; without any bound all that keeps the limits is enumerated,
     and the certificate says so.
 
-    Bounds are never guessed: see :class:`.bounds.Bounds` for where they come from. What is proven is in
+    Bounds are never guessed: see :class:`.tree.Bounds` for where they come from. What is proven is in
     :attr:`certificate`, and :func:`.certificate.check_certificate` verifies it.
 
     Args:

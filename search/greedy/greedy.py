@@ -10,8 +10,7 @@ import numpy as np
 from ...results.objective import Objective
 from ...results.trial import Trial
 from ...spaces import Candidate, Space
-from ..generator import Steps
-from ..memory import Remembering, diagonal
+from ..generator import Remembering, Steps, diagonal
 
 FAILED = (math.inf, math.inf)  # the rate of a step that could not be scored
 

@@ -9,8 +9,7 @@ import numpy as np
 from ...results.objective import Objective, full_name
 from ...results.trial import Trial
 from ...spaces import Candidate, Space
-from ..generator import Steps
-from ..memory import Remembering
+from ..generator import Remembering, Steps
 from .sensitivity import damage_table, fill, fit, losses_of, predict, probes
 
 

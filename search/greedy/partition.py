@@ -1,4 +1,4 @@
-"""Cuts as choices, and the walk that greedy merge and greedy split share."""
+"""Greedy merge and greedy split of stages, where cuts are choices."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import numpy as np
 from ...results.objective import Objective
 from ...results.trial import Trial
 from ...spaces import Candidate, Choice, Space
-from ..generator import Steps
-from ..memory import Remembering, Scored
+from ..generator import Remembering, Scored, Steps
 
 
 def is_cut(choice: Choice) -> bool:
@@ -96,3 +95,32 @@ class GreedyPartition(Remembering):
 
     def _candidate(self, indices: np.ndarray) -> Candidate:
         return Candidate(tuple(indices.tolist()), self.space.choices)
+
+
+# -- Greedy merge of adjacent parts ---------------------------------------------------------------------
+
+
+class GreedyMerge(GreedyPartition):
+    """Starts with every cut present, the finest partition, and in every round merges the two adjacent parts
+    whose merging is best: it removes one cut, until one part is left (the bottom-up counterpart of
+    :class:`GreedySplit`; agglomeration in the sense of Ward, JASA 58, 1963).
+
+    n cuts take at most 1 + n (n + 1) / 2 trials. Best, options, errors: :class:`GreedyPartition`.
+    """
+
+    def ends(self) -> tuple[bool, bool]:
+        return True, False
+
+
+# -- Greedy split of parts ------------------------------------------------------------------------------
+
+
+class GreedySplit(GreedyPartition):
+    """Starts with one part and in every round splits a part where that is best: it adds one cut, until all
+    are present (top down; the better of the two where few parts are wanted, since its first rounds decide).
+
+    n cuts take at most 1 + n (n + 1) / 2 trials. Best, options, errors: :class:`GreedyPartition`.
+    """
+
+    def ends(self) -> tuple[bool, bool]:
+        return False, True

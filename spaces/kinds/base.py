@@ -14,11 +14,11 @@ from ..choice import Candidate, Choice, Option
 if TYPE_CHECKING:
     import torch
 
-    from ..captured_module import CapturedModule
-    from ..costing.cost_tables import Tables
-    from ..facts import Facts
-    from ..repair import Calibration
-    from ..surgery import Alive, Mend
+    from ...model.captured_module import CapturedModule
+    from ...model.cost_tables import Tables
+    from ...model.facts import Facts
+    from ...model.repair import Calibration
+    from ...model.surgery import Alive, Mend
     from .splits.staged import PlacedStage
 
 Taken = Sequence[tuple[Choice, int]]  # all choices of a kind, each with its option's index in one candidate

@@ -10,7 +10,7 @@ from ..choice import Choice
 from .base import Drops, Found, Kind, Making, Taken
 
 if TYPE_CHECKING:
-    from ..facts import Facts
+    from ...model.facts import Facts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,8 @@ from ..choice import Choice, Option
 from .base import Found, Keeps, Kind, Making, Taken
 
 if TYPE_CHECKING:
-    from ..coupling import Group
-    from ..facts import Facts
+    from ...model.coupling import Group
+    from ...model.facts import Facts
 
 
 @dataclass(frozen=True, kw_only=True)

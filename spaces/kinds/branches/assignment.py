@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...coupling import Coupling, Group
-from ...coupling.walk import IN, OUT
+from ....model.coupling import Coupling, Group
+from ....model.coupling.walk import IN, OUT
 
 SWEEPS = 5
 ROUNDS = 50

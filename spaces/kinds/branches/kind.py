@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...captured_module import CapturedModule
+from ....model.captured_module import CapturedModule
+from ....model.cost_tables import Tables
+from ....model.stages.functional import CutError
 from ...choice import Choice
-from ...costing.cost_tables import Tables
-from ...stages.functional import CutError
 from ..base import Context, Found, Kind, Making, Many, Taken
 from ..exits.places import before, class_count, find_places, named
 from ..exits.segments import divide
@@ -22,7 +22,7 @@ from .module import Branches
 from .tail import Branch, find_tail
 
 if TYPE_CHECKING:
-    from ...facts import Facts
+    from ....model.facts import Facts
 
 LEAST = 0.25  # of the work, before and behind a place that is taken by itself
 WORTH = 0.98  # of the work: branches that need more are not worth having

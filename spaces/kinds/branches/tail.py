@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from ...coupling import Coupling, Group
-from ...coupling.walk import bind, get_attribute
-from ...stages.functional import CutError
+from ....model.coupling import Coupling, Group
+from ....model.coupling.walk import bind, get_attribute
+from ....model.stages.functional import CutError
 from ..exits.places import Place, before
 from ..exits.segments import free_nodes, memory
 
 if TYPE_CHECKING:
-    from ...costing.cost_tables import Tables
+    from ....model.cost_tables import Tables
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ...costing.counter import counted
+from ....model.counter import counted
 from .head import RIDGE, Head, Moments
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import nn
 
-from ...captured_module import CapturedModule
+from ....model.captured_module import CapturedModule
+from ....model.stages.functional import CutError
 from ...choice import Choice, Option
-from ...stages.functional import CutError
 from ..base import Context, Found, Kind, Making, Many, Taken
 from .cascade import Cascade
 from .head import Head, grid_of
@@ -19,8 +19,8 @@ from .places import Place, before, class_count, find_places, named, spread
 from .segments import divide
 
 if TYPE_CHECKING:
-    from ...costing.cost_tables import Tables
-    from ...facts import Facts
+    from ....model.cost_tables import Tables
+    from ....model.facts import Facts
 
 NONE = "none"
 THRESHOLDS = (0.99, 0.95, 0.9, 0.8, 0.6)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ...coupling import Coupling
-from ...coupling.units import Vector
-from ...stages.functional import CutError, modules
+from ....model.coupling import Coupling
+from ....model.coupling.units import Vector
+from ....model.stages.functional import CutError, modules
 from .segments import Boundary, free_nodes, memory, writes
 
 

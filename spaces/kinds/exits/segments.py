@@ -17,9 +17,9 @@ from torch import fx
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from ...captured_module import CapturedModule, assemble
-from ...coupling.walk import get_attribute, operator_name
-from ...stages.functional import CutError, base, is_random
+from ....model.captured_module import CapturedModule, assemble
+from ....model.coupling.walk import get_attribute, operator_name
+from ....model.stages.functional import CutError, base, is_random
 
 aten = torch.ops.aten
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from ...captured_module import CapturedModule
-from ...coupling.walk import bind, get_attribute, schema
+from ....model.captured_module import CapturedModule
+from ....model.coupling.walk import bind, get_attribute, schema
 
 aten = torch.ops.aten
 

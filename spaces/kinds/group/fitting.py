@@ -17,12 +17,10 @@ import numpy as np
 import torch
 from torch import fx
 
-from ...captured_module import CapturedModule
-from ...coupling.walk import bind, get_attribute, operator_name
-from ...repair.fitting import COLUMNS, LEAST_ROWS, ROWS, fitted_layer
-from ...repair.rows import Picker, draw, places
-from ...repair.sequential import RIDGE
-from ...repair.sources import Source, patch_of
+from ....model.captured_module import CapturedModule
+from ....model.coupling.walk import bind, get_attribute, operator_name
+from ....model.repair.sequential import COLUMNS, LEAST_ROWS, RIDGE, ROWS, fitted_layer
+from ....model.repair.sources import Picker, Source, draw, patch_of, places
 
 
 @dataclass(frozen=True)

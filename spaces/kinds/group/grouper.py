@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import fx
 
-from ...capture import fresh
-from ...captured_module import CapturedModule
-from ...coupling.walk import bind, get_attribute
-from ...repair import Calibration
-from ...repair.consumers import Consumer
+from ....model.capture import fresh
+from ....model.captured_module import CapturedModule
+from ....model.coupling.walk import bind, get_attribute
+from ....model.repair import Calibration
+from ....model.repair.consumers import Consumer
 from .assignment import Assignment, assign
 from .build import Marks
 from .fitting import Fitted, Fitting, Recorder

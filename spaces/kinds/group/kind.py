@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from torch import fx
 
-from ...captured_module import CapturedModule
+from ....model.captured_module import CapturedModule
+from ....model.coupling import Coupling
+from ....model.coupling.walk import bind, operator_name
 from ...choice import Choice
-from ...coupling import Coupling
-from ...coupling.walk import bind, operator_name
 from ..base import Context, Found, Kind, Making, Many, Taken, check_rising
 from .assignment import kept_share
 from .build import build
 from .grouper import Grouper, Layer
 
 if TYPE_CHECKING:
-    from ...costing.cost_tables import Tables
-    from ...facts import Facts
+    from ....model.cost_tables import Tables
+    from ....model.facts import Facts
 
 LEAST = 2  # channels of a group, on both sides of the unpruned layer
 _LAYERS = ("linear", "conv1d", "conv2d", "conv3d")

@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ...repair import Calibration
-from ...repair.consumers import Consumer, block_weights
-from ...repair.least_squares import Split
+from ....model.repair import Calibration
+from ....model.repair.consumers import Consumer, block_weights
+from ....model.repair.least_squares import Split
 
 
 def input_energy(calibration: Calibration, consumer: Consumer, alive: np.ndarray) -> np.ndarray:

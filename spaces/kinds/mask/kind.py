@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import fx
 
+from ....model.coupling import Coupling
 from ...choice import Choice
-from ...coupling import Coupling
 from ..base import Found, Kind, Making, Many, Taken
 from .program import Sparsify, make_masks, removed_blocks
 
 if TYPE_CHECKING:
-    from ...costing.cost_tables import Tables
-    from ...facts import Facts
-    from ...surgery import Mend
+    from ....model.cost_tables import Tables
+    from ....model.facts import Facts
+    from ....model.surgery import Mend
 
 SPARSITIES = (0.0, 0.25, 0.5, 0.75, 0.875)
 

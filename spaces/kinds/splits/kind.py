@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args
 import numpy as np
 from torch import nn
 
+from ....devices import Device, Link, devices_json, devices_of, links_of, pipeline_costs, sensitivity
+from ....model.stages import Cut, CutError, after_modules, outside_modules
+from ....model.stages.staging import Staging
 from ...choice import Choice
-from ...devices import Device, Link, devices_json, devices_of, links_of, pipeline_costs, sensitivity
-from ...stages import Cut, CutError, after_modules, outside_modules
-from ...stages.staging import Staging
 from ..base import Context, Found, Kind, Making, Many, Taken
 from .plan import END, START, Encoding, Placement, Plan, plan_of, splitting_choices
 from .staged import PlacedStage, Staged, place
 
 if TYPE_CHECKING:
-    from ...costing.cost_tables import Tables
-    from ...facts import Facts
+    from ....model.cost_tables import Tables
+    from ....model.facts import Facts
 
 TIMED = ("latency_ms", "throughput_per_s", "energy_mj")  # need profiles
 TOGETHER = ("prune", "drop", "mask", "splits")  # kinds whose networks the cost tables follow

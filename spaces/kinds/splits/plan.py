@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ....devices import Device, Link
 from ...choice import AnyKind, Choice, Option
-from ...devices import Device, Link
 
 START, END = "start", "end"  # places before the first call and after the last
 Encoding = Literal["positions", "each"]

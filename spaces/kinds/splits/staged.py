@@ -12,12 +12,12 @@ from typing import Any, cast
 import numpy as np
 from torch import fx, nn
 
-from ...capture import CaptureError, capture
-from ...captured_module import CapturedModule
-from ...coupling.walk import operator_name
-from ...stages import Cut, CutError, Stage, functionalise, split
-from ...stages.cuts import Order
-from ...stages.staging import Staging
+from ....model.capture import CaptureError, capture
+from ....model.captured_module import CapturedModule
+from ....model.coupling.walk import operator_name
+from ....model.stages import Cut, CutError, Stage, functionalise, split
+from ....model.stages.cuts import Order
+from ....model.stages.staging import Staging
 from .plan import Plan
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from ...captured_module import CapturedModule
-from ...coupling.walk import get_attribute, operator_name, schema
-from ...surgery import Alive, Surgeon, rewrite
+from ....model.captured_module import CapturedModule
+from ....model.coupling.walk import get_attribute, operator_name, schema
+from ....model.surgery import Alive, Surgeon, rewrite
 from ..group.build import Marks
 from .regions import BIAS, Region
 

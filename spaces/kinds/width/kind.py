@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from ...capture import Captured, flat_inputs, fresh, state_kept, tensors_of
-from ...captured_module import CapturedModule
+from ....model.capture import Captured, flat_inputs, fresh, state_kept, tensors_of
+from ....model.captured_module import CapturedModule
+from ....model.modules import relative_difference
+from ....model.proof import no_constant_parameters
+from ....model.surgery import Surgeon
 from ...choice import Choice
-from ...proving.comparison import relative_difference
-from ...proving.proof import no_constant_parameters
-from ...surgery import Surgeon
 from ..base import Context, Found, Kind, Making, Many, Taken, check_rising
 from .divide import Divider
 from .regions import Region, find_regions
 
 if TYPE_CHECKING:
-    from ...costing.cost_tables import Tables
-    from ...facts import Facts
+    from ....model.cost_tables import Tables
+    from ....model.facts import Facts
 
 COUNT = 3  # branches of the networks that are run to prove regions: sizes that differ
 

@@ -12,12 +12,12 @@ from torch import fx, nn
 from torch.fx import _pytree as fx_pytree
 from torch.utils import _pytree as pytree
 
-from ...capture import capture, fresh, tensors_of
-from ...captured_module import CapturedModule, assemble
-from ...coupling import find_coupling
-from ...coupling.walk import get_attribute
-from ...proving.comparison import relative_difference
-from ...surgery import Surgeon
+from ....model.capture import capture, fresh, tensors_of
+from ....model.captured_module import CapturedModule, assemble
+from ....model.coupling import find_coupling
+from ....model.coupling.walk import get_attribute
+from ....model.modules import relative_difference
+from ....model.surgery import Surgeon
 from .divide import Divider
 from .regions import find_regions
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import fx
 
-from ...coupling import Coupling, Group
-from ...coupling.coupled import Lengths
-from ...coupling.units import Vector
-from ...coupling.walk import bind, operator_name
+from ....model.coupling import Coupling, Group
+from ....model.coupling.groups import Lengths
+from ....model.coupling.units import Vector
+from ....model.coupling.walk import bind, operator_name
 
 # Readers that are linear in what they sum over; schema name of what is added once, whatever is summed.
 BIAS = {

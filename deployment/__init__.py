@@ -1,0 +1,1 @@
+"""Deployment: partitioners, networks cut into stages, and stages that serve."""

@@ -1,0 +1,204 @@
+"""Decomposition in one call: a network as stages that are modules, without a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .refining import Measured
+from .setting import Setting
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from ..devices import Device, Link
+    from .partitioners import Plan
+    from .refining import Measured
+    from .setting import Setting
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One stage, for one batch."""
+
+    stage: int  # from 1
+    device: str
+    first: str  # deepest module of its first call, "" for the model itself
+    last: str
+    ms: float  # on its device
+    timed: bool  # the stage was timed here (and divided by the device's speed); else by the device's profile
+    macs: float
+    macs_share: float  # of the network's, in [0, 1]
+    weights_mb: float  # parameters and buffers, 10^6 bytes
+    memory_mb: float  # weights, and activations at their most
+    sent_kb: float  # to the next stage, 1000 bytes; of the last 0
+    send_ms: float  # of that, link latency included
+    tensors: tuple[str, ...]  # what is sent
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def rows_of(measured: Measured, asked: Setting) -> tuple[Row, ...]:
+    layout = measured.layout
+    network, costs = layout.network, layout.costs
+    total = float(network.macs.sum())
+    rows = []
+    for k, (begin, end) in enumerate(zip([0, *layout.ends], layout.ends, strict=False)):
+        calls, at = network.calls[begin:end], layout.on[k]
+        held = measured.stages[k].module.state_dict().values()
+        weights = sum({t.data_ptr(): t.numel() * t.element_size() for t in held}.values())
+        macs = float(network.macs[begin:end].sum())
+        last = k == len(layout.cuts)
+        hops = slice(at, at if last else layout.on[k + 1])  # devices between that only pass on
+        rows.append(
+            Row(
+                stage=k + 1,
+                device=asked.devices[at].name,
+                first=_module(calls),
+                last=_module(calls[::-1]),
+                ms=float(costs.compute[at]),
+                timed=asked.devices[at].profile is None,
+                macs=macs,
+                macs_share=macs / total if total else 0.0,
+                weights_mb=weights / 1e6,
+                memory_mb=(weights + max(call.alive for call in calls)) / 1e6,
+                sent_kb=0.0 if last else layout.cuts[k].bytes * network.batch / 1000,
+                send_ms=float(np.sum(costs.transfer[hops]) + np.sum(costs.delay[hops])),
+                tensors=() if last else layout.cuts[k].tensors,
+            )
+        )
+    return tuple(rows)
+
+
+def _module(calls: Any) -> str:
+    return next((call.modules[-1] for call in calls if call.modules), "")
+
+
+# -- A network as stages that are modules, in one call and without a search -----------------------------
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A network cut into stages, one after another. Made by :func:`decompose`."""
+
+    stages: tuple[nn.Module, ...]  # each takes what the one before returns, the first what the model takes
+    rows: tuple[Row, ...]  # figures of the stages, in order
+    plan: Plan  # stage of every call; value in ms or bytes, and what it is proven not to fall below
+    upload_ms: float  # to send the inputs to the first stage, where this is not on the first device
+    whole_ms: float  # of the unsplit model, timed here in turns with the stages
+    difference: float  # largest, between stages and whole on the example, relative to the largest output
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self.stages)
+
+    def __getitem__(self, k: int) -> nn.Module:
+        return self.stages[k]
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model returns, by one stage after another in this process."""
+        out = self.stages[0](*args, **kwargs)
+        for stage in self.stages[1:]:
+            out = stage(*out)
+        return out
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per stage: ``device``, ``first``, ``last`` (modules), ``ms``, ``macs``, ..."""
+        import pandas as pd
+
+        return pd.DataFrame([row.as_dict() for row in self.rows]).set_index("stage")
+
+
+def decompose(
+    model: nn.Module,
+    example: Any,
+    parts: int | None = None,
+    minimise: str = "throughput",
+    devices: Iterable[Device | str] | None = None,
+    links: Sequence[Link | str] | Link | str | None = None,
+    forced: Iterable[str] = (),
+    forbidden: Iterable[str] = (),
+    *,
+    batch: int = 1,
+    imbalance: float = 0.25,
+    method: str = "exact",
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Decomposition:
+    """Cut a model into stages that together are the model, to 1e-6.
+
+    The calls of the model are timed here, on one thread; the cut is optimal for these times (dynamic
+    programming over all legal cuts; on two devices also a minimum cut over all placements), then real stages
+    of the best plans are timed and the best of these is returned. The model itself is not changed.
+
+    Args:
+        example: one batch of inputs: a tensor, a tuple, a dict of keyword inputs or (args, kwargs).
+        parts: how many stages; by default as many as devices, or 2.
+        minimise: ``"throughput"``: time of the slowest stage or link (without links, of the plans within 1 %
+            of the least the one that sends least); ``"latency"``: end to end, where a
+            device may be left without a stage; ``"traffic"``: bytes between stages, while the slowest stage
+            takes at most ``1 + imbalance`` times that of the fastest plan.
+        devices: in the order of the stages, such as ``["edge=0.2x", "server=1x"]`` or :class:`Device`; the
+            inputs are on the first. By default equal ones of this machine's speed.
+        links: one for all, or from each device to the next, such as ``"20mbps,5ms"``; by default free.
+        forced: modules after which a stage must end.
+        forbidden: modules that must stay whole.
+        batch: samples of an input.
+        method: "exact", "greedy-merge", "greedy-split", "spectral", "kernighan-lin" or "gcn".
+        seed: of the methods that draw.
+        progress: told in a few words what is being done.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        CutError: it keeps state between calls; fewer legal cuts than parts need; no cut after a forced
+            module.
+        ValueError: devices, links or numbers that cannot be; memory limits that nothing meets, with what is
+            missing.
+    """
+    from .setting import setting
+
+    asked = setting(
+        parts,
+        minimise,
+        devices,
+        links,
+        forced=forced,
+        forbidden=forbidden,
+        imbalance=imbalance,
+        method=method,
+        seed=seed,
+    )
+    from ..model.threads import one_thread
+    from .network import read_network
+    from .refining import measured_layout
+
+    with one_thread():
+        progress("capturing the model and timing its calls")
+        network = read_network(model, example, batch=batch)
+        return decomposition(measured_layout(network, asked, progress=progress), asked)
+
+
+def decomposition(measured: Measured, asked: Setting) -> Decomposition:
+    """What :func:`decompose` returns, of a measured layout and what was asked for."""
+    from ..model.stages import verify
+
+    pass
+
+    layout = measured.layout
+    costs, before = layout.costs, slice(0, layout.on[0])
+    return Decomposition(
+        tuple(stage.module for stage in measured.stages),
+        rows_of(measured, asked),
+        layout.plan,
+        float(costs.transfer[before].sum() + costs.delay[before].sum()),
+        measured.whole_ms,
+        verify(layout.network.functional.captured, measured.stages),
+    )

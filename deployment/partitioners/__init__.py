@@ -1,0 +1,28 @@
+"""Partitioners of graphs: exact where that is possible, else with a gap. Needs only numpy to import."""
+
+from ...devices import Link
+from .chain import StageCosts, chain, stage_costs
+from .edge_cloud import best_prefix, edge_cloud
+from .graph import Graph, Host, Node, Plan, Tensor, traffic
+from .greedy import greedy_merge, greedy_split
+from .least_traffic import forward_parts, in_order, least_traffic
+
+__all__ = [
+    "Graph",
+    "Host",
+    "Link",
+    "Node",
+    "Plan",
+    "StageCosts",
+    "Tensor",
+    "best_prefix",
+    "chain",
+    "edge_cloud",
+    "forward_parts",
+    "greedy_merge",
+    "greedy_split",
+    "in_order",
+    "least_traffic",
+    "stage_costs",
+    "traffic",
+]

@@ -1,1 +1,0 @@
-"""Explanations that need the networks and the data: one analysis a file."""

@@ -1,0 +1,1 @@
+"""Explanations: what choices, layers and samples say about a subnetwork, and sections of the page."""

@@ -1,0 +1,1 @@
+"""Model: a traced network, what is true of it, and what can be done to it. Knows no choices."""

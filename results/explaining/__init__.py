@@ -1,1 +1,0 @@
-"""Explanations: what choices, layers and samples say about a subnetwork, as plain arrays and as one page."""

@@ -1,1 +1,0 @@
-"""Searchers that learn nothing: the lines to beat."""

@@ -1,1 +1,0 @@
-"""Searchers made of other searchers."""

@@ -1,1 +1,0 @@
-"""Searchers with a policy that is taught by rewards."""

@@ -1,1 +1,0 @@
-"""Every operator and block run pruned, and what was proven before."""

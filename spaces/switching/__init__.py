@@ -1,1 +1,0 @@
-"""Scoring without building: one resident network that switches between candidates."""
