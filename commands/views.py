@@ -1,4 +1,4 @@
-"""What the commands show, beside fronts (`results/table.py`): JSON and plain tables on stdout."""
+"""Views of the commands, beside fronts (`results/table.py`): JSON and plain tables on stdout."""
 
 from __future__ import annotations
 

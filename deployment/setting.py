@@ -1,4 +1,4 @@
-"""What a decomposition is asked for, checked before any work."""
+"""Setting of a decomposition: the question asked, checked before any work."""
 
 from __future__ import annotations
 

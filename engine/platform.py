@@ -1,4 +1,4 @@
-"""What a run knows of the devices that its space splits networks over."""
+"""Platform of a run: the devices and links that its space splits networks over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is: its settings, the folder it lives in, and what may change when it is resumed."""
+"""Settings of a run, the folder it lives in, and what may change when it is resumed."""
 
 from __future__ import annotations
 

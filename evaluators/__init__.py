@@ -1,4 +1,4 @@
-"""What scores a candidate: the task, one evaluator per metric, and the pools that run them.
+"""Evaluators: the task, one evaluator per metric, and the pools of workers that score candidates.
 
 Names are loaded on first use, so that pools of pure spaces and the command line need no torch.
 """

@@ -1,4 +1,4 @@
-"""What can be wrong with a task or a pool. Torch-free, so that the command line can catch them cheaply."""
+"""Errors of tasks and pools. Torch-free, so that the command line can catch them cheaply."""
 
 from __future__ import annotations
 

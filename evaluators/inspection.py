@@ -1,4 +1,4 @@
-"""What there is to change in a task's model, and where the model spends its work."""
+"""Inspection of a task's model: what may change in it, and where it spends its work."""
 
 from __future__ import annotations
 

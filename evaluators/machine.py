@@ -1,4 +1,4 @@
-"""What this runs on."""
+"""Machine and library versions that a run is measured on."""
 
 from __future__ import annotations
 

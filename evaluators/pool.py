@@ -1,4 +1,4 @@
-"""Who evaluates candidates: the job, its outcome, the protocol of pools, and the pool of this process."""
+"""Pools that evaluate candidates: the job, its outcome, their protocol, and the pool of this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user brings: a trained model, an example of its inputs, data to score it on."""
+"""Task: a user's trained model, an example of its inputs, and the data to score it on."""
 
 from __future__ import annotations
 

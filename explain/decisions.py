@@ -1,4 +1,4 @@
-"""What each decision of a candidate costs: Shapley values of the choices it changed."""
+"""Decisions: the cost of each decision of a candidate, as Shapley values of the choices it changed."""
 
 from __future__ import annotations
 

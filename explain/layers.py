@@ -1,4 +1,4 @@
-"""What is left of each layer: weights, fan-in, and the paths from input to output that run through it."""
+"""Layers: weights and fan-in that are left of each, and the paths from input to output through it."""
 
 from __future__ import annotations
 

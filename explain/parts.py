@@ -1,4 +1,4 @@
-"""What each part of a network is worth: it is taken away, alone and together with others."""
+"""Parts: the worth of each part of a network, taken away alone and together with others."""
 
 from __future__ import annotations
 

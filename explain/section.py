@@ -1,4 +1,4 @@
-"""What an explanation is made of: sections, with pictures that a page can draw without knowing more."""
+"""Sections of an explanation, with pictures that a page can draw without knowing more."""
 
 from __future__ import annotations
 

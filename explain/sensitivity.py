@@ -1,4 +1,4 @@
-"""How much of a metric's variation over a run comes from which choices: functional ANOVA of the trials."""
+"""Sensitivity: the share of a metric's variation over a run that each choice explains (functional ANOVA)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is explained: the original and a subnetwork of it, on a bounded part of the validation data."""
+"""Subject of an explanation: the original and a subnetwork of it, on part of the validation data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long each intermediate tensor of a captured graph is needed, and the most that is alive at once."""
+"""Lifetimes of a captured graph's intermediate tensors, and the most that are alive at once."""
 
 from __future__ import annotations
 

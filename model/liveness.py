@@ -1,4 +1,4 @@
-"""Which nodes of a captured graph are still computed once some residual blocks are dropped."""
+"""Liveness: nodes of a captured graph that are still computed once some residual blocks are dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was proven before need not be proven again: small JSON files in the user's cache folder.
+"""Cache of proofs: what was proven before, as small JSON files in the user's cache folder.
 
 A proof holds for one graph, its weights and example, and the code that made and checks it. All of that is in
 the fingerprint: of the user's modules also the attributes that are no tensors, and of the user's code every

@@ -1,4 +1,4 @@
-"""What a front's figures are worth: confirmed on data that chose nothing, intervals, what is told apart.
+"""Confirmation: a front's figures on data that chose nothing, with intervals and what they can tell apart.
 
 A search picks the candidates that its validation samples flatter. So the front is scored once more at the end
 of a sweep, on other data (see ``engine.measured_front``); each trial keeps that in ``detail["confirmed"]``:

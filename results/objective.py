@@ -1,4 +1,4 @@
-"""What is wanted of a candidate: objectives to trade off, limits to keep."""
+"""Objectives to trade off, and limits to keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is intact in a damaged ledger, found page by page.
+"""Salvage: the intact part of a damaged ledger, found page by page.
 
 Rows are read from SQLite's pages themselves (format: sqlite.org/fileformat2.html, sections 1.6, 2.1 and 4),
 not through its trees, so that a broken header, index or neighbour does not matter. A row counts when its

@@ -1,4 +1,4 @@
-"""How sure a measured metric is: intervals, and a paired test of two networks. Pure array functions."""
+"""Significance of a measured metric: intervals, and paired tests of two networks. Pure array functions."""
 
 from __future__ import annotations
 

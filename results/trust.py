@@ -1,4 +1,4 @@
-"""Which code a run or an export may name: installed tasks, and what this user wrote down himself.
+"""Trust: the code that a run or an export may name, which is installed tasks and this user's own.
 
 A run says by text where its task is (``file.py:function``), and to export from it that code is executed. A
 folder that came from somebody else could name any code. So the text is signed with a key that stays in the

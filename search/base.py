@@ -1,4 +1,4 @@
-"""What every search algorithm is: something to ask for candidates and to tell what came of them."""
+"""Searcher: an algorithm that is asked for candidates and told what came of them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What an exported stage needs to run, copied beside it: standard library, and torch or onnxruntime."""
+"""Standalone code that runs an exported stage, copied beside it: standard library, torch or onnxruntime."""

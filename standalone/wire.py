@@ -1,4 +1,4 @@
-"""How stages talk: frames of tensors and of text, over pipes and sockets. Standard library only.
+"""Wire protocol of stages: frames of tensors and of text, over pipes and sockets. Standard library only.
 
 A frame is a header of 32 bytes, little-endian, and a body::
 

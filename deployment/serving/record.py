@@ -1,4 +1,4 @@
-"""What was measured while inputs went through stages."""
+"""Record of a deployment: measurements taken while inputs went through its stages."""
 
 from __future__ import annotations
 

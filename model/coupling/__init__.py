@@ -1,4 +1,4 @@
-"""Which channels of a network must be removed together, found by following indices through its graph."""
+"""Coupling: channels that must be removed together, found by following indices through the graph."""
 
 from . import contraction, indexing, pointwise, recurrent, reduction  # noqa: F401  (each registers its rules)
 from .groups import Coupling, Group, Member, find_coupling

@@ -1,4 +1,4 @@
-"""Which positions of a network's tensors live and die together: a union-find over unit labels."""
+"""Units: a union-find over labels of tensor positions that live and die together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tensors cross the places where a network may be cut, whatever residual blocks are dropped."""
+"""Crossing tensors at the places where a network may be cut, whatever residual blocks are dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where one captured network may be cut, and the cost tables of its parts; found when first asked for."""
+"""Cutting of one captured network: legal cuts and cost tables of its parts, made when asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which node of the captured graph a call of the functional graph is, and how its size depends on widths."""
+"""Provenance: the captured node that each call of the functional graph is, and its size by widths."""
 
 from __future__ import annotations
 

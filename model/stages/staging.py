@@ -1,4 +1,4 @@
-"""What the parts of a network cost, part by part, for many pruned candidates at once. Nothing is built."""
+"""Staging: costs of a network's parts, for many pruned candidates at once. Nothing is built."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of many predicted points to measure next: pure functions of points to minimise."""
+"""Spread: the choice of the next points to measure among many predicted ones; pure functions."""
 
 from __future__ import annotations
 

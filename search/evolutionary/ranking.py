@@ -1,4 +1,4 @@
-"""Which of several trials are better: pure functions of losses and violations; everything is minimised."""
+"""Ranking of trials by losses and violations; pure functions, everything is minimised."""
 
 from __future__ import annotations
 

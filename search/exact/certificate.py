@@ -1,4 +1,4 @@
-"""What branch and bound has proven, as plain data, and a check of it that does not trust the search."""
+"""Certificate of branch and bound, as plain data, and a check of it that does not trust the search."""
 
 from __future__ import annotations
 

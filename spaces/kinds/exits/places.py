@@ -1,4 +1,4 @@
-"""Where a network may be divided with one tensor crossing: after which of its modules."""
+"""Places of exits: modules after which one tensor crosses, so that the network may be divided there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which outputs and which inputs of a matrix form groups: the assignment that keeps most of its energy.
+"""Assignment of a matrix's outputs and inputs to groups that keep most of its energy.
 
 Wang et al. 2019 (arXiv 1904.00346, FLGC) learn the assignment of filters and input channels to groups. Here
 it is found for given weights: with the groups of the inputs fixed, the best groups of the outputs are a

@@ -1,4 +1,4 @@
-"""Which weights go: blocks of a granularity with the smallest norms, in one step or several."""
+"""Program of a mask: blocks of a granularity with the smallest norms go, in one step or several."""
 
 from __future__ import annotations
 

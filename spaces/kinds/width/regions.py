@@ -1,4 +1,4 @@
-"""Where the units of a coupled group are computed one by one, from their makers to their readers.
+"""Regions: where the units of a coupled group are computed one by one, from their makers to their readers.
 
 A network's part between makers and readers can be divided by units when every operator in it treats each
 unit alone, and every reader sums over the units. Both are told by the labels of :mod:`..coupling`: whatever
