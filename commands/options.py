@@ -174,24 +174,23 @@ class NoSuchOption(typer.BadParameter):
 
 
 def kind_options(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Options of kinds of choices, by field, from the command line: a number, a list of them, or a text.
+    """Options of kinds of choices, by field, from the command line, of the types of the fields.
 
     Raises:
-        typer.BadParameter: an option that no kind has.
+        typer.BadParameter: an option that no kind has, or text that is no such value.
     """
     if not texts:
         return {}
-    from ..spaces.kinds import known_kinds
+    from ..spaces.kinds import known_kinds, read_options
 
     known = {name for kind in known_kinds() for name in kind_fields(kind)}
-    made: dict[str, Any] = {}
-    for flag, text in texts.items():
-        name = flag[2:].replace("-", "_")
-        if name not in known:
+    for flag in texts:
+        if flag[2:].replace("-", "_") not in known:
             raise NoSuchOption(flag)
-        values = [_number(part) for part in names_in(text)]
-        made[name] = values if "," in text else values[0]
-    return made
+    try:
+        return read_options(known_kinds(), {flag[2:]: text for flag, text in texts.items()})
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def check_kind_options(kinds: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -221,15 +220,6 @@ def kind_fields(kind: str) -> list[str]:
 
 def _all_fields(kinds: Sequence[str]) -> str:
     return ", ".join(name for kind in kinds for name in kind_fields(kind)) or "none of their own"
-
-
-def _number(text: str) -> Any:
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text, text)
 
 
 def _numbers(text: str) -> Any:

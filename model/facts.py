@@ -106,9 +106,19 @@ class Facts:
     @property
     def artifact(self) -> str:
         """What proofs allow built networks to be: ``"module"``, the user's own with sliced parameters, or
-        else ``"graph"``, the captured one. A space may need that all the same: :attr:`Builder.artifact`.
+        else ``"graph"``, the captured one. What a space builds follows from its own choices, see
+        :attr:`Builder.artifact`.
         """
         return "module" if all(p is None or p.own for p in (self._proof, self._drops)) else "graph"
+
+    def own_reason(self, *, drops: bool) -> str:
+        """Why built networks are the captured graph; empty where they are the user's own module.
+
+        Args:
+            drops: whether blocks may be dropped; their proof counts then.
+        """
+        proofs = [self.prove(), self.prove_blocks()] if drops else [self.prove()]
+        return next((p.own_reason or "it differs" for p in proofs if not p.own), "")
 
     @property
     def artifact_reasons(self) -> dict[str, str]:

@@ -129,6 +129,7 @@ class Blueprint(Facts):
         mending = Mending(wanted if data is not None or merging is not None else False, data, merging)
         side = Builder(self, mending, graph=any(m.rewrites for m in makers), refusals=refusals)
         space = Space([c for c in choices if len(c) > 1] or choices, model=side)
+        side.own_reason = self.own_reason(drops=bool(side.decoder.read(space.choices).dropped))
         if side.artifact == "module" and (candidates := side.decoder.spanning(space)):
             side.own_reason = self.differs([side.alive(c) for c in candidates])
         if isinstance(importance, str):

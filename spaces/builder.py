@@ -34,7 +34,7 @@ class Builder(ModelSide):
     Args:
         facts: about the traced network; nothing here changes them.
         mending: how built networks are repaired.
-        own_reason: why the user's module may not be sliced at this space's widths; empty where it may.
+        own_reason: why the user's module may not be sliced for this space; empty where it may.
         graph: networks need the captured graph to be built, whatever the artifact.
         refusals: ``"kind:name"`` -> why that may not be decided about.
     """
@@ -62,7 +62,7 @@ class Builder(ModelSide):
         """``"module"`` when built networks are the user's own module with sliced parameters, ``"graph"`` when
         they are the captured graph.
         """
-        return "graph" if self.own_reason else self.facts.artifact
+        return "graph" if self.own_reason else "module"
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -182,9 +182,9 @@ class Builder(ModelSide):
         if alone:
             reason = f"the choice {alone[0]!r} changes the captured graph, in which lengths are fixed"
         elif self.artifact == "graph":
-            why = self.own_reason or next(iter(self.facts.artifact_reasons.values()))
             reason = (
-                f"they are captured graphs, in which lengths are fixed, since of the model's own module {why}"
+                "they are captured graphs, in which lengths are fixed, since of the model's own module "
+                f"{self.own_reason}"
             )
         cuts = [self.alive(c) for c in self.decoder.spanning(space) or [space.baseline]]
         check_lengths(self.facts, cuts, data, graph_alone=reason)

@@ -144,8 +144,8 @@ def test_every_candidate_equals_the_masked_network(name):
 @pytest.mark.parametrize("name", ["branch on width", "branch on two widths", "scale by width"])
 def test_a_forward_that_computes_with_a_width_gives_the_graph(name):
     blueprint = trace(made(name), torch.randn(2, 3, 6, 6))
-    blueprint.space()
-    assert blueprint.artifact == "graph"
+    space = blueprint.space()
+    assert space.model.artifact == "graph"
 
 
 class Auxiliary(Net):
@@ -225,7 +225,7 @@ class Remembering(nn.Module):
 def test_what_a_model_remembers_of_the_example_is_not_handed_to_what_is_built():
     blueprint = trace(Remembering(), torch.randn(2, 5))
     space = blueprint.space()
-    assert blueprint.artifact == "module"
+    assert space.model.artifact == "module"
     assert space.build(space.candidate(space.counts - 1)).kept == {}
 
 

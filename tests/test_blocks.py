@@ -92,7 +92,7 @@ def test_a_transformer_of_three_layers_has_six_blocks_that_share_a_mask(post):
     names = [f"layers.{i}.{part}" for i in range(3) for part in ("qkv", "up")]
     assert [b.name for b in blueprint.blocks] == names
     space = blueprint.space("drop")
-    assert blueprint.artifact == "graph"
+    assert space.model.artifact == "graph"
     # The mask goes with the last attention that reads it.
     for chosen, has_bias in (([1, 0, 0, 0, 0, 0], True), ([1, 0, 1, 0, 1, 0], False)):
         candidate = space.candidate(chosen)

@@ -321,7 +321,7 @@ def test_a_built_network_is_an_ordinary_module_and_travels(kind):
     net, x = Net(kinds), images(4)
     blueprint = trace(net, x)
     space = blueprint.space("prune", "drop")
-    assert blueprint.artifact == kind
+    assert space.model.artifact == kind
     candidate = dropping(space, [b.name for b in blueprint.blocks])
     small = space.build(candidate)
     if kind == "module":

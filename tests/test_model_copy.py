@@ -80,7 +80,7 @@ def test_a_lock_is_taken_by_the_copy_alone_and_built_networks_are_the_graph():
     with net.held:  # else waiting for it would never end
         blueprint = trace(net, x)
     space = blueprint.space(ratios=[0, 0.5])
-    assert blueprint.artifact == "graph"
+    assert space.model.artifact == "graph"
     assert "'held' of Net holds a lock" in blueprint.artifact_reasons["prune"]
     there = cloudpickle.loads(cloudpickle.dumps(space))
     small = space.candidate([1, 1])
@@ -110,7 +110,7 @@ def test_what_a_call_has_cached_is_computed_again(call):
     kept = dict(net.cache)
     blueprint = trace(net, x)
     space = blueprint.space(ratios=[0, 0.5])
-    assert blueprint.artifact == "module"
+    assert space.model.artifact == "module"
     assert {g.name for g in blueprint.groups} == {"a", "b"}  # b's own weight, no constant in its place
     built = space.build(space.candidate([1, 1]))
     built(x).sum().backward()
@@ -191,7 +191,7 @@ def test_computed_weights_are_folded(name, called):
     space = blueprint.space(ratios=[0, 0.5])
     assert blueprint.folded.keys() == {"d.weight", "b.weight"}
     assert {g.name for g in blueprint.groups} == {"a", "d", "b"}
-    assert blueprint.artifact == "module"
+    assert space.model.artifact == "module"
 
     candidate = space.candidate([1, 1, 1])
     built = space.build(candidate)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     from .base import Kind
@@ -63,6 +65,56 @@ def make_kinds(names: Sequence[str], options: Mapping[str, Any]) -> list[Kind]:
     for kind in made:
         kind.goes_with(names)
     return made
+
+
+def read_options(names: Sequence[str], texts: Mapping[str, str]) -> dict[str, Any]:
+    """Options of these kinds from text, as a command line gives them, of the types of their fields.
+
+    A list is written with commas: ``{"sparsities": "0,0.5"}``. ``none`` is ``None``.
+
+    Raises:
+        ValueError: an option that none of these kinds takes (with near names), or text that is no such value.
+    """
+    takes = {f.name: (cls, f.name) for cls in map(kind_class, names) for f in fields(cls)}
+    read: dict[str, Any] = {}
+    for given, text in texts.items():
+        name = given.replace("-", "_")
+        if name not in takes:
+            near = get_close_matches(name, takes, n=3)
+            hint = f"did you mean {' or '.join(near)}" if near else f"they take {', '.join(takes) or 'none'}"
+            raise ValueError(f"no kind of {', '.join(names)} takes the option {given!r}; {hint}")
+        cls, field = takes[name]
+        read[name] = _value(given, get_type_hints(cls)[field], text.strip())
+    return read
+
+
+def _value(name: str, wanted: Any, text: str) -> Any:
+    """One option from its text.
+
+    Raises:
+        ValueError: it cannot be given as text, or not as this one.
+    """
+    kind, inner = get_origin(wanted), get_args(wanted)
+    if kind in (Union, UnionType):
+        if text.lower() == "none" and type(None) in inner:
+            return None
+        wanted = next(a for a in inner if a is not type(None))
+        kind, inner = get_origin(wanted), get_args(wanted)
+    if kind is not None and kind is not Literal and issubclass(kind, Sequence):
+        return [_value(name, inner[0], part.strip()) for part in text.split(",") if part.strip()]
+    if kind is Literal or wanted is str:
+        return text
+    if wanted is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if wanted in (int, float):
+        try:
+            return wanted(text)
+        except ValueError:
+            pass
+    words = {int: "a whole number", float: "a number", bool: "true or false"}
+    if wanted not in words:
+        raise ValueError(f"the option {name!r} cannot be given as text; use the Python interface")
+    raise ValueError(f"the option {name!r} is {words[wanted]}, got {text!r}")
 
 
 def _options_of(name: str) -> list[str]:
