@@ -12,6 +12,7 @@ from ..evaluators.errors import TaskError
 from ..explain.section import Figure, Section, Skipped
 from ..explain.sensitivity import sensitivity_section
 from ..results.table import HEADINGS, metric_text, ratio_text
+from ..results.trial import comparable
 from .rules import run_rules
 from .settings import RunError
 
@@ -127,7 +128,7 @@ def _of_the_network(
 
 
 def _scores(run: Run, trial: Trial) -> list[list[str]]:
-    base = run.baseline.scores if run.baseline else {}
+    base = comparable(trial, run.baseline)
     units = {o.name: o.unit for o in run.objectives}
     rows = []
     for name, value in trial.scores.items():

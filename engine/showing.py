@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..results.confirmation import confirming_data
 from ..results.table import metric_text, ratio_text
-from ..results.trial import Trial
+from ..results.trial import Trial, comparable
 from .platform import latency_rows, measured_rows, sensitivity_rows
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def widths(run: Run, number: int) -> list[tuple[str, int, int, tuple[str, ...]]]
 
 
 def _figures(run: Run, trial: Trial) -> list[tuple[str, ...]]:
-    base = run.baseline.scores if run.baseline else {}
+    base = comparable(trial, run.baseline)
     units = {o.name: o.unit for o in run.objectives}
     modelled = run.settings.modelled
     rows: list[tuple[str, ...]] = [("", "this", "unchanged", "ratio")]

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..spaces import Candidate
 from .fidelity import FULL, Proposal
+from .objective import known_metric
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,16 @@ def in_full(trials: Iterable[Trial]) -> list[Trial]:
     trials = list(trials)
     top = min(trials, key=lambda t: t.number).fidelity if trials else FULL.name
     return [t for t in trials if t.fidelity == top]
+
+
+def comparable(trial: Trial, baseline: Trial | None) -> Mapping[str, float]:
+    """The unchanged model's scores to read a trial's beside: on a lower rung the costs alone."""
+    if baseline is None:
+        return {}
+    if trial.fidelity == baseline.fidelity:
+        return baseline.scores
+    costs = (name for name in baseline.scores if known_metric(name)[0] == "min" and name != "loss")
+    return {name: baseline.scores[name] for name in costs}
 
 
 def is_score(value: Any) -> bool:

@@ -18,7 +18,7 @@ from netcarve.evaluators import Job
 from netcarve.report.document import report_document
 from netcarve.results import Fidelity, Front, FrontTracker, Ledger, Proposal, in_full
 from netcarve.results.fidelity import FULL, proposals
-from netcarve.results.trial import Trial
+from netcarve.results.trial import Trial, comparable
 from netcarve.search.progressive import Progressive
 from netcarve.search.registry import guard
 from netcarve.search.wrappers import Distinct, Feasible
@@ -181,6 +181,9 @@ def test_what_people_read_is_of_the_top(tmp_path: Path) -> None:
     assert {t.fidelity for t in run.front} == {FULL.name}
     low = next(t for t in run.trials if t.fidelity == "quick")
     assert "fidelity quick: 25 % of the validation data" in run.show(low.number)
+    top = next(t for t in run.trials if t.fidelity == FULL.name and t.number)
+    assert comparable(top, run.baseline) == run[0].scores
+    assert comparable(low, run.baseline) == {}
     (shown,) = report_document([run])["runs"]
     assert any("Not shown: trials judged on lower rungs" in text for text in shown["notes"])
     assert shown["numbers"] == [t.number for t in run.trials if t.fidelity == FULL.name]
