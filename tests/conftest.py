@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
 # Before anything imports torch: tests run side by side, and threads that fight over cores make them slow.
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -23,7 +24,10 @@ from netcarve.spaces.testing import declare_torchvision_operators  # noqa: E402
 
 declare_torchvision_operators()  # before anything imports torchvision, as timm and transformers do
 
-_MARKERS = ("ray: starts real Ray workers, some seconds",)
+_MARKERS = (
+    "ray: starts real Ray workers, some seconds",
+    "quick(*cases): the cases of a test that are not slow: ids, or parts of them between hyphens",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +36,14 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # For property tests whose every example traces a network: `settings(settings.get_profile("networks"))`.
+    settings.register_profile(
+        "networks",
+        max_examples=4 if config.option.markexpr == "not slow" else 20,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    )
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
     # Never the user's own cache. Kept between runs, since the bundled task trains for some seconds;
@@ -40,6 +52,22 @@ def pytest_configure(config: pytest.Config) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     os.environ["XDG_CACHE_HOME"] = str(cache)
     os.environ["NETCARVE_PROOF_CACHE"] = "0"  # a test that passes has proven something
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what ``quick`` does not name."""
+    cases: dict[str, list[bool]] = {}
+    for item in items:
+        if (quick := item.get_closest_marker("quick")) is not None:
+            case = item.callspec.id
+            named = not {case, *case.split("-")}.isdisjoint(quick.args)
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(named)
+            if not named:
+                item.add_marker(pytest.mark.slow)
+    for test, named in cases.items():
+        if len(named) > 1 and not any(named):
+            raise pytest.UsageError(f"{test}: none of its cases is one that its mark `quick` names")
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.quick("lstm", "einsum", "generator")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_half_of_every_group_goes_and_the_rest_runs(name):
     torch.manual_seed(0)
@@ -186,6 +187,7 @@ def test_half_of_every_group_goes_and_the_rest_runs(name):
         assert small(inputs(5)).shape == net(inputs(5)).shape
 
 
+@pytest.mark.quick("generator")
 @pytest.mark.parametrize("name", ["lstm", "unet", "generator"])
 def test_pruned_equals_zeroed_consumers(name):
     torch.manual_seed(0)
@@ -199,6 +201,7 @@ def test_pruned_equals_zeroed_consumers(name):
             assert relative_difference([space.build(candidate)(x)], [expected])[0] < 1e-5
 
 
+@pytest.mark.quick("gpt")
 @pytest.mark.parametrize("name", ["gpt", "encoder"])
 def test_pruned_transformers_equal_zeroed_consumers_with_norms_over_the_kept(name):
     torch.manual_seed(0)

@@ -75,6 +75,7 @@ PAIR = ("auto", "lagrangian")
 # quality
 
 
+@pytest.mark.quick("2")
 @pytest.mark.parametrize("seed", range(3))
 def test_far_ahead_of_random(seed):
     """60 of 4,096 candidates, 16 under way, another landscape for each seed."""
@@ -94,6 +95,7 @@ class Jagged(Costs):
         return {"cost": smooth * (1.0 - 0.4 * (wild - np.floor(wild)))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Auto, GP])
 def test_known_costs_help(kind):
     """The same landscape, with the cost's formula hidden in one of two spaces."""
@@ -112,6 +114,7 @@ def test_known_costs_help(kind):
     assert min(known) > max(guessed) + 0.003
 
 
+@pytest.mark.quick("Auto")
 @pytest.mark.parametrize("kind", [Auto, GP])
 def test_without_a_model_it_models_everything(kind):
     space = toy_space(8, 5)
@@ -150,6 +153,7 @@ def heavy(space):
     return scores
 
 
+@pytest.mark.slow
 def test_three_objectives_two_of_them_unknown():
     space = cliff_space()
     names = ("quality", "cost", "weight")
@@ -161,6 +165,7 @@ def test_three_objectives_two_of_them_unknown():
 # batches
 
 
+@pytest.mark.quick("Auto")
 @pytest.mark.parametrize("kind", [Auto, GP])
 def test_a_batch_does_not_collapse(kind):
     """16 asked for at once: distinct, spread over costs, and no worse in all than they should be."""
@@ -208,6 +213,7 @@ class Deceptive:
         return {"quality": 0.95 - 0.01 * float(x.mean()) - 0.15 * both, "cost": float(cost[0])}
 
 
+@pytest.mark.quick("1")
 @pytest.mark.parametrize("seed", range(2))
 def test_is_not_deceived_by_single_changes(seed):
     """Costs few evaluations, against those that trust the table."""
@@ -219,6 +225,7 @@ def test_is_not_deceived_by_single_changes(seed):
     assert area(found["auto"]) > area(found["lagrangian"]) - 0.01 * truth
 
 
+@pytest.mark.quick("0")
 @pytest.mark.parametrize("seed", range(2))
 def test_a_separable_space_is_soon_solved(seed):
     """Damages that add up on every path: 40 of 4,096 candidates."""
@@ -246,6 +253,7 @@ def test_what_is_under_way_is_not_proposed_again():
 # limits, failures, nothing to learn
 
 
+@pytest.mark.quick("GP")
 @pytest.mark.parametrize("kind", [Auto, GP])
 def test_analytic_limits_are_kept_without_a_guard(kind):
     space = cliff_space(6, 5)
@@ -258,6 +266,7 @@ def test_analytic_limits_are_kept_without_a_guard(kind):
     assert all(t.scores["cost"] <= bound for t in trials)
 
 
+@pytest.mark.slow
 def test_measured_limits_are_learnt():
     """Quality at least 0.9, which one candidate in five keeps and the best are near to breaking."""
     space = cliff_space()
@@ -312,6 +321,7 @@ def test_number_of_threads_does_not_matter():
     assert run(1) == run(3)
 
 
+@pytest.mark.quick("gp")
 @pytest.mark.parametrize("name", ["auto", "gp"])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(name, tmp_path):
     whole = toy_sweep(tmp_path / "whole", searcher=name, trials=45)

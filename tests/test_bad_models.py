@@ -173,6 +173,7 @@ class Grouped(nn.Sequential):
         )  # fmt: skip
 
 
+@pytest.mark.quick("6-1", "4-3")
 @pytest.mark.parametrize(("groups", "each"), [(2, 4), (4, 3), (6, 1), (12, 2)])
 def test_grouped_transposed_convolutions(groups, each):
     """Whole groups, or the same outputs in every group."""
@@ -299,6 +300,7 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
+@pytest.mark.quick("False-0.3-1", "True-None-4")
 @pytest.mark.parametrize("heads", [1, 4])
 @pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize("fused", [True, False])

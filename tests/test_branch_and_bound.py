@@ -84,6 +84,7 @@ def solved(space, objectives, limits, **options):
     return made
 
 
+@pytest.mark.quick("0", "7", "8")
 @pytest.mark.parametrize("block", range(10))
 def test_certified_fronts_equal_brute_force(block):
     """200 random instances, every certificate checked by brute force and by splitting boxes."""

@@ -160,6 +160,7 @@ def test_a_copy_trains_alone(case):
     assert all(p.grad is None for p in case.small.parameters())
 
 
+@pytest.mark.quick("convolutional-own-eager", "transformer-graph-eager")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_torch_compile(case, backend):
     torch._dynamo.reset()
@@ -179,6 +180,7 @@ def test_torch_export(case):
     torch.testing.assert_close(program.module()(x), case.small(x))
 
 
+@pytest.mark.quick("convolutional-own", "transformer-graph")
 def test_onnx(case, tmp_path):
     x = case.inputs(2)
     torch.onnx.export(case.small, (x,), tmp_path / "small.onnx", dynamo=True, verbose=False)

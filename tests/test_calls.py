@@ -37,6 +37,7 @@ def test_an_input_with_the_name_of_an_operator():
         assert torch.equal(run_stages(stages, *inputs), Net()(*inputs))
 
 
+@pytest.mark.slow
 def test_a_stage_may_be_cut_again():
     class Net(nn.Module):
         def __init__(self):

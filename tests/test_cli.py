@@ -299,6 +299,7 @@ def test_export(call, tmp_path: Path) -> None:
 # -- interruption and the main job ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_run_and_says_how_to_go_on(home: Path, netcarve) -> None:
     arguments = ["sweep", "mine.py:slow", "--trials", "30", "--workers", "0", "--objective", "pause:max"]
     arguments += ["--objective", "macs"]
@@ -344,7 +345,7 @@ def _recorded(folder: Path) -> int:
 @pytest.mark.ray
 def test_the_main_job_with_real_workers(tmp_path: Path, netcarve) -> None:
     """What a newcomer does: sweep the bundled task on Ray, look at the front."""
-    done = netcarve("sweep", "digits", "--trials", "24", "--workers", "2", cwd=tmp_path)
+    done = netcarve("sweep", "digits", "--trials", "8", "--workers", "2", cwd=tmp_path)
     assert done.code == 0, done.err
     assert "runs/digits-auto-1" in done.out
     assert "knee" in done.out

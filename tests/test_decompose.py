@@ -45,6 +45,7 @@ def model(seed=0):
 X = torch.randn(2, 1, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.quick("throughput")
 @pytest.mark.parametrize("minimise", ["throughput", "traffic"])
 def test_stages_are_the_model(minimise):
     made = model()
@@ -92,6 +93,7 @@ def test_least_traffic_goes_through_the_narrow_place():
     assert found.table["sent_kb"].sum() * 1000 == found.plan.value
 
 
+@pytest.mark.slow
 def test_an_edge_that_is_slow_sends_and_one_that_is_fast_does_not():
     server = Device("server", "1x")
     slow = netcarve.decompose(
@@ -142,6 +144,7 @@ def test_a_fixed_batch_stays_what_it_is():
     assert found.rows[0].sent_kb * 1000 in (2 * 8 * 4, 16 * 4)
 
 
+@pytest.mark.quick("options0", "options1", "options4")
 @pytest.mark.parametrize(
     ("made", "options", "error", "says"),
     [
@@ -164,6 +167,7 @@ def test_what_cannot_be_is_refused_in_words(made, options, error, says):
         netcarve.decompose(network, example.get(type(network).__name__, X), **options)
 
 
+@pytest.mark.slow
 def test_stages_refuse_what_they_were_not_made_for():
     found = netcarve.decompose(model(), X, 2)
     with pytest.raises(ValueError, match="but it takes"):

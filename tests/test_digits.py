@@ -71,6 +71,7 @@ def test_a_recipe_of_its_own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert digits._recipe() != before
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_costs_only_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve import Task, trace
 from netcarve.engine.rebuild import rebuild_space
@@ -159,12 +159,7 @@ networks = st.builds(
     st.lists(st.sampled_from(list(BLOCKS)), min_size=1, max_size=4).filter(lambda k: k.count("down") < 3),
     seed=st.integers(0, 999),
 )
-property_test = settings(
-    max_examples=8,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-    phases=(Phase.explicit, Phase.reuse, Phase.generate),
-)
+property_test = settings(settings.get_profile("networks"))
 
 
 def images(n=3, seed=0):
@@ -242,6 +237,7 @@ def test_one_of_two_calls_of_a_branch_can_go():
         assert_costs(space, candidate, small, x)
 
 
+@pytest.mark.slow
 def test_costs_of_many_candidates_are_those_of_each():
     net, x = Net(["post", "nested", "down", "inplace", "long", "shared"]), images()
     space = trace(net, x).space("prune", "drop", ratios=4)
@@ -315,6 +311,7 @@ def test_the_callers_input_is_not_overwritten():
     assert torch.equal(x, kept)
 
 
+@pytest.mark.quick("module")
 @pytest.mark.parametrize("kind", ["module", "graph"])
 def test_a_built_network_is_an_ordinary_module_and_travels(kind):
     kinds = ["post", "down", "inplace"] if kind == "module" else ["scaled", "gated", "nested"]
@@ -365,6 +362,7 @@ def test_sequential_repair_gives_later_layers_what_a_dropped_block_took():
     assert errors[True] < 0.05 * errors[False]
 
 
+@pytest.mark.slow
 def test_sequential_repair_runs_with_nested_blocks_and_cuts():
     net, x = Net(["nested", "post", "down", "scaled", "long"]).eval(), images(32)
     space = trace(net, x[:2]).space("prune", "drop", ratios=4, calibration=[((x,), {})])
@@ -376,6 +374,7 @@ def test_sequential_repair_runs_with_nested_blocks_and_cuts():
             assert torch.equal(made, travelled.build(candidate)(x))
 
 
+@pytest.mark.slow
 def test_a_space_is_made_again_from_its_recipe_and_inspection_lists_the_blocks():
     net, x = Net(["post", "nested"]).eval(), images(8)
     task = Task(net, x[:2], (x, torch.zeros(8, dtype=torch.int64)), name="made")

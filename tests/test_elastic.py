@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve import trace
 from netcarve.model.elastic_storage import Storage, Widths
@@ -131,13 +131,7 @@ nets = st.one_of(
 )
 
 
-@settings(
-    max_examples=10,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-    phases=(Phase.explicit, Phase.generate),
-)
+@settings(settings.get_profile("networks"), derandomize=True)
 @given(nets, st.integers(0, 999), st.booleans())
 def test_switched_outputs_equal_built_ones(made, seed, graph):
     net, x = made
@@ -166,6 +160,7 @@ def test_switched_outputs_equal_built_ones(made, seed, graph):
     assert same(before, {k: v.to(before[k].dtype) for k, v in net.state_dict().items()})
 
 
+@pytest.mark.quick("True")
 @pytest.mark.parametrize("graph", [False, True])
 def test_weights_are_views_and_integers_follow(graph):
     net = Images(["residual", "depthwise"])
@@ -225,6 +220,7 @@ class Remembering(nn.Module):
         return self.head(torch.relu(self.stem(x)) * self.kept["table"])
 
 
+@pytest.mark.quick("True")
 @pytest.mark.parametrize("copies", [False, True])
 def test_bounds_of_a_slice_follow_the_units_that_stay(copies):
     x = pictures()

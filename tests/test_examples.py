@@ -55,6 +55,7 @@ def test_images(images):
     assert resolve_task(IMAGES).fingerprint() == task.fingerprint()
 
 
+@pytest.mark.quick("images_task.py")
 @pytest.mark.parametrize("spec", ["tensors_task.py", "images_task.py"])
 def test_can_be_pruned(spec, images):
     task = resolve_task(f"{EXAMPLES / spec}:task")

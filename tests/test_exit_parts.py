@@ -79,6 +79,7 @@ def built(net, values=None, **options):
 # -- dividing ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick("Convs")
 @pytest.mark.parametrize("cls", [Convs, Tokens])
 def test_a_divided_network_is_the_network_wherever_one_tensor_crosses(cls):
     blueprint = trace(seeded(cls), images(2))
@@ -126,6 +127,7 @@ def test_the_second_part_does_not_overwrite_what_it_is_given():
 # -- places --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exits_are_spread_over_the_work_unless_named():
     space = trace(seeded(Tokens), images(2)).space("exits", exits=1, thresholds=(0.9, 0.5))
     (choice,) = space.choices

@@ -93,6 +93,7 @@ def one_by_one(cascade, x):
 # -- the cascade ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick("0-thresholds0", "1-thresholds1", "33-thresholds3")
 @pytest.mark.parametrize("thresholds", [(0.7, 0.75), (0.9, 0.65), (0.6, 0.9), (1.0, 0.7)])
 @pytest.mark.parametrize("count", [0, 1, 2, 33])
 def test_a_cascade_answers_as_each_sample_by_itself_would(thresholds, count):
@@ -213,6 +214,7 @@ def test_batch_norms_are_reestimated_on_all_samples_also_with_fitted_heads():
         torch.testing.assert_close(value, net.state_dict()[name], msg=name)
 
 
+@pytest.mark.quick("False")
 @pytest.mark.parametrize("fitted", [True, False])
 def test_the_exported_program_selects_the_same_answers(fitted):
     cascade = staged(seeded(Convs), (0.75, 0.65))

@@ -69,6 +69,7 @@ def browser():
         launched.close()
 
 
+@pytest.mark.quick("390-dark")
 @pytest.mark.parametrize(("width", "scheme"), [(1360, "light"), (390, "dark")])
 def test_every_picture_is_drawn_in_silence_at_any_width(browser, file, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 850}, color_scheme=scheme)

@@ -126,6 +126,7 @@ def tokens():
     return Task(model, x[:2], (x, torch.arange(60) % 3), name="tokens")
 
 
+@pytest.mark.quick("tokens")
 @pytest.mark.parametrize(
     ("made", "left_out"),
     [

@@ -139,6 +139,7 @@ class TestExported:
         assert case["model"].training
         assert all(p.requires_grad for p in case["model"].parameters())
 
+    @pytest.mark.slow
     def test_pt2_needs_torch_alone(self, exported, case, tmp_path):
         batches = [torch.randn(n, 1, 8, 8) for n in (1, 3, 7)]
         np.savez(tmp_path / "x.npz", *[x.numpy() for x in batches])
@@ -202,6 +203,7 @@ class TestState:
         with pytest.raises(ExportError, match="'rebuild' must be"):
             export(**{**case, "describe": {"rebuild": 3}}, directory=tmp_path / "no", formats=["state"])
 
+    @pytest.mark.slow
     def test_rebuilding_something_else_is_an_error(self, case, tmp_path):
         describe = {"rebuild": {"function": "user_small_net:wrong", "arguments": {"width": 4}}}
         with pytest.raises(ExportError, match=r"rebuild answers otherwise than model\.py"):
@@ -244,6 +246,7 @@ class Many(nn.Module):
         return Bag(logits=self.tied(x), hidden=(x.mean(1), None))
 
 
+@pytest.mark.slow
 def test_many_inputs_and_outputs(tmp_path):
     torch.manual_seed(0)
 
@@ -290,6 +293,7 @@ class Fixed(nn.Module):
         return self.head(x.view(2, 5))
 
 
+@pytest.mark.slow
 def test_fixed_batch(tmp_path):
     receipt = export(
         Fixed(),
@@ -303,6 +307,7 @@ def test_fixed_batch(tmp_path):
     assert receipt.macs == 10
 
 
+@pytest.mark.slow
 def test_silence():
     """Not a word on either stream, from a process where nothing was imported before."""
     code = """

@@ -31,6 +31,7 @@ def test_a_ledger_that_forgets_is_noticed(tmp_path, monkeypatch):
     assert found.missing > 0
 
 
+@pytest.mark.slow
 def test_readers_refuse_in_words(tmp_path):
     found = fuzzing.fuzz(tmp_path, inputs=1500, seed=5)
     assert sum(r.inputs for r in found) == 1500

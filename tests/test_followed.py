@@ -106,6 +106,7 @@ FOLLOWED = {
 }
 
 
+@pytest.mark.quick("RNN", "GRUCell", "a filter of frequencies")
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_followed_and_equal_to_the_masked_original(name):
     torch.manual_seed(0)
@@ -129,6 +130,7 @@ def test_followed_and_equal_to_the_masked_original(name):
     assert costs["params"] <= sum(p.numel() for p in net.parameters())
 
 
+@pytest.mark.quick("RNN", "GRU")
 @pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.LSTM, nn.GRU, nn.RNN])
 def test_a_state_that_is_an_input_fixes_its_own_units_alone(kind):
     net = (Steps if issubclass(kind, nn.RNNCellBase) else Layer)(kind)

@@ -178,6 +178,7 @@ def test_planted_layers_are_recovered_exactly(groups):
             )
 
 
+@pytest.mark.quick("kinds0", "kinds2")
 @pytest.mark.parametrize(
     "kinds", [("group",), ("prune", "group"), ("prune", "width", "group"), ("group", "width")]
 )

@@ -111,6 +111,7 @@ def tensors(output):
     return [t for t in output.values() if isinstance(t, torch.Tensor)]
 
 
+@pytest.mark.quick("vit")
 @pytest.mark.parametrize("name", MODELS)
 def test_heads_hidden_width_and_embeddings_go(name):
     net, inputs = made(name), MODELS[name][1]

@@ -42,6 +42,7 @@ def kinds(net, x):
     return {group.name: group.kind for group in trace(net, x).groups}
 
 
+@pytest.mark.quick("True")
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_transformer(fused):
     found = kinds(Attention(fused=fused), torch.randint(11, (2, 5)))

@@ -98,6 +98,7 @@ def test_resumed_runs_know_what_was_scored(task, space, tmp_path):
     assert Counting.calls <= len(new) + 16
 
 
+@pytest.mark.slow
 def test_a_plain_function_sees_every_candidate(task, space, tmp_path):
     seen = []
 

@@ -55,6 +55,7 @@ def busy_machine() -> Iterator[None]:
             process.wait()
 
 
+@pytest.mark.quick("True")
 @pytest.mark.parametrize("together", [False, True])
 def test_order_of_known_speeds_under_load(busy_machine: None, together: bool) -> None:
     shares = (1.0, 0.8, 0.6, 0.4, 0.2)

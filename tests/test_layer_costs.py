@@ -105,6 +105,7 @@ CASES = {
 }
 
 
+@pytest.mark.quick("projected", "shared", "tied", "rnn")
 @pytest.mark.parametrize("name", CASES)
 def test_the_table_adds_up_to_the_searchs_figures_and_to_those_counted(name):
     torch.manual_seed(0)

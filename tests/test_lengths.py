@@ -110,6 +110,7 @@ def test_a_pruned_network_equals_the_masked_model_at_any_length(net, seed, steps
         torch.testing.assert_close(space.build(candidate)(x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.quick("Convolutions")
 @pytest.mark.parametrize("net", [Convolutions, Recurrent])
 def test_batches_of_several_lengths_are_searched(net, tmp_path):
     task = bucketed(net())
@@ -202,6 +203,7 @@ def test_captured_graphs_take_one_length_and_say_why():
         Task(task.model, normal(2, 9, 4), [(x := normal(20, 8, 4), task.model(x).argmax(1))])
 
 
+@pytest.mark.quick("False")
 @pytest.mark.parametrize("several", [False, True])
 def test_padded_batches_with_their_lengths_are_searched(several, tmp_path):
     """Lengths as an input, in batches padded to one length or each to its own."""

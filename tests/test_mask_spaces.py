@@ -41,6 +41,7 @@ def net() -> Net:
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.quick("row", "element")
 @pytest.mark.parametrize("granularity", ["element", "row", "column", "kernel"])
 def test_costs_and_masks_of_the_built_network(net: Net, granularity: str) -> None:
     blueprint = netcarve.trace(net, X)

@@ -83,6 +83,7 @@ def test_tensorboard_has_every_score_and_the_hypervolume(tmp_path):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_mlflow_has_a_run_for_each_trial(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/m.db"
@@ -110,6 +111,7 @@ def test_mlflow_has_a_run_for_each_trial(tmp_path):
     ]
 
 
+@pytest.mark.quick("tensorboard")
 @pytest.mark.parametrize("name", ["optuna", "tensorboard"])
 def test_a_resumed_run_is_not_there_twice(tmp_path, name):
     run(tmp_path / "r", name, trials=7)
@@ -170,6 +172,7 @@ def test_scores_survive_the_way(tmp_path):
     assert (ours == theirs).all()
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     from netcarve.__main__ import run as netcarve
 

@@ -63,6 +63,9 @@ HELD = {
 }
 
 
+@pytest.mark.quick(
+    "locks in containers", "a computed tensor", "an open file", "a weak reference", "what refuses copies"
+)
 @pytest.mark.parametrize("name", HELD)
 def test_what_a_model_holds_does_not_stand_in_the_way(name):
     torch.manual_seed(0)
@@ -173,6 +176,7 @@ NORMS = {
 }
 
 
+@pytest.mark.quick("weight norm-True", "spectral norm-True", "orthogonal-False", "mask-True")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("called", [False, True])
 @pytest.mark.parametrize("name", NORMS)

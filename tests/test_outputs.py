@@ -127,6 +127,7 @@ def labels_of(net):
     return {name: scores.argmax(1) for name, scores in net(normal(40, 6, seed=3)).items()}
 
 
+@pytest.mark.slow
 def test_two_heads_from_sweep_to_verified_export(tmp_path):
     task = heads_task(output="second")  # for what looks at one; the metric is given both
     space = trace(task.model, task.example).space("prune", ratios=4, calibration=task.calibration_batches)

@@ -246,6 +246,7 @@ def _children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.slow
 def test_pytest_collects_from_a_folder_of_any_name(tmp_path: Path) -> None:
     clone = tmp_path / "a-b"
     skip = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build", "dist", "tests")

@@ -107,6 +107,7 @@ def test_every_placement_of_the_dag_is_stages_that_equal_the_model(network):
     assert moved >= 3
 
 
+@pytest.mark.quick("gcn-traffic", "spectral", "auto", "kernighan")
 @pytest.mark.parametrize(
     ("method", "minimise"),
     [
@@ -317,6 +318,7 @@ def test_the_command_prints_a_plan_and_draws_it(tmp_path, capsys):
     assert (tmp_path / "cut.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_command_for_machines(capsys):
     arguments = ["--device", "edge=0.05x", "--device", "server=1x", "--link", "50mbps,1ms"]
     assert run("partition", "digits", *arguments, "--minimise", "latency", "--robustness", "--json") == 0

@@ -42,6 +42,7 @@ def case(seed):
     )
 
 
+@pytest.mark.quick("1")
 @pytest.mark.parametrize("block", range(6))
 def test_optimal_among_all_partitions(block):
     solved = refused = unmended = 0
@@ -81,6 +82,7 @@ def test_optimal_among_all_partitions(block):
     assert unmended <= 2
 
 
+@pytest.mark.quick("30")
 @pytest.mark.parametrize("visits", [0, 30, 300])
 def test_a_search_cut_short_proves_a_true_bound(visits):
     bounds = []
@@ -197,6 +199,7 @@ def test_clusters_become_stages_that_only_send_forward():
     assert moved >= 30
 
 
+@pytest.mark.quick("spectral", "kernighan-lin")
 @pytest.mark.parametrize("method", ["spectral", "kernighan-lin", "gcn"])
 def test_every_method_knows_order_when_it_is_asked_for(method):
     for seed in range(8 if method != "gcn" else 2):
@@ -208,6 +211,7 @@ def test_every_method_knows_order_when_it_is_asked_for(method):
         assert plan.value == least
 
 
+@pytest.mark.quick("auto", "intervals", "kernighan-lin", "spectral")
 @pytest.mark.parametrize("method", ["auto", "intervals", "spectral", "kernighan-lin", "gcn"])
 def test_planted_groups_are_the_plan_of_every_route(method):
     graph, group = planted_graph(7)
@@ -216,6 +220,7 @@ def test_planted_groups_are_the_plan_of_every_route(method):
     assert 0 < plan.bound <= plan.value
 
 
+@pytest.mark.slow
 def test_same_seed_same_partition():
     graph, _ = planted_graph(1)
     for method in ("spectral", "gcn"):

@@ -226,6 +226,7 @@ def session() -> Iterator[RaySession]:
     session.close()
 
 
+@pytest.mark.quick("1-4")
 @pytest.mark.ray
 @pytest.mark.parametrize(("workers", "window"), [(1, 4), (3, None)])
 def test_outcomes_do_not_depend_on_the_workers(session: RaySession, workers: int, window: int | None) -> None:

@@ -182,6 +182,7 @@ def split_space(small):
     return small.blueprint.space("prune", "splits", devices=RELATIVE, links=[Link(50, 0.1)], ratios=3)
 
 
+@pytest.mark.slow
 def test_a_run_on_devices_keeps_them_its_costs_and_measured_stages(small, split_space, tmp_path):
     done = sweep(small.task, split_space, "random", trials=8, workers=0, out=tmp_path / "r")
     options = {"devices": RELATIVE, "links": [Link(50, 0.1)], "ratios": 3}
@@ -281,6 +282,7 @@ def test_stored_devices_are_used_where_the_same_are_asked_for():
     assert stored_platform({"space": None}) == ((), ())
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_with_other_devices_and_says_which(small, split_space, tmp_path):
     options = {"trials": 2, "workers": 0, "out": tmp_path / "r"}
     sweep(small.task, split_space, "random", **options)

@@ -19,8 +19,16 @@ def run(*command, cwd):
     return done.stdout
 
 
-def test_the_python_example(tmp_path):
-    (tmp_path / "example.py").write_text(PYTHON[0], encoding="utf-8")
+@pytest.mark.quick("short")
+@pytest.mark.parametrize("length", ["short", "whole"])
+def test_the_python_example(tmp_path, length):
+    code = PYTHON[0]
+    if length == "short":
+        assert "trials=24, workers=2" in code
+        code = code.replace("trials=24, workers=2", "trials=4, workers=0").replace(
+            '"pt2", "onnx", "state"', '"state",'
+        )
+    (tmp_path / "example.py").write_text(code, encoding="utf-8")
     assert "accuracy" in run("example.py", cwd=tmp_path)
     assert (tmp_path / "digits-small" / "receipt.json").is_file()
 
@@ -32,7 +40,7 @@ def test_the_task_file(tmp_path):
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("netcarve ")])
-def test_commands_exist_with_these_options(line):
+def test_commands_exist_with_these_options(line, call):
     words = line.partition("#")[0].split()
-    help_text = run("-m", "netcarve", words[1], "--help", cwd=ROOT)
+    help_text = call(words[1], "--help").out
     assert all(word in help_text for word in words if word.startswith("--"))

@@ -101,6 +101,7 @@ def off(model, net, data):
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
+@pytest.mark.quick("two readers-True", "flattened-once", "3x3-True", "grouped by four-True")
 @pytest.mark.parametrize("repair", ["once", True])
 @pytest.mark.parametrize("kind", CONSUMERS)
 def test_dependent_channels_are_repaired_exactly(kind, repair):
@@ -119,6 +120,7 @@ def test_dependent_channels_are_repaired_exactly(kind, repair):
     assert off(small, net, batches(4, 3, 6, 6, n=1, seed=9)) < 1e-5
 
 
+@pytest.mark.quick("True-consumer0", "once-consumer3")
 @pytest.mark.parametrize(
     "consumer", [nn.Linear(8, 5), nn.Linear(8, 5, bias=False), Product(True), Product(False)]
 )
@@ -149,6 +151,7 @@ def test_a_constant_channel_goes_into_bias_or_batch_norm():
         assert off(small, net, data) < 1e-6
 
 
+@pytest.mark.quick("0")
 @pytest.mark.parametrize("seed", range(3))
 def test_repair_never_raises_the_error_of_a_single_linear_consumer(seed):
     torch.manual_seed(seed)
@@ -194,6 +197,7 @@ def images(n=3):
     return [((args[0].float(),), {}) for args, _ in batches(32, 3, 8, 8, n=n)]
 
 
+@pytest.mark.slow
 def test_orders_are_nested_and_the_default_with_calibration():
     data = images()
     blueprint = trace(residual(), data[0][0])
@@ -206,6 +210,7 @@ def test_orders_are_nested_and_the_default_with_calibration():
     assert trace(residual(), data[0][0]).space().recipe["options"]["importance"] == "l1"
 
 
+@pytest.mark.slow
 def test_each_repair_brings_the_output_closer():
     data, net = images(), residual().eval()
     errors = []
@@ -217,6 +222,7 @@ def test_each_repair_brings_the_output_closer():
     assert errors[2] < 0.8 * errors[1] < 0.1 * errors[0]
 
 
+@pytest.mark.quick("once")
 @pytest.mark.parametrize("repair", ["once", True])
 def test_both_artifacts_and_a_copy_elsewhere_give_the_same(repair):
     data = images()
@@ -271,6 +277,7 @@ class FixedBatch(nn.Module):
         return self.b(torch.relu(self.a(x)) + torch.ones(4, 1))
 
 
+@pytest.mark.quick("3")
 @pytest.mark.parametrize("n", [3, 4, 10])
 def test_a_capture_of_fixed_batch_length_takes_batches_of_any(n):
     torch.manual_seed(0)

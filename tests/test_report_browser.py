@@ -160,6 +160,7 @@ def page(opened):
     assert opened.wrong == []
 
 
+@pytest.mark.quick("390-dark")
 @pytest.mark.parametrize(("width", "scheme"), [(1360, "light"), (390, "dark")])
 def test_opens_in_silence_at_any_width(browser, run, file, width, scheme):
     size, phone = {"width": width, "height": 850}, width < 500
@@ -381,6 +382,7 @@ def test_a_hostile_run_is_only_text(browser, tmp_path):
     opened.context.close()
 
 
+@pytest.mark.quick("all failed")
 @pytest.mark.parametrize(
     ("trials", "changed", "said"),
     [

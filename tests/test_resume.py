@@ -53,6 +53,7 @@ def resume(finished, folder):
     return toy.calls
 
 
+@pytest.mark.quick("random")
 def test_resume_at_every_trial(finished, tmp_path):
     _, source, whole = finished
     for cut in range(len(whole.trials) + 1):
@@ -61,6 +62,7 @@ def test_resume_at_every_trial(finished, tmp_path):
         assert len(resume(finished, folder)) == len(whole.trials) - cut
 
 
+@pytest.mark.quick("random")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_resume_after_any_interruption(finished, tmp_path, data):

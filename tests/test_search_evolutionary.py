@@ -128,6 +128,7 @@ def test_beats_random_on_three_objectives(kind, random_volumes):
     assert got > (1.0 if kind is Ageing else 1.03) * random_volumes["dtlz2"]  # mutation alone is slow here
 
 
+@pytest.mark.quick("NSGA2", "Ageing", "MOEAD")
 @each
 def test_finds_most_of_the_true_front(kind):
     """Of 4^5 candidates, 150 are scored: random ones find 93 % of the hypervolume."""
@@ -139,6 +140,7 @@ def test_finds_most_of_the_true_front(kind):
     assert np.mean(found) > np.mean(volumes(Random, space, toy_scores, (0.0, 1.0), n=150, seeds=4))
 
 
+@pytest.mark.quick("ParticleSwarm", "MOEAD", "Ageing", "Genetic")
 @each
 def test_finds_the_optimum_of_one_objective(kind):
     space = toy_space(8, 6)

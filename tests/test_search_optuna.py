@@ -64,6 +64,7 @@ def share(trials, space, scores, reference):
     return volume([t.scores for t in trials]) / volume([scores(c) for c in every])
 
 
+@pytest.mark.quick("TPE")
 @pytest.mark.parametrize(("kind", "n"), [(TPE, 70), (QuickGP, 30)])
 def test_finds_the_front_sooner_than_random(kind, n):
     space = toy_space(5, 4)
@@ -119,6 +120,7 @@ def test_learns_from_trials_it_never_asked_for():
     assert near_six[1] < 0.7 * near_six[0]
 
 
+@pytest.mark.quick("TPE")
 @pytest.mark.parametrize(("kind", "n", "factor"), [(TPE, 80, 2.0), (QuickGP, 32, 1.5)])
 def test_prefers_what_keeps_a_measured_limit(kind, n, factor):
     space = toy_space(8, 4)

@@ -189,6 +189,7 @@ def test_strangers_at_the_door_do_no_harm(net, deployment) -> None:
     assert_same(list(deployment.run(STREAM[:2])), [net(**one) for one in STREAM[:2]])
 
 
+@pytest.mark.slow
 def test_simulated_links_and_devices_hold_answers_back(net, stages) -> None:
     link = Link(bandwidth_mbps=1, latency_ms=3)
     with Deployment(stages, link=link, speeds=[0.5, 1, 1], runtime="onnx") as deployment:

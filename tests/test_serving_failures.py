@@ -158,6 +158,7 @@ with Deployment(make()[1], runtime="onnx") as deployment:
 """
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_takes_its_stages_with_it(made, tmp_path) -> None:
     tcp.write_stages(made[1], tmp_path, formats=("onnx",))
     script = SCRIPT.format(folder=str(Path(__file__).parent), stages=str(tmp_path))

@@ -282,6 +282,7 @@ def test_stages_of_a_job_are_the_network_that_was_scored(task):
     assert torch.allclose(values, whole(X), rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_captured_graph_is_cut_like_the_module():
     blueprint = netcarve.trace(net(), X)
     space = blueprint.space("prune", "drop", "splits", ratios=2)

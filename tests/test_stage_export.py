@@ -64,6 +64,7 @@ def test_the_manifest_tells_order_ports_devices_and_hashes(made) -> None:
     assert set(manifest["sha256"]) == set(files) - {"manifest.json"}
 
 
+@pytest.mark.quick("kinds1")
 @pytest.mark.parametrize("kinds", [("pt2", "pt2", "onnx"), ("onnx", "onnx", "onnx")])
 def test_fresh_processes_chained_by_pipes_equal_the_whole_at_any_batch_size(made, kinds, tmp_path) -> None:
     net, stages, folder, _ = made
@@ -196,6 +197,7 @@ def cut_trial(run):
     return found[-1]
 
 
+@pytest.mark.slow
 def test_a_trials_stages_are_exported_and_proven(run, tmp_path) -> None:
     number = cut_trial(run)
     receipt = run.export(number, tmp_path / "out", ["stages"])
@@ -205,6 +207,7 @@ def test_a_trials_stages_are_exported_and_proven(run, tmp_path) -> None:
     assert [s["device"] for s in manifest["stages"]] == ["device1", "device2"]
 
 
+@pytest.mark.slow
 def test_a_trial_is_deployed_with_its_traffic_as_predicted(run) -> None:
     number = cut_trial(run)
     model = run.model(number)
@@ -217,6 +220,7 @@ def test_a_trial_is_deployed_with_its_traffic_as_predicted(run) -> None:
     assert deployment.record.traffic_kb == pytest.approx(predicted)
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_was_measured_beside_what_was_predicted(run, capsys, monkeypatch) -> None:
     number = cut_trial(run)
     monkeypatch.setattr("netcarve.engine.load", lambda path, task=None: run)  # the task of a test has no name
@@ -236,6 +240,7 @@ def test_the_command_prints_what_was_measured_beside_what_was_predicted(run, cap
         assert f"{wrong[0]} must be one of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_says_that_a_trial_is_not_cut(run, capsys, monkeypatch) -> None:
     monkeypatch.setattr("netcarve.engine.load", lambda path, task=None: run)
     (number, *_) = [t.number for t in run.trials if t.scores.get("stages") == 1]

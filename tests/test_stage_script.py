@@ -41,6 +41,7 @@ def test_looked_up_once_a_program_does_the_same() -> None:
         assert all(torch.equal(a, b) for a, b in zip(fast, want, strict=True))
 
 
+@pytest.mark.slow
 def test_a_program_that_writes_on_its_state_is_left_to_torch() -> None:
     program = torch.export.export(nn.BatchNorm1d(4), (torch.randn(3, 4),)).run_decompositions({})
     call, x = without_lookups(program), torch.randn(3, 4)

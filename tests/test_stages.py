@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve import trace
 from netcarve.model.capture import capture
@@ -96,13 +96,7 @@ def networks(draw):
     ]
 
 
-@settings(
-    max_examples=5,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-    phases=(Phase.explicit, Phase.generate),
-)
+@settings(settings.get_profile("networks"), derandomize=True)
 @given(steps=networks())
 def test_every_cut_of_a_generated_network_is_exact_at_any_batch(steps):
     net = seeded(Generated(steps))
@@ -216,6 +210,7 @@ def series(n):
 PEOPLES = [(ResNet, image), (UNet, image), (Transformer, text), (Recurrent, series)]
 
 
+@pytest.mark.quick("UNet-image")
 @pytest.mark.parametrize(("make", "inputs"), PEOPLES)
 def test_every_cut_of_known_networks(make, inputs):
     net = seeded(make())
@@ -239,6 +234,7 @@ def test_every_cut_of_known_networks(make, inputs):
     assert sum(p.numel() for p in whole.module.parameters()) == sum(p.numel() for p in net.parameters())
 
 
+@pytest.mark.quick("UNet-image")
 @pytest.mark.parametrize(("make", "inputs"), PEOPLES)
 def test_a_stage_holds_only_what_it_reads(make, inputs):
     network = functionalise(capture(seeded(make()), inputs(2)))
@@ -249,6 +245,7 @@ def test_a_stage_holds_only_what_it_reads(make, inputs):
             assert {id(p) for p in stage.module.parameters()} <= read
 
 
+@pytest.mark.slow
 def test_stages_share_no_memory_with_each_other_or_the_model():
     net = seeded(Transformer())
     network = functionalise(capture(net, text(2)))

@@ -166,6 +166,7 @@ def made(request):
     return Made(request.param.split()[0], request.param.endswith("drop"))
 
 
+@pytest.mark.quick("mlp", "dense")
 def test_every_part_costs_what_it_costs_in_the_built_network(made):
     candidates = [made.space.baseline, *made.sample(2, 1)]
     found = made.segments(candidates, DEVICES)
@@ -190,6 +191,7 @@ def test_every_part_costs_what_it_costs_in_the_built_network(made):
         assert found.ms[row].sum(axis=1) == pytest.approx([ms / 0.5, ms], rel=1e-2 if copies else 1e-9)
 
 
+@pytest.mark.quick("mlp", "transformer drop")
 def test_stages_are_what_the_tables_say(made):
     split = [c for c in made.sample(40, 2) if 0 < made.edge(c) < made.plan.segments][:2]
     found = made.segments(split)

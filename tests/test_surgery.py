@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve import trace
 from netcarve.model.capture import CaptureError
@@ -134,12 +134,7 @@ networks = st.builds(
     seed=st.integers(0, 999),
 )
 # No shrinking: a failing network is small already, and each try costs a capture.
-property_test = settings(
-    max_examples=20,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-    phases=(Phase.explicit, Phase.reuse, Phase.generate),
-)
+property_test = settings(settings.get_profile("networks"))
 
 
 @property_test

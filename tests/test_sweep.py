@@ -138,6 +138,7 @@ class Deadly(Toy):
         return super().__call__(task, model, candidate)
 
 
+@pytest.mark.slow
 def test_ray_workers_that_die_do_not_change_the_search(tmp_path):
     def go(name, workers):
         out, deadly = tmp_path / name, Deadly(mild=workers == 0)

@@ -155,6 +155,7 @@ def test_sweep_document_adds_how_it_went():
     assert document == front_document(FRONT, task="digits", searcher="nsga2", seed=3) | added
 
 
+@pytest.mark.quick("objectives0-axes0", "objectives3-axes3")
 @pytest.mark.parametrize(
     ("objectives", "axes"),
     [

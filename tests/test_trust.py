@@ -94,6 +94,7 @@ def test_a_task_named_by_a_stranger_is_not_executed(home):
     assert not (home / "executed").exists()
 
 
+@pytest.mark.slow
 def test_who_names_the_task_may_use_the_run_of_somebody_else(home, capsys, monkeypatch):
     """And is asked for it before: every command that needs the task says how."""
     (home / "mine.py").write_text(TASK)

@@ -231,6 +231,7 @@ class TestLoad:
         whole = netcarve.load(home / "run", task=f"{home}/mine.py:task").model(1)
         torch.testing.assert_close(torch.tensor(answer), whole(torch.ones(2, 1, 6, 6)))
 
+    @pytest.mark.slow
     def test_state_needs_the_users_class(self, home, exported):
         code = BARE + (
             "import json, torch, netcarve\n"
@@ -325,6 +326,7 @@ def test_code_in_a_program_is_neither_loaded_nor_checked(copy):
     assert recheck(copy).formats["pt2"].status == "fails"
 
 
+@pytest.mark.slow
 def test_a_network_that_was_trained_further_is_exported_with_the_same_proof(home, tmp_path):
     run = netcarve.load(home / "run")
     ((x,), _, y) = run.task.batches[0]
@@ -358,6 +360,7 @@ class TestCard:
         assert "McNemar" in text or "right and wrong where" in text
         assert "`tiny <b>'net'</b>`, trial 1" in text  # markup in names is quoted
 
+    @pytest.mark.slow
     def test_its_lines_run(self, exported):
         (code,) = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), re.DOTALL)
         assert len([line for line in code.splitlines() if line]) <= 5
