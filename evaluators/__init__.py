@@ -21,18 +21,17 @@ if TYPE_CHECKING:
     from .task import Task
 
 _HOME = {
-    ".accuracy": ("Quality",),
     ".base": ("Evaluator", "Measured"),
     ".batchnorm": ("reestimate_batchnorm",),
-    ".cost": ("Counted",),
     ".errors": ("PoolError", "TaskError"),
+    ".heldout": ("Stability", "ranking_stability"),
     ".lane": ("Lane",),
     ".latency": ("Latency", "LatencyRecord", "measure_latency"),
     ".pool": ("InProcessPool", "Job", "Outcome", "Pool"),
+    ".quality": ("Counted", "Quality"),
     ".ray_pool": ("RayPool",),
     ".resolve": ("known_tasks", "resolve_task"),
     ".robustness": ("Robustness",),
-    ".stability": ("Stability", "ranking_stability"),
     ".task": ("Task",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
