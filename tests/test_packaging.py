@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import resource
 import shutil
@@ -204,6 +205,13 @@ def test_the_root_names_are_lazy() -> None:
     code = f"import sys, netcarve; print([m for m in {HEAVY!r} if m in sys.modules], netcarve.__version__)"
     done = python("-c", code)
     assert done.stdout.strip() == f"[] {netcarve.__version__}", done.stderr
+
+
+@pytest.mark.parametrize("name", ["evaluators", "spaces", "results", "search"])
+def test_public_names_of_packages_load(name: str) -> None:
+    package = importlib.import_module(f"netcarve.{name}")
+    for public in package.__all__:
+        assert getattr(package, public) is not None, public
 
 
 def test_the_root_names_exist() -> None:

@@ -11,7 +11,7 @@ from netcarve.__main__ import run
 from netcarve.devices import Device, Link, Profile, devices_of
 from netcarve.engine import sweep
 from netcarve.engine.measured_front import staged_times
-from netcarve.engine.platform import as_stored, memory_limits, stored_platform
+from netcarve.engine.platform import as_stored, memory_limits
 from netcarve.evaluators.errors import TaskError
 from netcarve.evaluators.profiling import Clocked, calls_of, measure_profile, shared_names, with_profiles
 from netcarve.evaluators.stage_timing import stage_jobs, taking_turns
@@ -279,7 +279,6 @@ def test_stored_devices_are_used_where_the_same_are_asked_for():
     files = (Device("edge", MADE_UP, speed=0.5, power_w=2.0), DEVICES[1])
     assert as_stored(asked, files) == asked  # a profile's own speed is something else
     assert as_stored(files, files) == files
-    assert stored_platform({"space": None}) == ((), ())
 
 
 @pytest.mark.slow
