@@ -34,6 +34,7 @@ TOLERANCE = 1e-4  # between model.py and what is rebuilt, relative to the larges
 STANDALONE = False
 TASK: str | None = None  # text of the task to rebuild from; by default the one that the description names
 REBUILD = "netcarve.engine.rebuild:rebuild"  # makes the model from a task
+REBUILD_OF_0_1 = "netcarve.search.rebuild:rebuild"  # its name in exports of that version
 
 
 def needs(files: tuple[str, ...]) -> str:
@@ -208,6 +209,8 @@ def _description(folder: Path) -> dict[str, Any]:
     from netcarve.standalone.limits import read_text
 
     description: dict[str, Any] = json.loads(read_text(folder / DESCRIPTION))
+    if "rebuild" in description and description["rebuild"]["function"] == REBUILD_OF_0_1:
+        description["rebuild"]["function"] = REBUILD
     return description
 
 

@@ -190,6 +190,12 @@ class TestState:
         with pytest.raises(ValueError, match="does not itself define"):
             load_state(tmp_path, trust=["netcarve"])
 
+    def test_what_0_1_called_rebuild_is_known(self, tmp_path):
+        rebuild = {"function": "netcarve.search.rebuild:rebuild", "arguments": {"spec": "their.py:task"}}
+        (tmp_path / "description.json").write_text(json.dumps({"rebuild": rebuild}))
+        with pytest.raises(ValueError, match=r"asks to run 'their.py:task'"):
+            load_state(tmp_path)
+
     def test_missing_folder(self, tmp_path):
         with pytest.raises(ValueError, match="holds no exported state"):
             load_state(tmp_path / "none")
