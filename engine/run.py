@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -209,9 +210,7 @@ class Run:
         Raises:
             RunError: there is no such trial.
         """
-        from .showing import trial_text
-
-        return trial_text(self, number)
+        return str(_verb("showing", "trial_text")(self, number))
 
     def kept(self, number: int) -> dict[str, tuple[int, int]]:
         """By choice that cuts units (channels, heads) from a group: how many it kept in a trial, of how many.
@@ -323,9 +322,7 @@ class Run:
             RunError: no such trial, one that failed, another ``model``, or the task cannot be found again.
             ExportError: a file that cannot be made or does not reproduce; nothing is left behind.
         """
-        from .exporting import export_trial
-
-        return export_trial(
+        receipt: Receipt = _verb("exporting", "export_trial")(
             self,
             number,
             directory,
@@ -335,6 +332,7 @@ class Run:
             overwrite=overwrite,
             progress=progress or (lambda _: None),
         )
+        return receipt
 
     def deploy(self, number: int, *, simulate: bool = True, **options: Any) -> Deployment:
         """The stages of one trial as processes, to be used in a ``with`` block; see :class:`Deployment`.
@@ -349,9 +347,8 @@ class Run:
             RunError: no such trial, one that failed, or the task cannot be found again.
             ServeError, ValueError: see :class:`Deployment`.
         """
-        from .deploying import deploy
-
-        return deploy(self, number, simulate=simulate, **options)
+        deployment: Deployment = _verb("deploying", "deploy")(self, number, simulate=simulate, **options)
+        return deployment
 
     def report(self, path: str | Path = "report.html") -> Path:
         """Write one interactive HTML page about the run; see :func:`report.write_report`."""
@@ -375,10 +372,9 @@ class Run:
             OSError: the file cannot be written.
         """
         from ..report import check_output, write_explanation
-        from .explaining import explain
 
         check_output(path)
-        document = explain(self, number, only=only, samples=samples)
+        document: dict[str, Any] = _verb("explaining", "explain")(self, number, only=only, samples=samples)
         write_explanation(document, path)
         return document
 
@@ -392,6 +388,11 @@ class Run:
         if trial.failed:
             raise RunError(f"trial {number} of {self.path} failed ({trial.reason}); {self._others()}")
         return trial
+
+
+def _verb(module: str, function: str) -> Callable[..., Any]:
+    """A function of a run, by name: its module imports this one."""
+    return getattr(import_module(f".{module}", __package__), function)
 
 
 def load(path: str | Path, task: Task | str | None = None, *, space: Space | None = None) -> Run:

@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from netcarve import Objective
+from netcarve import Choice, Ledger, Objective, Space, Trial
 from netcarve.engine import load
 from netcarve.engine.settings import LEDGER, describe
 from netcarve.report import write_report
-from netcarve.results import Ledger, Trial
 from netcarve.results.table import metric_text, plain, ratio_text
-from netcarve.spaces import Choice, Space
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: docs/report.md")
 

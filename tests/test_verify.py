@@ -14,7 +14,6 @@ import pytest
 import torch
 from netcarve.__main__ import run as command
 from netcarve.engine import RunError
-from netcarve.engine.exporting import verify
 from netcarve.evaluators import resolve_task
 from netcarve.export import FileRecord, Receipt, load_state, recheck
 from netcarve.report.about import about
@@ -116,7 +115,7 @@ class TestVerdict:
         assert json.loads(json.dumps(verdict.to_json()))["ok"]
 
     def test_with_the_task_the_metric_is_measured_again(self, home, copy):
-        verdict = verify(only(copy, "onnx", "int8"), task=f"{home}/mine.py:task")
+        verdict = netcarve.verify(only(copy, "onnx", "int8"), task=f"{home}/mine.py:task")
         assert verdict.ok
         assert {f.status for f in verdict.formats.values()} == {"same"}
         for name, record in Receipt.load(copy).formats.items():
@@ -125,7 +124,7 @@ class TestVerdict:
     def test_another_task_is_refused(self, exported, tmp_path):
         (tmp_path / "other.py").write_text(TASK.replace("manual_seed(0)", "manual_seed(1)"))
         with pytest.raises(RunError, match="is not the one of"):
-            verify(exported, task=f"{tmp_path}/other.py:task")
+            netcarve.verify(exported, task=f"{tmp_path}/other.py:task")
 
     def test_changed_and_missing_files_are_not_opened(self, copy):
         with (copy / "model.onnx").open("ab") as file:
@@ -212,7 +211,7 @@ def test_without_samples(home, tmp_path):
     verdict = recheck(tmp_path / "out")
     assert verdict.ok
     assert "it loads; without samples" in verdict.formats["onnx"].reason
-    told = verify(tmp_path / "out", task=run.task)
+    told = netcarve.verify(tmp_path / "out", task=run.task)
     assert told.formats["onnx"].status == "same"
     assert told.formats["onnx"].score == receipt.score
 
