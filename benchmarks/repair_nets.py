@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import torch
-from netcarve.evaluators.digits import Block
+from netcarve.evaluators.digits import ResidualBlock
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, scaled_dot_product_attention
 
@@ -23,7 +23,9 @@ class ResNet20(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
         widths = (16, 16, 16, 16, 32, 32, 32, 64, 64, 64)
-        self.blocks = nn.Sequential(*(Block(i, o, 1 + (i != o)) for i, o in itertools.pairwise(widths)))
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(i, o, 1 + (i != o)) for i, o in itertools.pairwise(widths))
+        )
         self.classifier = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class ResNet20(nn.Module):
         self.stem = nn.Sequential(nn.Conv2d(1, first, 3, 1, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU())
         stream = [first, *(w for w in widths for _ in range(3))]
         self.blocks = nn.Sequential(
-            *(digits.Block(i, o, 1 + (i != o)) for i, o in itertools.pairwise(stream))
+            *(digits.ResidualBlock(i, o, 1 + (i != o)) for i, o in itertools.pairwise(stream))
         )
         self.classifier = nn.Linear(last, 10)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .refining import Measured
+from .refining import MeasuredLayout
 from .setting import Setting
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..devices import Device, Link
     from .partitioners import Plan
-    from .refining import Measured
+    from .refining import MeasuredLayout
     from .setting import Setting
 
 
@@ -43,7 +43,7 @@ class Row:
         return asdict(self)
 
 
-def rows_of(measured: Measured, asked: Setting) -> tuple[Row, ...]:
+def rows_of(measured: MeasuredLayout, asked: Setting) -> tuple[Row, ...]:
     layout = measured.layout
     network, costs = layout.network, layout.costs
     total = float(network.macs.sum())
@@ -186,7 +186,7 @@ def decompose(
         return decomposition(measured_layout(network, asked, progress=progress), asked)
 
 
-def decomposition(measured: Measured, asked: Setting) -> Decomposition:
+def decomposition(measured: MeasuredLayout, asked: Setting) -> Decomposition:
     """What :func:`decompose` returns, of a measured layout and what was asked for."""
     from ..model.stages import verify
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .network import Network
-from .refining import Measured
+from .refining import MeasuredLayout
 from .setting import Setting
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _short(label: str, most: int = 26) -> str:
 MOST = 40  # boxes
 
 
-def picture_of(measured: Measured, asked: Setting) -> GraphPicture:
+def picture_of(measured: MeasuredLayout, asked: Setting) -> GraphPicture:
     """Calls gathered by the deepest modules that leave at most 40 boxes, never across a cut."""
     layout = measured.layout
     network, ends = layout.network, layout.ends

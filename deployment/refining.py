@@ -18,7 +18,7 @@ BEST = 3  # plans that are timed once more, against each other
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredLayout:
     """A layout with its stages, built and timed here."""
 
     layout: Layout  # its value is that of the measured stages where their devices have no profile
@@ -34,7 +34,7 @@ def measured_layout(
     *,
     seconds: float = 1.0,
     progress: Callable[[str], None] = lambda text: None,
-) -> Measured:
+) -> MeasuredLayout:
     """The best plan by the times of real stages.
 
     Round by round the best plan is built and timed, and the calls of each of its stages are scaled to what
@@ -76,7 +76,7 @@ def measured_layout(
         drift = 1.0 if asked.minimise == "traffic" else float(whole_ms) / float(network.ms.sum())
         bound = layout.bound * min(drift, 1.0)
     layout = replace(layout, bound=min(bound, layout.value))
-    return Measured(
+    return MeasuredLayout(
         layout,
         tuple(layout.network.stages(layout.cuts)),  # compared with the whole
         times[chosen],

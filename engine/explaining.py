@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from ..evaluators.errors import TaskError
-from ..explain.section import Figure, Section, Skipped
+from ..explain.section import Section, SectionFigure, Skipped
 from ..explain.sensitivity import sensitivity_section
 from ..results.table import HEADINGS, metric_text, ratio_text
 from ..results.trial import comparable
@@ -154,7 +154,7 @@ def _rules(run: Run) -> Section:
         about,
         "a regression tree over the run's trials",
         (
-            Figure(
+            SectionFigure(
                 "text",
                 "Rules, the best first",
                 "Every candidate falls under exactly one line; the first is what good trials have in common.",

@@ -17,7 +17,7 @@ from ..results.ledger import Ledger
 from ..results.settings import RunSettings
 from ..results.trial import Trial, in_full
 from ..spaces import Candidate, Space
-from ..spaces.kinds.splits.plan import Plan, plan_of
+from ..spaces.kinds.splits.plan import SplitPlan, plan_of
 from .known import SAME
 from .platform import sensitivities
 
@@ -142,7 +142,7 @@ def staged_times(task: Task, space: Space, candidate: Candidate) -> dict[str, An
     }
 
 
-def _pipeline(plan: Plan, ms: list[float], sent: list[float], on: list[int]) -> dict[str, float]:
+def _pipeline(plan: SplitPlan, ms: list[float], sent: list[float], on: list[int]) -> dict[str, float]:
     """Costs of stages whose times are known, with all that they take."""
     k = len(ms)
     devices = [replace(d, profile=None) for d in plan.devices]  # what a stage takes beside its calls is in ms

@@ -45,7 +45,7 @@ OF_SPLITS = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep that can begin."""
 
     task: Task | None
@@ -69,7 +69,7 @@ def prepare(
     evaluators: Sequence[Scorer] | None = None,
     seed_from: Iterable[Source] = (),
     rungs: Iterable[Fidelity | str] | None = None,
-) -> Plan:
+) -> SweepPlan:
     """The plan of a sweep; its arguments are those of :func:`.sweep.sweep`.
 
     Raises:
@@ -110,7 +110,7 @@ def prepare(
     recipe = None
     if isinstance(searcher, str) and evaluators is None:
         recipe = recipe_of(task, space, asked, searcher, goals, wanted, levels)
-    return Plan(task, space, search, scorers, asked, settings, recipe, tuple(given), begin.scored)
+    return SweepPlan(task, space, search, scorers, asked, settings, recipe, tuple(given), begin.scored)
 
 
 def check_types(task: Any, space: Any) -> None:

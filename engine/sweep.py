@@ -17,7 +17,7 @@ from .known import Driver
 from .lane_pool import make_pool
 from .measured_front import confirm_front, measure_front
 from .mirrors import Mirror, Mirroring, mirror
-from .plan import Plan, prepare
+from .plan import SweepPlan, prepare
 from .progress import Progress, Silent
 from .read_settings import SweepSettings
 from .rebuild import write_recipe
@@ -140,7 +140,7 @@ def sweep(
     return _run(plan, options.get("progress") or Silent(), followers)
 
 
-def _run(plan: Plan, progress: Progress, followers: Sequence[Mirror]) -> Run:
+def _run(plan: SweepPlan, progress: Progress, followers: Sequence[Mirror]) -> Run:
     """A sweep whose arguments are sound: open the ledger, search, confirm and measure the front, close."""
     asked = plan.asked
     ledger = open_run(asked.out, plan.settings, resume=asked.resume, given=plan.given, scored=plan.scored)
@@ -169,7 +169,7 @@ def _run(plan: Plan, progress: Progress, followers: Sequence[Mirror]) -> Run:
     return Run(ledger.path, task=plan.task, space=plan.space)
 
 
-def _search(plan: Plan, ledger: Ledger, budget: Budget, progress: Progress) -> None:
+def _search(plan: SweepPlan, ledger: Ledger, budget: Budget, progress: Progress) -> None:
     """Everything that the searcher asks for, as far as the ledger does not have it."""
     scored = ledger.trials(plan.space)
     if scored and ledger.info.get("complete") == len(scored):  # nothing is proven or asked for twice
@@ -193,7 +193,7 @@ def _search(plan: Plan, ledger: Ledger, budget: Budget, progress: Progress) -> N
     ledger.note("complete", driver.told if plan.search.finished and not driver.cut_short else 0)
 
 
-def _judge_front(plan: Plan, ledger: Ledger, budget: Budget, progress: Mirroring) -> None:
+def _judge_front(plan: SweepPlan, ledger: Ledger, budget: Budget, progress: Mirroring) -> None:
     """What is done with the front once the search is over: confirmed on fresh data, measured in turns."""
     if plan.task is None:
         return

@@ -69,7 +69,7 @@ class Evaluator(ABC):
         return self.metrics
 
 
-class Given(Evaluator):
+class GivenFunction(Evaluator):
     """A function, or an object of an evaluator's form, as an evaluator; defaults for what it does not say."""
 
     def __init__(self, function: Scorer) -> None:
@@ -95,7 +95,7 @@ class Given(Evaluator):
 
 def as_evaluators(given: Iterable[Scorer]) -> tuple[Evaluator, ...]:
     """Evaluators as they are, everything else wrapped once: the door of sweeps and jobs."""
-    return tuple(one if isinstance(one, Evaluator) else Given(one) for one in given)
+    return tuple(one if isinstance(one, Evaluator) else GivenFunction(one) for one in given)
 
 
 def detail_of(scores: Mapping[str, float]) -> dict[str, Any]:

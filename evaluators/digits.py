@@ -29,7 +29,7 @@ VALIDATION = 0.25  # fraction of the samples that training does not see
 TEST = 1 / 3  # fraction of those by which no search chooses
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with a shortcut (He et al. 2016, arXiv 1512.03385, figure 2)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -56,9 +56,9 @@ class DigitsNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        self.stage1 = nn.Sequential(Block(16, 16, 1), Block(16, 16, 1))
-        self.stage2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1))
-        self.stage3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1))
+        self.stage1 = nn.Sequential(ResidualBlock(16, 16, 1), ResidualBlock(16, 16, 1))
+        self.stage2 = nn.Sequential(ResidualBlock(16, 32, 2), ResidualBlock(32, 32, 1))
+        self.stage3 = nn.Sequential(ResidualBlock(32, 64, 2), ResidualBlock(64, 64, 1))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(64, 10)
 
@@ -176,7 +176,7 @@ def _cache_folder() -> Path:
 
 def _recipe() -> str:
     """Hash of everything that decides the weights: architecture, data and training."""
-    parts: tuple[Any, ...] = (Block, DigitsNet, data, train, _train, _shifted)
+    parts: tuple[Any, ...] = (ResidualBlock, DigitsNet, data, train, _train, _shifted)
     numbers = (EPOCHS, BATCH, LEARNING_RATE, VALIDATION)
     text = "\n".join([*(inspect.getsource(part) for part in parts), repr(numbers)])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .section import Figure, Section, Skipped, clipped
+from .section import Section, SectionFigure, Skipped, clipped
 from .subject import BUDGET, Subject
 
 
@@ -92,7 +92,7 @@ def attribution_section(subject: Subject) -> Section:
     gap = np.concatenate(gaps)
     figures = _pictures(x, found) if x.dim() == 4 or x.dim() == 2 else []
     figures.append(
-        Figure(
+        SectionFigure(
             "table",
             "Agreement",
             "1 is full agreement; the rank correlation of unrelated attributions is 0, their overlap 0.2.",
@@ -181,7 +181,7 @@ def _some(x: Tensor, affordable: int) -> Tensor:
     return x[rows]
 
 
-def _pictures(x: Tensor, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Figure]:
+def _pictures(x: Tensor, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[SectionFigure]:
     if x.dim() == 2 and x.shape[1] > 256:
         return []
     rows = []
@@ -196,7 +196,7 @@ def _pictures(x: Tensor, found: dict[str, tuple[np.ndarray, np.ndarray]]) -> lis
                 )
         rows.append({"name": f"sample {sample + 1}", "pictures": pictures})
     return [
-        Figure(
+        SectionFigure(
             "images",
             "Attributions",
             "Blue places speak for the class, orange ones against it; original and subnetwork should look "

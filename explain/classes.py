@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from ..evaluators.metrics import IGNORED
-from .section import Figure, Section, Skipped, clipped
+from .section import Section, SectionFigure, Skipped, clipped
 from .subject import Subject
 
 Z95 = 1.959963984540054  # standard normal quantile of 97.5 %
 
 
 @dataclass(frozen=True)
-class Change:
+class ClassChange:
     """Per class, in order of ``classes``; accuracies are fractions."""
 
     classes: np.ndarray  # [classes] int, those that occur
@@ -27,7 +27,7 @@ class Change:
     high: np.ndarray
 
 
-def class_change(targets: np.ndarray, before: np.ndarray, after: np.ndarray) -> Change:
+def class_change(targets: np.ndarray, before: np.ndarray, after: np.ndarray) -> ClassChange:
     """Accuracy of each class before and after.
 
     Args:
@@ -40,7 +40,7 @@ def class_change(targets: np.ndarray, before: np.ndarray, after: np.ndarray) -> 
     won = np.bincount(which, weights=~before & after)
     was, is_ = np.bincount(which, weights=before) / count, np.bincount(which, weights=after) / count
     low, high = paired_interval(lost, won, count)
-    return Change(classes, count, was, is_, is_ - was, low, high)
+    return ClassChange(classes, count, was, is_, is_ - was, low, high)
 
 
 def paired_interval(
@@ -98,7 +98,7 @@ def classes_section(subject: Subject) -> Section:
         f"{len(targets)} validation targets, the same for both networks; intervals of 95 %, class by class "
         "(Bonett and Price 2012)",
         (
-            Figure(
+            SectionFigure(
                 "intervals",
                 "Change of accuracy by class",
                 "A point left of zero is a class that lost; where its line also stays left of zero, chance "
@@ -113,7 +113,7 @@ def classes_section(subject: Subject) -> Section:
                     "axis": "change of accuracy",
                 },
             ),
-            Figure(
+            SectionFigure(
                 "table",
                 "In numbers",
                 "Each row is a class; the interval is of the change in points of a percent.",

@@ -9,7 +9,7 @@ from ..evaluators.quality import Quality
 from ..results.table import HEADINGS
 from ..spaces import Candidate
 from ..spaces.choice import unsplit
-from .section import Figure, Section, Skipped, clipped, series
+from .section import Section, SectionFigure, Skipped, clipped, series
 from .shapley import shapley
 from .subject import Subject, samples_of
 
@@ -64,7 +64,7 @@ def decisions_section(subject: Subject) -> Section:
     shown = shown[np.argsort(found.values[shown], kind="stable")]
     names = [plain.choices[d].name for d in changed]
     figures = [
-        Figure(
+        SectionFigure(
             "bars",
             f"What each choice does to {label}",
             f"Bars to the left are choices that lower {label}; all together add up to the subnetwork's "
@@ -79,7 +79,7 @@ def decisions_section(subject: Subject) -> Section:
     ]
     if found.interactions is not None and np.any(found.interactions):
         figures.append(
-            Figure(
+            SectionFigure(
                 "heat",
                 "Pairs of choices",
                 f"Orange pairs lower {label} more together than apart, blue pairs less.",

@@ -39,7 +39,7 @@ T = TypeVar("T")
 Watch = Callable[[fx.Node, Any], Any]  # (node, what it gives) -> what it shall give
 
 
-class Graph:
+class LayerGraph:
     """One network as a captured graph.
 
     Args:
@@ -92,7 +92,7 @@ class Graph:
             yield seen
 
 
-def graph_of(model: nn.Module, example: Inputs) -> Graph:
+def graph_of(model: nn.Module, example: Inputs) -> LayerGraph:
     """The graph of a network: its own where it is a captured one.
 
     Raises:
@@ -100,14 +100,14 @@ def graph_of(model: nn.Module, example: Inputs) -> Graph:
     """
     inside = next((pattern for kind, pattern in COMPOSITIONS.items() if isinstance(model, kind)), "")
     if isinstance(model, CapturedModule) and hasattr(model, "_in_spec"):
-        return Graph(model)
+        return LayerGraph(model)
     try:
         captured = capture(model, example)
     except CaptureError as error:
         raise Skipped(f"its layers cannot be watched: {error}") from None
     if not captured.dynamic_batch:
         raise Skipped("its layers cannot be watched: the graph is captured for one size of batch alone")
-    return Graph(captured.graph_module, inside)
+    return LayerGraph(captured.graph_module, inside)
 
 
 def weight_of(node: fx.Node) -> fx.Node | None:
@@ -117,7 +117,7 @@ def weight_of(node: fx.Node) -> fx.Node | None:
     return next((n for n in node.all_input_nodes if n.op == "get_attr" and _axes(n) > 1), None)
 
 
-def uses_of(graph: Graph, name: str) -> list[fx.Node]:
+def uses_of(graph: LayerGraph, name: str) -> list[fx.Node]:
     """The nodes of a layer that multiply by different weights: one, but for the layers of branches."""
     nodes = (node for known, node in graph.layers.items() if name in (known, known.partition("#")[0]))
     return list({str(weight.target): node for node in nodes if (weight := weight_of(node))}.values())
@@ -141,7 +141,7 @@ def place_of(node: fx.Node) -> tuple[str, str, int]:
     return path, name, next(i for i, n in enumerate(alike) if n is node)
 
 
-def find_place(graph: Graph, place: tuple[str, str, int]) -> fx.Node | None:
+def find_place(graph: LayerGraph, place: tuple[str, str, int]) -> fx.Node | None:
     """The node at a place of :func:`place_of`, where there is one."""
     path, name, index = place
     alike = [

@@ -13,8 +13,8 @@ from torch.nn import functional
 from ..evaluators.batches import Inputs, resize
 from ..model.capture import flat_inputs
 from ..model.coupling.walk import operator_name
-from .graphs import ACTIVATIONS, DROPOUTS, NORMS, Graph, parameter, uses_of, weight_of
-from .section import Figure, Section, Skipped, clipped, series
+from .graphs import ACTIVATIONS, DROPOUTS, NORMS, LayerGraph, parameter, uses_of, weight_of
+from .section import Section, SectionFigure, Skipped, clipped, series
 from .subject import Subject
 
 # Operators that move values without changing them, or average them.
@@ -48,7 +48,7 @@ def layers_section(subject: Subject) -> Section:
     fan_is = np.array([_fan_in(after, n) for n in names])
     new = [n for n in after.layers if n not in before.layers and n.partition("#")[0] not in before.layers]
     figures = [
-        Figure(
+        SectionFigure(
             "bars",
             "Weights that are left",
             "Each bar is the share of a layer's weights that the subnetwork still has and that are not zero; "
@@ -56,7 +56,7 @@ def layers_section(subject: Subject) -> Section:
             {"labels": names, "series": series(subnetwork=clipped(density)), "percent": True, "whole": True,
              "axis": "share of the original's weights"},
         ),
-        Figure(
+        SectionFigure(
             "bars",
             "Fan-in",
             "Each pair of bars is how many inputs one unit of the layer adds up, before and after.",
@@ -80,7 +80,7 @@ def layers_section(subject: Subject) -> Section:
     else:
         share = np.array([less_through.get(n, 0.0) / through[n] if through[n] else 0.0 for n in names])
         figures.append(
-            Figure(
+            SectionFigure(
                 "bars",
                 "Live paths",
                 "Each mark is the share of the paths from input to output through this layer that are still "
@@ -96,7 +96,7 @@ def layers_section(subject: Subject) -> Section:
     return Section("layers", "What is left, layer by layer", summary, basis, tuple(figures), data)
 
 
-def path_counts(graph: Graph, example: Inputs) -> tuple[float, dict[str, float]]:
+def path_counts(graph: LayerGraph, example: Inputs) -> tuple[float, dict[str, float]]:
     """How many paths lead from the inputs to the outputs, and how many of them through each layer.
 
     A path takes one weight that is not zero in every layer that it passes. Counted as in SynFlow (Tanaka et
@@ -175,17 +175,17 @@ def _leaves(value: Any) -> list[Any]:
     return [v for item in value for v in _leaves(item)] if isinstance(value, tuple | list) else [value]
 
 
-def _weight(graph: Graph, layer: fx.Node) -> Tensor:
+def _weight(graph: LayerGraph, layer: fx.Node) -> Tensor:
     node = weight_of(layer)
     assert node is not None
     return parameter(graph.module, str(node.target)).detach()
 
 
-def _held(graph: Graph, layer: fx.Node) -> int:
+def _held(graph: LayerGraph, layer: fx.Node) -> int:
     return int(torch.count_nonzero(_weight(graph, layer)))
 
 
-def _fan_in(graph: Graph, name: str) -> float:
+def _fan_in(graph: LayerGraph, name: str) -> float:
     """Mean over the layer's units of the weights that are not zero; 0 where it is gone."""
     nodes = uses_of(graph, name)
     across = [operator_name(node.target)[0].startswith("conv_transpose") for node in nodes]

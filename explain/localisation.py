@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from .graphs import Graph
-from .section import Figure, Section, Skipped, clipped, series
+from .graphs import LayerGraph
+from .section import Section, SectionFigure, Skipped, clipped, series
 from .subject import Subject
 
 
@@ -105,7 +105,7 @@ def localisation_section(subject: Subject) -> Section:
         "than "
         f"{FINEST} places on a side are averaged",
         (
-            Figure(
+            SectionFigure(
                 "lines",
                 "Area that holds 80 % of the energy",
                 "Where the two lines part, the subnetwork's maps are more spread out (above) or more "
@@ -113,14 +113,14 @@ def localisation_section(subject: Subject) -> Section:
                 {"labels": names, "series": series(original=clipped(area[0]), subnetwork=clipped(area[1])),
                  "percent": True, "axis": "share of the map"},
             ),
-            Figure(
+            SectionFigure(
                 "lines",
                 "Energy entropy",
                 "1 is energy spread evenly over the map, 0 all of it in one place.",
                 {"labels": names, "percent": False, "axis": "entropy, 0 to 1",
                  "series": series(original=clipped(entropy[0]), subnetwork=clipped(entropy[1]))},
             ),
-            Figure(
+            SectionFigure(
                 "images",
                 "Energy maps",
                 "Bright places carry the energy; both networks' maps of a sample should be bright in the "
@@ -142,7 +142,7 @@ def _mean(values: np.ndarray) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def _energies(graph: Graph, subject: Subject, names: list[str]) -> dict[str, np.ndarray]:
+def _energies(graph: LayerGraph, subject: Subject, names: list[str]) -> dict[str, np.ndarray]:
     """[samples, height, width] by layer, of those that have maps of four places or more."""
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     nodes = {graph.ends[name]: name for name in names}

@@ -13,8 +13,8 @@ from ..evaluators.batches import Batch
 from ..evaluators.task import Task
 from ..model.capture import tensors_of
 from ..results.table import HEADINGS
-from .graphs import Graph, find_place, place_of
-from .section import Figure, Section, Skipped, clipped, series
+from .graphs import LayerGraph, find_place, place_of
+from .section import Section, SectionFigure, Skipped, clipped, series
 from .shapley import MOST_EXACT, Values, shapley
 from .subject import Subject, samples_of
 
@@ -46,7 +46,7 @@ def parts_section(subject: Subject) -> Section:
     label, percent = HEADINGS.get(metric, metric), metric == "accuracy"
     both = {"labels": names, "percent": percent}
     figures = [
-        Figure(
+        SectionFigure(
             "bars",
             f"What each part adds to {label}",
             f"The longer a bar, the more of the network's {label} is owed to that part; the bars of one "
@@ -58,7 +58,7 @@ def parts_section(subject: Subject) -> Section:
                 "axis": f"Shapley value, {label}",
             },
         ),
-        Figure(
+        SectionFigure(
             "bars",
             f"{label[:1].upper()}{label[1:]} lost without one part",
             "Each bar is the loss when this part alone is taken away; where it is short and the Shapley "
@@ -74,7 +74,7 @@ def parts_section(subject: Subject) -> Section:
     for values, which in ((was, "original"), (now, "subnetwork")):
         if values.interactions is not None and np.any(values.interactions):
             figures.append(
-                Figure(
+                SectionFigure(
                     "heat",
                     f"Pairs of parts in the {which}",
                     "Blue pairs do more together than apart, orange pairs do the same work twice.",
@@ -117,7 +117,9 @@ def _parts(subject: Subject) -> tuple[dict[str, Any], str]:
     return dict.fromkeys(names), "layers"
 
 
-def _nodes(graph: Graph, parts: Mapping[str, Any], what: str, original: Graph) -> list[fx.Node | None]:
+def _nodes(
+    graph: LayerGraph, parts: Mapping[str, Any], what: str, original: LayerGraph
+) -> list[fx.Node | None]:
     """The node that gives what each part computes; None where the subnetwork does not have it."""
     if what == "layers":
         return [graph.ends.get(name) for name in parts]
@@ -132,7 +134,7 @@ def _nodes(graph: Graph, parts: Mapping[str, Any], what: str, original: Graph) -
 
 
 def _values(
-    subject: Subject, task: Task, graph: Graph, nodes: Sequence[fx.Node | None], which: str
+    subject: Subject, task: Task, graph: LayerGraph, nodes: Sequence[fx.Node | None], which: str
 ) -> Values:
     means = _means(task, graph, [node for node in nodes if node is not None])
 
@@ -150,7 +152,7 @@ def _values(
     )
 
 
-def _without(graph: Graph, batch: Batch, gone: Mapping[fx.Node | None, Tensor]) -> Any:
+def _without(graph: LayerGraph, batch: Batch, gone: Mapping[fx.Node | None, Tensor]) -> Any:
     """The output where some nodes give their means."""
 
     def ablate(node: fx.Node, value: Any) -> Any:
@@ -160,7 +162,7 @@ def _without(graph: Graph, batch: Batch, gone: Mapping[fx.Node | None, Tensor]) 
         return graph.run(batch[:2], ablate)
 
 
-def _is_chain(task: Task, graph: Graph, nodes: Sequence[fx.Node]) -> bool:
+def _is_chain(task: Task, graph: LayerGraph, nodes: Sequence[fx.Node]) -> bool:
     """Whether the output is the same for all samples without any one of some nodes."""
     means = _means(task, graph, nodes)
     outputs = (tensors_of(_without(graph, task.batches[0], {node: means[node]})) for node in nodes)
@@ -172,7 +174,7 @@ def _is_chain(task: Task, graph: Graph, nodes: Sequence[fx.Node]) -> bool:
     )
 
 
-def _means(task: Task, graph: Graph, nodes: Sequence[fx.Node]) -> dict[fx.Node | None, Tensor]:
+def _means(task: Task, graph: LayerGraph, nodes: Sequence[fx.Node]) -> dict[fx.Node | None, Tensor]:
     """Mean [1, ...] over the samples of what some nodes give."""
     totals: dict[fx.Node | None, Tensor] = {}
     counts: dict[fx.Node | None, int] = dict.fromkeys(nodes, 0)

@@ -17,7 +17,7 @@ class Skipped(ValueError):  # noqa: N818, it is a result
 
 
 @dataclass(frozen=True)
-class Figure:
+class SectionFigure:
     """One picture.
 
     ``content`` holds plain JSON values, by kind:
@@ -48,7 +48,7 @@ class Section:
     title: str
     summary: str = ""  # one sentence for the terminal
     basis: str = ""  # what it was computed on: samples, trials, method
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[SectionFigure, ...] = ()
     data: dict[str, Any] = field(default_factory=dict)  # plain JSON values
     skipped: str = ""  # why there is nothing; then only name and title are set
     seconds: float = 0.0

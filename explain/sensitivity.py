@@ -14,7 +14,7 @@ from ..results.objective import Objective
 from ..results.table import HEADINGS
 from ..results.trial import Trial, in_full
 from .anova import Anova, Shares, average, factorial, tree_boxes
-from .section import Figure, Section, Skipped, clipped, series
+from .section import Section, SectionFigure, Skipped, clipped, series
 
 TREES = 48
 MOST_TRIALS = 2000  # the forest is grown on; beyond it, evenly many of them
@@ -120,7 +120,7 @@ def sensitivity_section(trials: Sequence[Trial], objectives: Sequence[Objective]
     )
     shown = sorted(order.tolist())
     figures = [
-        Figure(
+        SectionFigure(
             "bars",
             f"What moves {label}",
             f"The longer a bar, the more of the variation of {label} over the whole space comes from that "
@@ -235,11 +235,11 @@ def _unseen_fit(forest: Any, x: np.ndarray, y: np.ndarray) -> float | None:
     return float(1 - residual / np.sum((y[known] - y[known].mean()) ** 2))
 
 
-def _pairs(found: Sensitivity, label: str) -> Figure:
+def _pairs(found: Sensitivity, label: str) -> SectionFigure:
     paired = sorted(found.paired, key=lambda d: -found.main[d])[:12]
     names = [found.names[d] for d in paired]
     values = [[0.0 if d == e else found.pairs[(min(d, e), max(d, e))] for e in paired] for d in paired]
-    return Figure(
+    return SectionFigure(
         "heat",
         "Pairs of choices",
         f"A strong square is a pair whose joint effect on {label} is not the sum of what both do alone.",
@@ -254,12 +254,12 @@ def _pairs(found: Sensitivity, label: str) -> Figure:
     )
 
 
-def _effects(found: Sensitivity, which: Sequence[int], label: str) -> Figure:
+def _effects(found: Sensitivity, which: Sequence[int], label: str) -> SectionFigure:
     longest = max(len(found.effects[d]) for d in which)
     columns = {
         found.names[d]: found.effects[d].tolist() + [None] * (longest - len(found.effects[d])) for d in which
     }
-    return Figure(
+    return SectionFigure(
         "lines",
         f"Mean {label} by option",
         f"A line that falls is a choice that costs {label} as it compresses, all others taken at random.",

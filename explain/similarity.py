@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from .graphs import Graph
-from .section import Figure, Section, Skipped, clipped, series
+from .graphs import LayerGraph
+from .section import Section, SectionFigure, Skipped, clipped, series
 from .subject import Subject
 
 
@@ -127,14 +127,14 @@ def similarity_section(subject: Subject) -> Section:
     own = np.diag(table)
     lowest = int(np.nanargmin(own)) if np.isfinite(own).any() else 0
     figures = [
-        Figure(
+        SectionFigure(
             "lines",
             "CKA of each layer with itself",
             "1 is the same representation up to rotation and scale; where the line falls, the subnetwork "
             "computes something else.",
             {"labels": names, "series": series(CKA=_whole(own)), "percent": False, "axis": "CKA", "from": 0},
         ),
-        Figure(
+        SectionFigure(
             "heat",
             "CKA between all layers",
             "A strong diagonal is a subnetwork that does the same at the same depth; strong squares beside "
@@ -156,7 +156,7 @@ def similarity_section(subject: Subject) -> Section:
     else:
         probes = [np.array([probe_accuracy(g[n], classes) for n in names]) for g in (before, after)]
         figures.append(
-            Figure(
+            SectionFigure(
                 "lines",
                 "Linear probes",
                 "How many samples' classes a linear reader tells from the layer alone; the lines should rise "
@@ -177,7 +177,7 @@ def similarity_section(subject: Subject) -> Section:
     )
 
 
-def _grams(graph: Graph, subject: Subject, names: list[str]) -> dict[str, np.ndarray]:
+def _grams(graph: LayerGraph, subject: Subject, names: list[str]) -> dict[str, np.ndarray]:
     found: dict[str, list[Tensor]] = defaultdict(list)
     nodes = {graph.ends[name]: name for name in names}
     for values in graph.values(subject.task.batches, nodes, pooled):

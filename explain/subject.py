@@ -19,7 +19,7 @@ from ..evaluators.task import Task
 from ..model.capture import lengths_of
 from ..results.fidelity import FULL, Fidelity
 from ..spaces import Candidate, Space
-from .graphs import Graph, graph_of
+from .graphs import LayerGraph, graph_of
 from .section import Skipped
 
 BUDGET = 2e12  # multiply-accumulates that one analysis may spend; minutes on one core
@@ -76,7 +76,7 @@ class Subject:
         return samples_of(self.task)
 
     @cached_property
-    def graphs(self) -> tuple[Graph, Graph]:
+    def graphs(self) -> tuple[LayerGraph, LayerGraph]:
         """The original's and the subnetwork's.
 
         Raises:

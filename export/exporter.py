@@ -101,7 +101,7 @@ def export(
     if len(inputs) == 0:
         raise ExportError("inputs is empty; give at least one batch of real inputs to check the files on")
 
-    from .process import Calls
+    from .process import FileCalls
     from .source import (
         Source,
         on_cpu,  # torch, only now
@@ -121,7 +121,7 @@ def export(
         shutil.rmtree(scratch)
         if samples:
             short = sum(n <= MOST for n in source.lengths) or 1
-            Samples(Calls.of(verifier.checks[:short]), verifier.expected[:short]).save(folder)
+            Samples(FileCalls.of(verifier.checks[:short]), verifier.expected[:short]).save(folder)
         receipt = Receipt(
             directory=target,
             created=datetime.now(UTC).isoformat(timespec="seconds"),

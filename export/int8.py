@@ -35,9 +35,9 @@ def write(source: Source, folder: Path) -> tuple[str, ...]:
     from onnxruntime.quantization.shape_inference import quant_pre_process  # type: ignore[import-untyped]
 
     from . import onnx
-    from .process import Calls
+    from .process import FileCalls
 
-    calls = Calls.of(source.calibration)
+    calls = FileCalls.of(source.calibration)
     with tempfile.TemporaryDirectory(dir=folder) as place, _without_advice():
         scratch = Path(place)
         onnx.write(source, scratch)

@@ -27,7 +27,7 @@ _LAST_BYTES = 1 << 16  # of what a process says
 
 
 @dataclass(frozen=True)
-class Calls:
+class FileCalls:
     """Calls of a model, flat: what a process can be given that imports nothing of netcarve."""
 
     structure: str  # tree spec of (args, kwargs), as torch.utils._pytree writes it
@@ -37,7 +37,7 @@ class Calls:
     arrays: list[dict[int, np.ndarray]]  # per call: tensor leaves by their position
 
     @classmethod
-    def of(cls, batches: Sequence[Inputs]) -> Calls:
+    def of(cls, batches: Sequence[Inputs]) -> FileCalls:
         import torch
         from torch.utils import _pytree as pytree
 
@@ -68,7 +68,7 @@ def ask(
     name: str,
     code: Format,
     folder: Path,
-    calls: Calls,
+    calls: FileCalls,
     scratch: Path,
     *,
     threads: int = 1,

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..standalone.limits import open_regular
 from .error import ExportError
-from .process import Arrays, Calls
+from .process import Arrays, FileCalls
 
 SAMPLES = "samples.safetensors"
 MOST = 4  # samples in a call that is kept, where the model takes such short batches
@@ -23,7 +23,7 @@ MOST = 4  # samples in a call that is kept, where the model takes such short bat
 class Samples:
     """Calls, and what the module in memory answered."""
 
-    calls: Calls
+    calls: FileCalls
     expected: Arrays
 
     def save(self, folder: Path) -> None:
@@ -65,7 +65,7 @@ class Samples:
                 answers = [
                     [file.get_tensor(f"{n}.out.{p}") for p in range(int(about["outputs"][n]))] for n in count
                 ]
-            return cls(Calls(str(about["structure"]), list(about["constants"]), calls), answers)
+            return cls(FileCalls(str(about["structure"]), list(about["constants"]), calls), answers)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ExportError(
                 f"{folder / SAMPLES} holds no samples of an export ({type(error).__name__}: {error})"

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from .error import ExportError
 from .formats import FORMATS, Format, format_file, is_exact
 from .fresh import as_array
-from .process import SECONDS, Arrays, Calls, ask, relative_difference
+from .process import SECONDS, Arrays, FileCalls, ask, relative_difference
 from .receipt import RECEIPT, FormatRecord, Receipt, versions
 from .samples import SAMPLES, Samples
 from .source import Inputs, Source
@@ -57,8 +57,8 @@ class Verifier:
         # A runtime may be far slower than the model in memory; one that takes longer still is stuck.
         self._seconds = SECONDS + 50 * (time.monotonic() - start)
         self.expected: Arrays = [_arrays(output) for output in self.expected_outputs]
-        self._calls = Calls.of(batches)
-        self._with_test = Calls.of([*batches, *test]) if test else self._calls
+        self._calls = FileCalls.of(batches)
+        self._with_test = FileCalls.of([*batches, *test]) if test else self._calls
 
     @property
     def outputs(self) -> list[Any]:
@@ -248,11 +248,11 @@ def _asked(
     difference, measured, reasons = None, None, []
     allowed = TOLERANCE if record.exact else TOLERANCE + 2 * record.max_relative_difference
     samples = Samples.load(folder) if kept else None
-    calls = samples.calls if samples else Calls("", [], [])
+    calls = samples.calls if samples else FileCalls("", [], [])
     count = len(calls.arrays)
     if score is not None and inputs:
-        more = Calls.of(inputs)
-        calls = Calls(more.structure, more.constants, [*calls.arrays, *more.arrays])
+        more = FileCalls.of(inputs)
+        calls = FileCalls(more.structure, more.constants, [*calls.arrays, *more.arrays])
     seconds = min(max(SECONDS, SLOWER * record.check_seconds), 3600.0)
     given = ask(name, code, folder, calls, scratch, task=task, seconds=seconds)
     if samples is not None:

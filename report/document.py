@@ -20,7 +20,7 @@ from ..results.settings import RunSettings
 from ..results.table import COUNTS, HEADINGS
 from ..results.trial import Trial, in_full
 from ..spaces import Choice
-from ..spaces.kinds.splits.plan import Plan, splitting_choices
+from ..spaces.kinds.splits.plan import SplitPlan, splitting_choices
 from .about import Reported, about
 from .convergence import clock_of, convergence, rivals, volume
 
@@ -37,12 +37,12 @@ def stages(settings: RunSettings, trials: Sequence[Trial]) -> dict[str, Any] | N
     if settings.split is None:
         return None
     try:
-        return _stages(Plan.from_json(settings.split), trials)
+        return _stages(SplitPlan.from_json(settings.split), trials)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return None  # an older run, or one that somebody has written
 
 
-def _stages(plan: Plan, trials: Sequence[Trial]) -> dict[str, Any]:
+def _stages(plan: SplitPlan, trials: Sequence[Trial]) -> dict[str, Any]:
     known = {c: i for i, c in enumerate(trials[0].candidate.choices)}
     choices = [c for c in splitting_choices(plan) if c in known]
     indices = np.array([[t.candidate.indices[known[c]] for c in choices] for t in trials], dtype=np.int64)

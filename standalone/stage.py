@@ -37,7 +37,7 @@ else:  # run as a script, wherever both files were copied
 Run = Callable[[int, Sequence[Any]], list[Any]]  # (samples, one buffer per input) -> one buffer per output
 
 
-class Stage:
+class RunningStage:
     """A loaded stage file. Its manifest is ``manifest.json`` in the same folder.
 
     Raises:
@@ -76,7 +76,7 @@ class Stage:
             self(wire.Frame(wire.DATA, 0, samples, [bytearray(n) for n in self.takes.sizes(samples)]))
 
 
-def load_pt2(path: Path, ports: Sequence[wire.Port], threads: int) -> Run:
+def load_pt2(path: Path, ports: Sequence[wire.WirePort], threads: int) -> Run:
     import torch
 
     torch.set_num_threads(threads)
@@ -124,7 +124,7 @@ def tensor_bytes(tensor: Any) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())
 
 
-def load_onnx(path: Path, ports: Sequence[wire.Port], threads: int) -> Run:
+def load_onnx(path: Path, ports: Sequence[wire.WirePort], threads: int) -> Run:
     import numpy as np
     import onnxruntime  # type: ignore[import-untyped]
 
@@ -155,9 +155,14 @@ class Worker:
     """
 
     def __init__(
-        self, stage: Stage, source: int, sender: wire.Sender, fault: Callable[[str], None], slow: float = 1.0
+        self,
+        stage: RunningStage,
+        source: int,
+        sender: wire.Sender,
+        fault: Callable[[str], None],
+        slow: float = 1.0,
     ) -> None:
-        self.received = wire.Lane()
+        self.received = wire.SendLane()
         self.sender = sender
         self._stage, self._source, self._fault, self._slow = stage, source, fault, slow
         self._inputs, self._busy, self._slept = 0, 0.0, 0.0  # answered; seconds computed, and slowed down
@@ -203,7 +208,7 @@ class Worker:
         self.received.end()
 
 
-def serve(stage: Stage, listener: socket.socket) -> None:
+def serve(stage: RunningStage, listener: socket.socket) -> None:
     """One session after the other, each as long as its driver's connection."""
     while True:
         control, session = wire.accept(listener, "control")
@@ -215,7 +220,7 @@ def serve(stage: Stage, listener: socket.socket) -> None:
         wire.close(control)
 
 
-def _session(stage: Stage, listener: socket.socket, control: socket.socket, session: str) -> None:
+def _session(stage: RunningStage, listener: socket.socket, control: socket.socket, session: str) -> None:
     """The driver says to whom to send; the last stage answers to the driver itself."""
     writing = threading.Lock()
 
@@ -272,7 +277,7 @@ def keep_memory() -> None:
         allocator.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, the most that it takes
 
 
-def pipe(stage: Stage, source: int, sink: int) -> int:
+def pipe(stage: RunningStage, source: int, sink: int) -> int:
     """Answer the frames of a pipe until it ends; the exit status."""
     faults: list[str] = []
     sender = wire.Sender(sink, wire.Delay(()), faults.append)
@@ -299,7 +304,7 @@ def main() -> int:
         limits.tie()
     keep_memory()
     try:
-        stage = Stage(options.file, options.threads)
+        stage = RunningStage(options.file, options.threads)
         if options.listen is None:
             return pipe(stage, 0, answers)
         host, _, port = options.listen.rpartition(":")

@@ -41,7 +41,7 @@ class FrameError(ValueError):
     """What arrived is no frame for this stage."""
 
 
-class Port(NamedTuple):
+class WirePort(NamedTuple):
     """One tensor on its way into or out of a stage."""
 
     name: str
@@ -56,21 +56,21 @@ class Port(NamedTuple):
         return math.prod(self.shape(samples)) * self.itemsize
 
     @classmethod
-    def read(cls, made: dict[str, Any]) -> Port:
+    def read(cls, made: dict[str, Any]) -> WirePort:
         return cls(made["name"], made["dtype"], made["itemsize"], tuple((k, c) for k, c in made["sizes"]))
 
 
 class Expected(NamedTuple):
     """What the data frames of a connection hold."""
 
-    ports: tuple[Port, ...]
+    ports: tuple[WirePort, ...]
     least: int  # samples
     most: int | None
 
     @classmethod
     def read(cls, stage: dict[str, Any], which: str) -> Expected:
         """Of an entry of the manifest, ``which``: its ``inputs`` or its ``outputs``."""
-        return cls(tuple(map(Port.read, stage[which])), *stage["samples"])
+        return cls(tuple(map(WirePort.read, stage[which])), *stage["samples"])
 
     def sizes(self, samples: int) -> list[int]:
         """Bytes of each tensor.
@@ -183,7 +183,7 @@ def _fill(fd: int, buffer: bytearray, may_end: bool = False, end: float | None =
     return True
 
 
-class Lane:
+class SendLane:
     """Hands items from one thread to another, in order."""
 
     def __init__(self) -> None:
@@ -248,7 +248,7 @@ class Sender:
         turn: AbstractContextManager[Any] = nullcontext(),  # noqa: B008
     ) -> None:
         self.payload = self.bytes = 0  # sent; bytes: with headers
-        self.lane = Lane()
+        self.lane = SendLane()
         self._fd, self._delay, self._lost, self._turn = fd, delay, lost, turn
         self._room = math.inf if delay.hops else ROOM  # messages under way wait here too
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -5,12 +5,12 @@ import pytest
 from netcarve.devices import Device, Link
 from netcarve.search.evolutionary.evolution import SHARE, boundaries, jump
 from netcarve.spaces import Choice, Space
-from netcarve.spaces.kinds.splits.plan import Plan, splitting_choices
+from netcarve.spaces.kinds.splits.plan import SplitPlan, splitting_choices
 from netcarve.testing import toy_space
 
 
 def split_space(encoding):
-    plan = Plan(
+    plan = SplitPlan(
         places=("a", "b", "c"),
         indices=(1, 2, 3),
         encoding=encoding,

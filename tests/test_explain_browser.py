@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from netcarve.explain.section import KINDS, Figure, Section
+from netcarve.explain.section import KINDS, Section, SectionFigure
 from netcarve.report import write_explanation
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: docs/report.md")
@@ -34,7 +34,7 @@ def figures():
         "text": {"lines": [HOSTILE, "accuracy 99 % where a = 1"]},
     }  # fmt: skip
     return tuple(
-        Figure(kind, f"{kind} {HOSTILE}", "This is how to read it.", content[kind]) for kind in KINDS
+        SectionFigure(kind, f"{kind} {HOSTILE}", "This is how to read it.", content[kind]) for kind in KINDS
     )
 
 
@@ -43,7 +43,7 @@ def file(tmp_path_factory):
     sections = [
         Section("one", "Everything", HOSTILE, "12 samples", figures(), seconds=0.5),
         Section("two", "Paths", "on a logarithmic scale", "", (
-            Figure("bars", "Live paths", "Each mark is a share.", {
+            SectionFigure("bars", "Live paths", "Each mark is a share.", {
                 "labels": LAYERS, "series": [{"name": "subnetwork", "values": [1e-9, 0.0, 0.5]}], "log": True,
                 "percent": True, "axis": "share"}),)),
         Section("three", "Maps", skipped="no layer gives maps"),

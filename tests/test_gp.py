@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from netcarve.results.hypervolume import hypervolume
-from netcarve.search.bayesian.acquisition import Measure, cells, expected_improvement
+from netcarve.search.bayesian.acquisition import ImprovementMeasure, cells, expected_improvement
 from netcarve.search.bayesian.gp import GP
 from netcarve.search.bayesian.kernel import JITTER, MEAN, TREND, Covariance, OptionKernel, Posterior
 from netcarve.search.bayesian.metric import Metric, Warp, standardised
@@ -218,7 +218,7 @@ def test_weighted_improvement_is_that_of_samples():
     """Worth as a function of the value, integrated along the drawn improvement."""
     rng = np.random.default_rng(0)
     front, reference = staircase(rng, 5, 2), np.array([0.9, 0.9])
-    measure = Measure(np.array([-0.2, 0.1, 0.5, 1.0]), np.array([0.0, 0.6, 0.8, 0.81]))
+    measure = ImprovementMeasure(np.array([-0.2, 0.1, 0.5, 1.0]), np.array([0.0, 0.6, 0.8, 0.81]))
     mean = np.column_stack([rng.random(6), rng.random(6) * 0.6])
     std = np.column_stack([np.full(6, 0.3), np.zeros(6)])
     got = expected_improvement(mean, std, *cells(front, reference), {0: measure})
@@ -243,7 +243,7 @@ def test_an_even_measure_changes_nothing():
     rng = np.random.default_rng(0)
     boxes = cells(staircase(rng, 5, 2), np.array([0.9, 0.9]))
     mean, std = rng.random((9, 2)), rng.random((9, 2))
-    even = Measure(np.array([-0.3, 0.2, 1.4]), np.array([-0.3, 0.2, 1.4]))
+    even = ImprovementMeasure(np.array([-0.3, 0.2, 1.4]), np.array([-0.3, 0.2, 1.4]))
     plain = expected_improvement(mean, std, *boxes)
     np.testing.assert_allclose(expected_improvement(mean, std, *boxes, {0: even}), plain)
 

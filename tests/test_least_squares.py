@@ -6,7 +6,7 @@ import torch
 from netcarve.model.importance import reconstruction
 from netcarve.model.importance.reconstruction import Quadratic, backward_elimination
 from netcarve.model.repair import mixing
-from netcarve.model.repair.least_squares import Split, moments
+from netcarve.model.repair.least_squares import ColumnSplit, moments
 from netcarve.model.repair.sequential import fitted_layer
 
 
@@ -124,7 +124,7 @@ def test_absorbing_outputs_is_mixing_times_outgoing_weights(outputs, intercept):
     kept, removed = np.array([1, 4, 5, 7]), np.array([0, 2, 3, 6])
     outgoing = torch.from_numpy(rng.normal(size=(4, outputs)))
     a, b = mixing(gram, kept, removed, ridge=0.1, intercept=intercept)
-    taken, constant = Split(gram, kept, removed, ridge=0.1, intercept=intercept).absorb(outgoing)
+    taken, constant = ColumnSplit(gram, kept, removed, ridge=0.1, intercept=intercept).absorb(outgoing)
     np.testing.assert_allclose(taken, a @ outgoing.numpy(), atol=1e-12)
     np.testing.assert_allclose(constant, b @ outgoing.numpy(), atol=1e-12)
     second = moments(gram, intercept=intercept, ridge=0.1)

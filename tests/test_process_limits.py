@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from netcarve.export import ExportError, FileRecord
-from netcarve.export.process import Calls, ask
+from netcarve.export.process import FileCalls, ask
 from netcarve.standalone import limits
 
 STANDALONE = str(Path(limits.__file__).parent)
@@ -75,7 +75,7 @@ def test_a_file_that_does_not_answer_is_given_up(tmp_path):
     fake = SimpleNamespace(__file__=str(code), STANDALONE=True)
     start = time.monotonic()
     with pytest.raises(ExportError, match="has not answered in a fresh process for 3 s"):
-        ask("odd", fake, tmp_path, Calls("", [], []), tmp_path, seconds=3)
+        ask("odd", fake, tmp_path, FileCalls("", [], []), tmp_path, seconds=3)
     assert time.monotonic() - start < 30
 
 

@@ -12,7 +12,7 @@ from netcarve.model.capture import capture
 from netcarve.model.repair import least_squares, sequential
 from netcarve.model.repair.consumers import find_consumers
 from netcarve.model.repair.least_squares import Change, Changes
-from netcarve.model.repair.sources import Patch, Picker, Source, take
+from netcarve.model.repair.sources import MomentSource, Patch, Picker, take
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, unfold
 
@@ -231,7 +231,7 @@ def test_layers_before_the_first_cut_stay_as_they_were():
 @pytest.mark.parametrize("patch", [Patch((3, 2), (2, 1), (1, 0), (1, 2)), None])
 def test_rows_are_what_unfold_gives(patch, groups):
     x = torch.randn(3, 4, 7, 6)
-    source = Source((("conv", "input"),), -3, groups, patch, np.ones(4, dtype=int))
+    source = MomentSource((("conv", "input"),), -3, groups, patch, np.ones(4, dtype=int))
     if patch is None:
         every = x.movedim(1, -1).reshape(-1, 4)
     else:

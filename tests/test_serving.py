@@ -238,7 +238,9 @@ PORTS = st.lists(
 @given(PORTS, st.integers(0, 3), st.integers(0, 2**64 - 1), st.randoms(use_true_random=False))
 def test_frames_arrive_as_they_were_sent(ports, samples, number, random) -> None:
     expected = wire.Expected(
-        tuple(wire.Port(f"p{i}", "any", size, tuple(sizes)) for i, (size, sizes) in enumerate(ports)), 0, 5
+        tuple(wire.WirePort(f"p{i}", "any", size, tuple(sizes)) for i, (size, sizes) in enumerate(ports)),
+        0,
+        5,
     )
     body = [random.randbytes(n) for n in expected.sizes(samples)]
     with tempfile.TemporaryFile() as file:
@@ -268,7 +270,7 @@ def test_frames_arrive_as_they_were_sent(ports, samples, number, random) -> None
     ],
 )
 def test_frames_out_of_order_are_refused(tmp_path, content, message) -> None:
-    expected = wire.Expected((wire.Port("x", "float32", 4, ((1, 0), (0, 4))),), 1, 8)
+    expected = wire.Expected((wire.WirePort("x", "float32", 4, ((1, 0), (0, 4))),), 1, 8)
     (tmp_path / "frames").write_bytes(content)
     fd = os.open(tmp_path / "frames", os.O_RDONLY)
     with pytest.raises(wire.FrameError, match=message):

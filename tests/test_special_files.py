@@ -22,7 +22,7 @@ from netcarve.results import LedgerError
 from netcarve.results.database import being_written, last_word
 from netcarve.results.salvage import salvage
 from netcarve.standalone import limits
-from netcarve.standalone.stage import Stage
+from netcarve.standalone.stage import RunningStage
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name here")
 
@@ -139,8 +139,8 @@ READERS = {
     "description.json": (load_state,),
     "weights.safetensors": (load_state,),
     SAMPLES: (Samples.load,),
-    "manifest.json": (lambda folder: Stage(folder / "stage-1.onnx"),),
-    "stage-1.onnx": (lambda folder: Stage(folder / "stage-1.onnx"),),
+    "manifest.json": (lambda folder: RunningStage(folder / "stage-1.onnx"),),
+    "stage-1.onnx": (lambda folder: RunningStage(folder / "stage-1.onnx"),),
 }
 
 

@@ -18,7 +18,7 @@ from netcarve.model.stages import Cut
 from netcarve.spaces.builder import Builder
 from netcarve.spaces.choice import unsplit
 from netcarve.spaces.kinds.splits.kind import offered
-from netcarve.spaces.kinds.splits.plan import Plan, Split, plan_of, splitting_choices
+from netcarve.spaces.kinds.splits.plan import Split, SplitPlan, plan_of, splitting_choices
 from netcarve.spaces.kinds.splits.staged import Staged
 from torch import nn
 
@@ -208,7 +208,9 @@ def plans(draw):
     devices = tuple(Device(f"d{i}") for i in range(draw(st.integers(1, 4))))
     placement = "ordered" if each else draw(st.sampled_from(["ordered", "free"]))
     encoding = "each" if each else "positions"
-    return Plan(names, tuple(range(places)), encoding, placement, parts, devices, (Link(),), tuple(forced))
+    return SplitPlan(
+        names, tuple(range(places)), encoding, placement, parts, devices, (Link(),), tuple(forced)
+    )
 
 
 @settings(max_examples=60, deadline=None)

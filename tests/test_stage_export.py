@@ -56,7 +56,7 @@ def test_the_manifest_tells_order_ports_devices_and_hashes(made) -> None:
             assert [(p["name"], f"torch.{p['dtype']}") for p in about[key]] == [
                 (p.name, str(p.dtype)) for p in ports
             ]
-            assert [wire.Port.read(p).bytes(7) for p in about[key]] == [p.bytes(7) for p in ports]
+            assert [wire.WirePort.read(p).bytes(7) for p in about[key]] == [p.bytes(7) for p in ports]
     assert any(k > 1 for stage in stages for port in stage.inputs for k, _ in port.sizes)  # 36 x batch
     assert set(files) == {path.name for path in folder.iterdir()}
     for name, digest in manifest["sha256"].items():
@@ -86,7 +86,7 @@ def test_fresh_processes_chained_by_pipes_equal_the_whole_at_any_batch_size(made
     )
     assert done.returncode == 0, done.stderr
     expected = wire.Expected(
-        tuple(wire.Port(p.name, "float32", 4, p.sizes) for p in stages[-1].outputs), 1, None
+        tuple(wire.WirePort(p.name, "float32", 4, p.sizes) for p in stages[-1].outputs), 1, None
     )
     with (tmp_path / "out").open("rb") as file:
         for number, x in enumerate(batches):

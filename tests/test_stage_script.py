@@ -62,7 +62,7 @@ def test_the_checks_of_a_program_are_asked_at_every_new_number_of_samples(tmp_pa
     program = torch.export.export(Pair(2, 2), (torch.zeros(3, 2),), dynamic_shapes=({0: batch},))
     program.example_inputs = None
     torch.export.save(program, tmp_path / "x.pt2")
-    run = load_pt2(tmp_path / "x.pt2", [wire.Port("x", "float32", 4, ((1, 0), (0, 2)))], 1)
+    run = load_pt2(tmp_path / "x.pt2", [wire.WirePort("x", "float32", 4, ((1, 0), (0, 2)))], 1)
     for samples in (2, 2, 3):
         assert len(run(samples, [bytearray(8 * samples)])[0]) == 8 * samples
     with pytest.raises(Exception, match="4"):

@@ -11,7 +11,7 @@ from .graph import SAME, Graph, Limits, traffic
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ExactResult:
     """What the search found and what it proved."""
 
     parts: tuple[int, ...] | None  # the best partition known, None if none was met
@@ -28,7 +28,7 @@ def russian_doll(
     host: int | None = None,
     start: Sequence[int] | np.ndarray | None = None,
     visits: int = 100_000,
-) -> Outcome:
+) -> ExactResult:
     """Branch and bound in topological order, the last node first, then the last two, and so on.
 
     When the nodes before i are placed, the traffic of a complete partition is at least the sum of
@@ -78,7 +78,7 @@ class _Search:
         self.rest = [0.0] * (self.n + 1)  # optimum of each suffix, or a lower bound of it
         self.visited = 0
 
-    def run(self, best: tuple[int, ...] | None, value: float) -> Outcome:
+    def run(self, best: tuple[int, ...] | None, value: float) -> ExactResult:
         tail: tuple[int, ...] | None = ()
         for first in range(self.n - 1, -1, -1):
             whole = first == 0
@@ -93,11 +93,11 @@ class _Search:
                 self.rest[first] = self.rest[first + 1]
                 if whole and tail is not None:
                     best = tail
-                return Outcome(best, self.rest[first], self.visited, False)
+                return ExactResult(best, self.rest[first], self.visited, False)
             self.rest[first] = optimum
             if tail is None:  # not even these nodes fit
-                return Outcome(None, np.inf, self.visited, True)
-        return Outcome(tail, self.rest[0], self.visited, True)
+                return ExactResult(None, np.inf, self.visited, True)
+        return ExactResult(tail, self.rest[0], self.visited, True)
 
     def _extended(self, tail: tuple[int, ...] | None, first: int) -> tuple[tuple[int, ...] | None, float]:
         """The best partition of the nodes after ``first`` with ``first`` put where it is cheapest."""

@@ -30,7 +30,7 @@ class _Actor:
     """Calls of :meth:`run` come one after the other, those of the rest beside them."""
 
     def load(self, files: dict[str, bytes], file: str, hops: Any, slow: float, threads: int) -> None:
-        from ...standalone.stage import Stage as Loaded
+        from ...standalone.stage import RunningStage as Loaded
         from ...standalone.stage import keep_memory
 
         keep_memory()
@@ -120,7 +120,7 @@ class Actors(Transport):
         size = sum(len(content) for parcel in parcels for content in parcel.values())
         self._session = RaySession(len(stages), address=address, data_bytes=size)
         self._number = 0  # of the session
-        self._lane = wire.Lane()  # what is under way, by its references at each stage
+        self._lane = wire.SendLane()  # what is under way, by its references at each stage
         self._payload = 0
         self._delay = wire.Delay(())
         self._actors: list[Any] = []
@@ -143,7 +143,7 @@ class Actors(Transport):
 
     def open(self) -> None:
         self._number += 1
-        self.events, self._lane, self._payload = SimpleQueue(), wire.Lane(), 0
+        self.events, self._lane, self._payload = SimpleQueue(), wire.SendLane(), 0
         self._delay = wire.Delay(self._hops[0])
         for k, actor in enumerate(self._actors):
             try:
@@ -232,7 +232,7 @@ class Actors(Transport):
             except self._ray.exceptions.RayError as error:
                 raise StageError(f"stage {self.names[k]} {_death(error)}", self.names[k]) from error
 
-    def _collect(self, lane: wire.Lane, events: SimpleQueue[Any]) -> None:
+    def _collect(self, lane: wire.SendLane, events: SimpleQueue[Any]) -> None:
         while (refs := lane.get()) is not None:
             while not self._ray.wait([refs[-1]], timeout=_TICK)[0]:
                 if lane.ended:

@@ -49,7 +49,7 @@ def batchnorm(group: Group, parameters: Mapping[str, torch.Tensor]) -> np.ndarra
 # -- Random order: the control that every criterion should beat -----------------------------------------
 
 
-class Random:
+class RandomOrder:
     """Uniform scores, the same for the same seed and group name."""
 
     def __init__(self, *, seed: int = 0) -> None:
@@ -59,4 +59,4 @@ class Random:
         return np.random.default_rng([self.seed, zlib.crc32(group.name.encode())]).random(group.size)
 
 
-random = Random()
+random = RandomOrder()

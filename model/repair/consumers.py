@@ -14,7 +14,7 @@ from torch import fx
 from ..coupling import Coupling
 from ..coupling.walk import bind, operator_name
 from .recurrent import recurrent
-from .sources import Source, patch_of
+from .sources import MomentSource, patch_of
 
 aten = torch.ops.aten
 
@@ -48,7 +48,7 @@ class Consumer:
 
 def find_consumers(
     graph: fx.Graph, coupling: Coupling, *, patches: bool = True
-) -> tuple[list[Consumer], list[Source]]:
+) -> tuple[list[Consumer], list[MomentSource]]:
     """Every weight that can take over what its removed inputs gave, with the tensors to measure.
 
     Left out: weights that are computed, that another operator reads too (a tied embedding), or whose input
@@ -66,7 +66,7 @@ def find_consumers(
     mutated = {n.args[0] for n in graph.nodes if n.op == "call_function" and operator_name(n.target)[1]}
 
     consumers: list[Consumer] = []
-    sources: dict[Any, Source] = {}
+    sources: dict[Any, MomentSource] = {}
     for weight, nodes in calls.items():
         if users[weight] != set(nodes) or len({_window(n) for n in nodes}) > 1:
             continue
@@ -86,7 +86,7 @@ def find_consumers(
         )
         if key not in sources:
             seen = tuple((n.name, argument) for n in nodes)
-            sources[key] = Source(seen, read - rank, groups, patch, labels)
+            sources[key] = MomentSource(seen, read - rank, groups, patch, labels)
         consumers.append(
             Consumer(
                 weight,
@@ -170,7 +170,7 @@ def _coverage(node: fx.Node, coupling: Coupling) -> np.ndarray:
     return made.reshape(taps, -1).double().mean(1).numpy()
 
 
-def block_weights(consumer: Consumer, source: Source, weight: torch.Tensor) -> Iterator[torch.Tensor]:
+def block_weights(consumer: Consumer, source: MomentSource, weight: torch.Tensor) -> Iterator[torch.Tensor]:
     """The weight per convolution group as float64 [outputs, columns of the source, what they share].
 
     The last axis holds the kernel taps where the source has no window, and has length 1 otherwise.

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from .consumers import Consumer, block_weights
-from .gram import Block, Calibration
-from .least_squares import Change, Split
-from .sources import Source
+from .gram import Calibration, MomentBlock
+from .least_squares import Change, ColumnSplit
+from .sources import MomentSource
 
 
 def fold(
@@ -36,7 +36,7 @@ def fold(
     """
     splits: dict[tuple[int, bool], list[_Parted]] = {}
 
-    def change(consumer: Consumer, source: Source) -> Change:
+    def change(consumer: Consumer, source: MomentSource) -> Change:
         key, stays = (consumer.source, consumer.offset is not None), alive[source.columns]
         if key not in splits:
             blocks = calibration.blocks[consumer.source]
@@ -59,17 +59,17 @@ def fold(
             made[name].detach().add_(found.constant[rows].to(made[name].dtype), alpha=sign)
 
 
-_Parted = tuple[np.ndarray, np.ndarray, Split]  # columns kept and removed
+_Parted = tuple[np.ndarray, np.ndarray, ColumnSplit]  # columns kept and removed
 
 
-def _part(block: Block, stays: np.ndarray, ridge: float, intercept: bool) -> _Parted:
+def _part(block: MomentBlock, stays: np.ndarray, ridge: float, intercept: bool) -> _Parted:
     kept, removed = np.flatnonzero(stays[block.columns]), np.flatnonzero(~stays[block.columns])
-    split = Split(block.gram, kept, removed, ridge=ridge, intercept=intercept)
+    split = ColumnSplit(block.gram, kept, removed, ridge=ridge, intercept=intercept)
     return block.columns[kept], block.columns[removed], split
 
 
 def _change(
-    consumer: Consumer, source: Source, parted: list[_Parted], stays: np.ndarray, weight: torch.Tensor
+    consumer: Consumer, source: MomentSource, parted: list[_Parted], stays: np.ndarray, weight: torch.Tensor
 ) -> Change:
     size = len(source.columns) // source.groups
     place = np.cumsum(stays[:size]) - 1  # of a kept column among the kept ones

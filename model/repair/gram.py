@@ -19,7 +19,7 @@ from ..coupling.walk import bind
 from .consumers import Consumer, find_consumers
 from .least_squares import RIDGE, Changes
 from .recurrent import Stack, outputs
-from .sources import OUTPUT, Source, draw, places, take
+from .sources import OUTPUT, MomentSource, draw, places, take
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Block:
+class MomentBlock:
     """Second moments of some columns of a source."""
 
     columns: np.ndarray  # [n] int64, ascending within one convolution group
@@ -45,8 +45,8 @@ class Calibration:
     """All that repair and the reconstruction order need to know about a model's activations."""
 
     consumers: tuple[Consumer, ...]
-    sources: tuple[Source, ...]
-    blocks: tuple[tuple[Block, ...], ...]  # per source
+    sources: tuple[MomentSource, ...]
+    blocks: tuple[tuple[MomentBlock, ...], ...]  # per source
     notices: tuple[str, ...]  # where memory forced a coarser form
     ridge: float = RIDGE
     changes: Changes = field(default_factory=Changes, init=False, compare=False, repr=False)
@@ -103,7 +103,7 @@ def gather(
             for part in _parts(captured, (args, kwargs)):
                 gatherer.run(*flat_inputs(graph, *part), enable_io_processing=False)
     blocks = tuple(
-        tuple(Block(c, g) for c, g in zip(cut, grams, strict=True))
+        tuple(MomentBlock(c, g) for c, g in zip(cut, grams, strict=True))
         for cut, grams in zip(cuts, sums, strict=True)
     )
     return Calibration(tuple(consumers), tuple(sources), blocks, tuple(notices))
@@ -115,7 +115,7 @@ class _Gatherer(fx.Interpreter):
     def __init__(
         self,
         module: fx.GraphModule,
-        sources: Sequence[Source],
+        sources: Sequence[MomentSource],
         cuts: Sequence[Sequence[np.ndarray]],
         sums: list[list[np.ndarray]],
         seed: int,
@@ -153,7 +153,7 @@ class _Gatherer(fx.Interpreter):
                 total += (z.T @ z).numpy()
 
 
-def _rows(x: torch.Tensor, source: Source, generator: torch.Generator) -> Iterator[torch.Tensor]:
+def _rows(x: torch.Tensor, source: MomentSource, generator: torch.Generator) -> Iterator[torch.Tensor]:
     """Samples of the source's columns, float64 [at most CHUNK / columns, columns] at a time."""
     width = len(source.columns)
     at = draw(math.prod(places(x, source)), max(ROWS, 8 * width), generator)
@@ -162,8 +162,8 @@ def _rows(x: torch.Tensor, source: Source, generator: torch.Generator) -> Iterat
 
 
 def _plan(
-    sources: Sequence[Source], columns: int, max_bytes: int
-) -> tuple[list[Source], list[list[np.ndarray]], list[str]]:
+    sources: Sequence[MomentSource], columns: int, max_bytes: int
+) -> tuple[list[MomentSource], list[list[np.ndarray]], list[str]]:
     """The finest form of every source that memory allows, and its blocks of columns."""
     window = WINDOW_COLUMNS
     while True:
@@ -181,7 +181,7 @@ def _plan(
     return made, cuts, notices
 
 
-def _blocks(source: Source, columns: int) -> list[np.ndarray]:
+def _blocks(source: MomentSource, columns: int) -> list[np.ndarray]:
     """Columns of each block: the convolution's groups, or, if too wide, one position of each unit a block."""
     cut: list[np.ndarray] = []
     for part in np.arange(len(source.columns)).reshape(source.groups, -1):

@@ -32,7 +32,7 @@ def moments(gram: np.ndarray, *, intercept: bool = True, ridge: float = RIDGE) -
     return second
 
 
-class Split:
+class ColumnSplit:
     """``x[removed]`` as ``x[kept] @ A + b``, in the ridge least-squares sense; factorised once.
 
     The intercept is not damped, so the mean error is zero, and no combination can be worse than none.
@@ -86,8 +86,8 @@ def _factor(second: torch.Tensor, damping: float, least: float) -> torch.Tensor:
 def mixing(
     gram: np.ndarray, kept: np.ndarray, removed: np.ndarray, *, ridge: float = RIDGE, intercept: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A [kept, removed] and b [removed] of :class:`Split`."""
-    split = Split(gram, kept, removed, ridge=ridge, intercept=intercept)
+    """A [kept, removed] and b [removed] of :class:`ColumnSplit`."""
+    split = ColumnSplit(gram, kept, removed, ridge=ridge, intercept=intercept)
     a, b = split.absorb(torch.eye(len(removed), dtype=torch.float64))
     return a.numpy(), b.numpy()
 

@@ -15,7 +15,7 @@ from torch import fx
 
 from ..coupling import Coupling, Group
 from .consumers import Consumer, find_consumers
-from .sources import Source
+from .sources import MomentSource
 
 
 class Merging:
@@ -83,7 +83,7 @@ def representatives(
 
 def merge(
     consumers: Sequence[Consumer],
-    sources: Sequence[Source],
+    sources: Sequence[MomentSource],
     stands_for: np.ndarray,
     alive: np.ndarray,
     tensors: Mapping[str, Any],

@@ -15,9 +15,9 @@ from torch import fx
 
 from ..coupling import Coupling
 from ..coupling.walk import bind, operator_name
-from .sources import OUTPUT, Source
+from .sources import OUTPUT, MomentSource
 
-Found = tuple[str, fx.Node, tuple[str, float] | None, Any, Source]  # weight, call, offset, key, source
+Found = tuple[str, fx.Node, tuple[str, float] | None, Any, MomentSource]  # weight, call, offset, key, source
 Visit = Callable[[int, torch.Tensor, torch.Tensor], None]
 
 
@@ -142,12 +142,12 @@ def recurrent(graph: fx.Graph, coupling: Coupling, users: dict[str, set[fx.Node]
                 read, key = "input", (stack.input.name, len(axes) - 1, 1, None)  # type: ignore[assignment]
             if labels is not None and users[w_ih] == {n} and (layer or axes[-1][1] is not None):
                 bias = biases[0] if biases and users[biases[0]] == {n} else None
-                source = Source(((n.name, read),), -1, 1, None, np.asarray(labels))
+                source = MomentSource(((n.name, read),), -1, 1, None, np.asarray(labels))
                 yield w_ih, n, None if bias is None else (bias, 1.0), key, source
             labels = coupling.parameters[w_hh][1]
             if labels is not None and users[w_hh] == {n}:
                 read = f"{OUTPUT}.{layer}.{direction}"
-                source = Source(((n.name, read),), -1, 1, None, np.asarray(labels))
+                source = MomentSource(((n.name, read),), -1, 1, None, np.asarray(labels))
                 yield w_hh, n, None, (n.name, read), source
 
 

@@ -25,7 +25,7 @@ from ..coupling.walk import bind, operator_name
 from ..surgery import Alive, Surgeon, rewrite
 from .consumers import Consumer, find_consumers
 from .gram import Inputs
-from .sources import Picker, Source, draw, places
+from .sources import MomentSource, Picker, draw, places
 
 aten = torch.ops.aten
 
@@ -40,7 +40,7 @@ class _Fit:
     """A layer of the original, and what it gave at some places."""
 
     consumer: Consumer
-    source: Source
+    source: MomentSource
     operand: fx.Node  # what it reads
     picker: Picker  # of its inputs at those places
     outputs: torch.Tensor  # [rows, outputs]
@@ -50,7 +50,7 @@ class _Fit:
 class Recorder(fx.Interpreter):
     """Runs the original; keeps outputs of the layers that can be fitted, and statistics, by node."""
 
-    def __init__(self, module: fx.GraphModule, layers: Sequence[tuple[Consumer, Source]]) -> None:
+    def __init__(self, module: fx.GraphModule, layers: Sequence[tuple[Consumer, MomentSource]]) -> None:
         super().__init__(module)
         self._layers = {c.calls[0]: (c, s) for c, s in layers if len(c.calls) == 1}
         self._generator = torch.Generator().manual_seed(0)

@@ -29,7 +29,7 @@ class Patch:
 
 
 @dataclass(frozen=True)
-class Source:
+class MomentSource:
     """A tensor axis (or the windows of a convolution over it) whose second moments are gathered.
 
     Its columns are the positions along the axis; with a window, ``position * taps + tap``.
@@ -80,7 +80,7 @@ def _pair(sizes: Any) -> tuple[int, int]:
 # -- Samples of what a layer sums over: one row per output place, one column per input (and kernel tap)
 
 
-def places(x: torch.Tensor, source: Source) -> tuple[int, ...]:
+def places(x: torch.Tensor, source: MomentSource) -> tuple[int, ...]:
     """Axes that samples run over: batch and, for a convolution, the output map."""
     if source.patch is None:
         return tuple(n for axis, n in enumerate(x.shape) if axis != source.axis % x.dim())
@@ -103,7 +103,7 @@ class Picker:
     Made once for tensors that differ from ``x`` in the number of channels alone.
     """
 
-    def __init__(self, x: torch.Tensor, source: Source, at: torch.Tensor) -> None:
+    def __init__(self, x: torch.Tensor, source: MomentSource, at: torch.Tensor) -> None:
         self._source = source
         shape = places(x, source)
         self._all = len(at) == math.prod(shape)
@@ -134,6 +134,6 @@ class Picker:
         return flat.index_select(0, self._index[0][: rows * taps]).view(-1, taps, x.shape[1])
 
 
-def take(x: torch.Tensor, source: Source, at: torch.Tensor) -> torch.Tensor:
+def take(x: torch.Tensor, source: MomentSource, at: torch.Tensor) -> torch.Tensor:
     """The rows numbered ``at``, [rows, columns]."""
     return Picker(x, source, at)(x, len(at)).transpose(1, 2).reshape(len(at), -1)

@@ -11,7 +11,7 @@ NONE = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
+class CrossingValue:
     """A value that one call gives and others read; inputs of the network are values at -1."""
 
     at: int  # position of the call
@@ -33,7 +33,7 @@ class Crossing:
         end: number of calls.
     """
 
-    def __init__(self, values: Sequence[Value], places: Sequence[int], end: int) -> None:
+    def __init__(self, values: Sequence[CrossingValue], places: Sequence[int], end: int) -> None:
         self._values, self._places, self._end = tuple(values), np.array(places, dtype=np.int64), end
         self._carrier0 = self._carriers(None)
 

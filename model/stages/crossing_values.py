@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import fx
 
 from ..blocks import Block
-from .crossing import NONE, Value
+from .crossing import NONE, CrossingValue
 from .cuts import Order
 from .provenance import Provenance, Sized
 from .segment_call import SegmentCall
@@ -20,7 +20,7 @@ def crossing_values(
     calls: Sequence[SegmentCall],
     blocks: Sequence[Block],
     conditions: Mapping[str, int],
-) -> tuple[list[Value], list[Sized | None]]:
+) -> tuple[list[CrossingValue], list[Sized | None]]:
     """What calls and inputs give, for :class:`Crossing`, with bytes where these are followed."""
     nodes = list(order.at)
     at = {n: i for i, n in enumerate(nodes)}
@@ -43,7 +43,7 @@ def crossing_values(
         size = order.bytes(n)
         base = at[b] if order.is_view(n) and (b := _base(n)) in at else NONE
         values.append(
-            Value(
+            CrossingValue(
                 order.at[n],
                 math.inf if size is None else size,
                 call.condition if call else 0,

@@ -15,7 +15,7 @@ ROOT = np.sqrt(2.0 * np.pi)
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
+class ImprovementMeasure:
     """How much an interval of an objective is worth: a density that is constant between knots.
 
     Args:
@@ -75,7 +75,7 @@ def expected_improvement(
     std: np.ndarray,
     lower: np.ndarray,
     upper: np.ndarray,
-    measures: dict[int, Measure] | None = None,
+    measures: dict[int, ImprovementMeasure] | None = None,
 ) -> np.ndarray:
     """Expected hypervolume gained by each of n candidates alone, float64 [n].
 
@@ -100,7 +100,7 @@ def expected_improvement(
 
 
 def below(
-    mean: np.ndarray, std: np.ndarray, levels: np.ndarray, measure: Measure | None = None
+    mean: np.ndarray, std: np.ndarray, levels: np.ndarray, measure: ImprovementMeasure | None = None
 ) -> np.ndarray:
     """Expected worth of [P, level] for Gaussian P, [n, levels]; 0 at level -inf. ``levels`` rises."""
     finite = np.isfinite(levels)
@@ -165,7 +165,7 @@ class Acquisition:
         columns: Sequence[int | np.ndarray],
         front: np.ndarray,
         reference: np.ndarray,
-        measures: dict[int, Measure],
+        measures: dict[int, ImprovementMeasure],
         bounds: Sequence[Bound] = (),
     ) -> None:
         self.fields = fields

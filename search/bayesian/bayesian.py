@@ -22,7 +22,7 @@ from ...spaces import Candidate, Space
 from ..base import Searcher
 from ..evolutionary.evolution import kept, scattered, vary
 from ..wrappers import violations
-from .acquisition import Acquisition, Bound, Measure
+from .acquisition import Acquisition, Bound, ImprovementMeasure
 from .kernel import OptionKernel, Posterior
 from .metric import Metric
 
@@ -240,7 +240,7 @@ class Bayesian(Searcher):
         measures = self._measures(losses, z)
         return Belief(processes, front_rows[best], front[best], reference, measures, bounds)
 
-    def _measures(self, losses: np.ndarray, z: np.ndarray) -> dict[int, Measure]:
+    def _measures(self, losses: np.ndarray, z: np.ndarray) -> dict[int, ImprovementMeasure]:
         out = {}
         names = [o.name for o in self.objectives]
         for j, metric in enumerate(self._modelled()):
@@ -248,7 +248,7 @@ class Bayesian(Searcher):
                 knots = np.linspace(z[:, j].min() - 0.5, z[:, j].max() + 0.1, KNOTS)
                 away = metric.warp.inverse(knots) - metric.warp.anchor
                 worth = self.worth(away, losses[:, j] - metric.warp.anchor, metric.warp.anchor)
-                out[names.index(metric.name)] = Measure(knots, worth)
+                out[names.index(metric.name)] = ImprovementMeasure(knots, worth)
         return out
 
     # what is proposed
@@ -310,7 +310,7 @@ class Belief:
     front_rows: np.ndarray  # [points, choices]
     front: np.ndarray  # [points, objectives], minimised, modelled ones warped
     reference: np.ndarray  # [objectives]
-    measures: dict[int, Measure]  # by objective
+    measures: dict[int, ImprovementMeasure]  # by objective
     bounds: list[Bound]  # on warped values
 
 

@@ -11,7 +11,7 @@ from torch import fx
 from ....model.coupling import Coupling
 from ....model.coupling.units import Vector
 from ....model.stages.functional import CutError, modules
-from .segments import Boundary, free_nodes, memory, writes
+from .segments import SegmentBoundary, free_nodes, memory, writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def find_places(graph: fx.Graph, coupling: Coupling, *, classifies: bool = True)
         if not ends or not 0 < done < total:
             continue
         try:
-            crossing = Boundary(graph, names).crossing
+            crossing = SegmentBoundary(graph, names).crossing
         except CutError:
             continue
         shape = tuple(int(length) for length in crossing.meta["val"].shape[1:])

@@ -24,7 +24,7 @@ from ....model.stages.functional import CutError, base, is_random
 aten = torch.ops.aten
 
 
-class Boundary:
+class SegmentBoundary:
     """The nodes of a graph up to the last one of given names, and the tensor that crosses from there on.
 
     Parameters, and what is computed from them alone, belong to both sides; so do numbers that tell the batch
@@ -86,12 +86,12 @@ def divide(module: CapturedModule, before: Collection[str]) -> tuple[CapturedMod
     module's own parameters, under their names.
 
     Args:
-        before: names of nodes of the first part (see :class:`Boundary`).
+        before: names of nodes of the first part (see :class:`SegmentBoundary`).
 
     Raises:
         CutError: they cannot be divided there.
     """
-    boundary = Boundary(module.graph, before)
+    boundary = SegmentBoundary(module.graph, before)
     info = _info(module.graph)
     first, second = fx.Graph(), fx.Graph()
     made: dict[fx.Node, Any] = {}

@@ -20,7 +20,7 @@ from torch import fx
 from ....model.captured_module import CapturedModule
 from ....model.coupling.walk import bind, get_attribute, operator_name
 from ....model.repair.sequential import COLUMNS, LEAST_ROWS, RIDGE, ROWS, fitted_layer
-from ....model.repair.sources import Picker, Source, draw, patch_of, places
+from ....model.repair.sources import MomentSource, Picker, draw, patch_of, places
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Target:
     outputs: torch.Tensor  # [samples, outputs]
 
 
-class Recorder(fx.Interpreter):
+class GroupRecorder(fx.Interpreter):
     """Runs the dense network; keeps outputs of the layers in ``wanted`` that can be fitted."""
 
     def __init__(self, made: CapturedModule, wanted: Mapping[fx.Node, Fitted]) -> None:
@@ -62,7 +62,7 @@ class Recorder(fx.Interpreter):
         patch = None if linear else patch_of(n, 4)
         if not linear and patch is None and weight.shape[2:].numel() > 1:
             return out  # a padding that is not followed
-        source = Source((), axis, 1, patch, np.zeros(weight.shape[1], dtype=np.int64))
+        source = MomentSource((), axis, 1, patch, np.zeros(weight.shape[1], dtype=np.int64))
         shape = places(x, source)
         count = math.prod(shape)
         if count * out.shape[axis] != out.numel() or count < LEAST_ROWS:

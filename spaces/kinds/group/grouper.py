@@ -18,7 +18,7 @@ from ....model.repair import Calibration
 from ....model.repair.consumers import Consumer
 from .assignment import Assignment, assign
 from .build import Marks
-from .fitting import Fitted, Fitting, Recorder
+from .fitting import Fitted, Fitting, GroupRecorder
 from .refit import refit
 
 
@@ -87,7 +87,7 @@ class Grouper:
         """Write the weights; the groups of each layer's call."""
         wanted = {node: planned.fitted for node, planned in self._planned.items()}
         with torch.no_grad():
-            recorder = Recorder(self._made, wanted)
+            recorder = GroupRecorder(self._made, wanted)
             if self._sample is not None and wanted:
                 recorder.run(*fresh(self._sample), enable_io_processing=False)
             for node, planned in self._planned.items():

@@ -12,7 +12,7 @@ import torch
 
 from ....model.repair import Calibration
 from ....model.repair.consumers import Consumer, block_weights
-from ....model.repair.least_squares import Split
+from ....model.repair.least_squares import ColumnSplit
 
 
 def input_energy(calibration: Calibration, consumer: Consumer, alive: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def refit(
             kept, removed = np.flatnonzero(near), np.flatnonzero(own & ~near)
             if not len(removed) or not len(kept):
                 continue
-            split = Split(
+            split = ColumnSplit(
                 block.gram, kept, removed, ridge=calibration.ridge, intercept=consumer.offset is not None
             )
             to, fro = (torch.from_numpy(place[block.columns[at]]) for at in (kept, removed))

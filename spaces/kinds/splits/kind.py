@@ -14,7 +14,7 @@ from ....model.stages import Cut, CutError, after_modules, outside_modules
 from ....model.stages.staging import Staging
 from ...choice import Choice
 from ..base import Context, Found, Kind, Making, Many, Taken
-from .plan import END, START, Encoding, Placement, Plan, plan_of, splitting_choices
+from .plan import END, START, Encoding, Placement, SplitPlan, plan_of, splitting_choices
 from .staged import PlacedStage, Staged, place
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class SplitsKind(Kind):
                 f"choose with parts={parts}; ask for at least {len(forced) + 2} parts, or force fewer"
             )
         chosen = offered(cuts, max(self.places, needed), forced)
-        plan = Plan(
+        plan = SplitPlan(
             places=tuple(_names(chosen)),
             indices=tuple(c.index for c in chosen),
             encoding=self.encoding,
@@ -147,7 +147,7 @@ class SplitsKind(Kind):
         return b""
 
 
-def placed(taken: Taken, context: Context) -> tuple[Plan, list[int], list[int]]:
+def placed(taken: Taken, context: Context) -> tuple[SplitPlan, list[int], list[int]]:
     """The plan of one candidate, its boundaries [parts - 1] and devices [parts].
 
     Boundaries are where stages really begin (see :attr:`Segments.snap`).
@@ -158,7 +158,7 @@ def placed(taken: Taken, context: Context) -> tuple[Plan, list[int], list[int]]:
     return plan, snap[0, begins[0]].tolist(), on[0].tolist()
 
 
-def _decoded(many: Many) -> tuple[Plan, np.ndarray, np.ndarray]:
+def _decoded(many: Many) -> tuple[SplitPlan, np.ndarray, np.ndarray]:
     """The plan, and what :meth:`Plan.decode` gives."""
     choices = [choice for choice, _ in many]
     plan = plan_of(choices)
@@ -167,7 +167,7 @@ def _decoded(many: Many) -> tuple[Plan, np.ndarray, np.ndarray]:
 
 
 def split_costs(
-    plan: Plan,
+    plan: SplitPlan,
     staging: Staging,
     begins: np.ndarray,
     on: np.ndarray,

@@ -17,7 +17,7 @@ Placement = Literal["ordered", "free"]
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class SplitPlan:
     """What the splitting choices of one space mean together.
 
     A network with P places has the segments 0..P between them; a stage is a run of segments. A boundary is
@@ -50,7 +50,7 @@ class Plan:
         }
 
     @classmethod
-    def from_json(cls, made: dict[str, Any]) -> Plan:
+    def from_json(cls, made: dict[str, Any]) -> SplitPlan:
         """A plan of devices that have names alone: what it costs is not known."""
         return cls(
             **made
@@ -94,7 +94,7 @@ class Plan:
 class Split:
     """What a choice is about. It changes where a network runs, never what it computes."""
 
-    plan: Plan = field(repr=False)
+    plan: SplitPlan = field(repr=False)
     what: Literal["cut", "place"]
     begins: Mapping[Option, int] = field(default_factory=dict)  # "cut": segment at which a stage begins
     stage: int = 0  # "place": whose device it is
@@ -104,7 +104,7 @@ def is_split(choice: Choice) -> bool:
     return isinstance(choice.about, Split)
 
 
-def plan_of(choices: Sequence[Choice]) -> Plan | None:
+def plan_of(choices: Sequence[Choice]) -> SplitPlan | None:
     """The plan that a space's splitting choices share; ``None`` where it has none."""
     return next((c.about.plan for c in choices if is_split(c)), None)
 
@@ -115,14 +115,14 @@ def boundary_columns(choices: Sequence[Choice]) -> list[int]:
 
 
 def with_sensitivity(choices: Sequence[Choice]) -> tuple[Choice, ...]:
-    """The choices, asking for ``latency_change`` and ``throughput_change`` too (see :class:`Plan`)."""
+    """The choices, asking for ``latency_change`` and ``throughput_change`` too (see :class:`SplitPlan`)."""
     plan = plan_of(choices)
     assert plan is not None
     asked = replace(plan, sensitivity=True)
     return tuple(replace(c, about=replace(c.about, plan=asked)) if is_split(c) else c for c in choices)
 
 
-def splitting_choices(plan: Plan, kind: AnyKind | None = None) -> list[Choice]:
+def splitting_choices(plan: SplitPlan, kind: AnyKind | None = None) -> list[Choice]:
     """The choices of a plan: ``cut:...`` first, then ``place:...`` where placement is free."""
     choices = []
     free = [p for p in range(len(plan.places)) if p not in plan.forced]

@@ -18,7 +18,7 @@ from ....model.coupling.walk import operator_name
 from ....model.stages import Cut, CutError, Stage, functionalise, split
 from ....model.stages.cuts import Order
 from ....model.stages.staging import Staging
-from .plan import Plan
+from .plan import SplitPlan
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Staged(nn.Module):
 def place(
     network: nn.Module,
     example: tuple[tuple[Any, ...], dict[str, Any]],
-    plan: Plan,
+    plan: SplitPlan,
     staging: Staging,
     boundaries: Sequence[int],
     on: Sequence[int],
