@@ -380,11 +380,10 @@ def test_a_space_is_made_again_from_its_recipe_and_inspection_lists_the_blocks()
     task = Task(net, x[:2], (x, torch.zeros(8, dtype=torch.int64)), name="made")
     blueprint = trace(net, x[:2])
     space = blueprint.space("prune", "drop")
-    choices = [[c.name, list(c.options)] for c in space.choices]
-    again = rebuild_space(task, {"space": space.recipe, "choices": choices})
+    again = rebuild_space(task, space.recipe, space.choices)
     odd = {**space.recipe, "options": {"of": "another netcarve"}}
     with pytest.raises(RunError, match=r"options of the run's space are not understood.*load\(path"):
-        rebuild_space(task, {"space": odd, "choices": choices})
+        rebuild_space(task, odd, space.choices)
     candidate = dropping(space, ["blocks.4.inner"])
     with torch.no_grad():
         assert torch.equal(space.build(candidate)(x), again.build(again.from_values(candidate.values))(x))

@@ -326,10 +326,7 @@ def test_the_recipe_makes_the_same_space_again(task, blueprint):
     devices = [Device("edge", 0.2, memory_limit_mb=1), Device("server", power_w=30)]
     options = {"devices": devices, "links": [Link(20, 5)], "placement": "free", "parts": 3, "places": 5}
     space = netcarve.trace(task.model, task.example).space("prune", "splits", forced=["a"], **options)
-    stored = json.loads(
-        json.dumps({"space": space.recipe, "choices": [[c.name, list(c.options)] for c in space.choices]})
-    )
-    again = rebuild_space(task, stored)
+    again = rebuild_space(task, json.loads(json.dumps(space.recipe)), space.choices)
     assert again.choices == space.choices
     assert again.recipe == space.recipe
     assert plan_of(again.choices).devices == tuple(devices)
