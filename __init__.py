@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from netcarve.deployment.decompose import Decomposition, decompose
     from netcarve.devices import Device, Link
     from netcarve.engine.exporting import verify
+    from netcarve.engine.launch import sweep
     from netcarve.engine.opening import load
     from netcarve.engine.run import Run
-    from netcarve.engine.sweep import sweep
     from netcarve.evaluators import Evaluator, Task
     from netcarve.results import Front, Ledger, Limit, Objective, Trial
     from netcarve.search import Searcher, searcher

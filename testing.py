@@ -20,9 +20,9 @@ import numpy as np
 
 from .engine.budget import Budget
 from .engine.known import Driver
+from .engine.launch import sweep
 from .engine.progress import Silent
 from .engine.run import Run
-from .engine.sweep import sweep
 from .evaluators.base import Evaluator
 from .evaluators.pool import Job, Outcome, Pool
 from .results.fidelity import Proposal, proposals

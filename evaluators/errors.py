@@ -7,7 +7,14 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parent.parent
 # Not all of the root: a clone also holds tests, examples and whatever its owner tries out.
-_OURS = tuple(f'  File "{_ROOT / folder}/' for folder in ("spaces", "results", "evaluators", "search"))
+_OURS = tuple(
+    f'  File "{_ROOT / ours}'
+    for ours in (
+        *(f"{folder}/" for folder in ("standalone", "devices", "model", "spaces", "results", "evaluators")),
+        *(f"{folder}/" for folder in ("search", "explain", "export", "deployment", "report", "engine")),
+        "testing.py",
+    )
+)
 
 
 class TaskError(ValueError):

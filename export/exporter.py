@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..results.significance import Figure
 from .card import CARD, card, snippet
-from .error import ExportError, first_line
+from .error import ExportError, first_line, quiet
 from .folder import check_target, partial_folder
 from .formats import USUAL, format_file, is_exact, known_formats, needs_of, require
 from .receipt import FileRecord, FormatRecord, Receipt, versions
 from .samples import MOST, Samples
-from .source import quiet
 
 if TYPE_CHECKING:
     from torch import nn

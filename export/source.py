@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,26 +15,7 @@ from ..model.counter import counted
 from ..model.model_copy import plain_copy
 from ..model.recurrent_shapes import recurrent_shapes
 from ..spaces.kinds.splits.staged import PlacedStage
-from .error import ExportError, first_line
-
-_CHATTY = ("torch", "torch.onnx", "torch.export", "torch._export", "torch._dynamo", "onnxscript", "onnx_ir")
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No warnings and no log lines of torch, onnxscript and onnx_ir inside the block; errors still rise."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
+from .error import ExportError, first_line, quiet
 
 # -- Outputs in plain containers ------------------------------------------------------------------------
 

@@ -185,7 +185,7 @@ def program_of(stage: Stage) -> torch.export.ExportedProgram:
     import torch
 
     from ..model.recurrent_shapes import recurrent_shapes
-    from .source import quiet
+    from .error import quiet
 
     batch = torch.export.Dim("batch", min=1)
     shapes = tuple(
@@ -242,7 +242,7 @@ def _save_pt2(program: torch.export.ExportedProgram, stage: Stage, path: Path) -
 def _save_onnx(program: torch.export.ExportedProgram, stage: Stage, path: Path) -> None:
     import torch
 
-    from .source import quiet
+    from .error import quiet
 
     size = sum(t.numel() * t.element_size() for t in stage.module.state_dict().values())
     with quiet():

@@ -9,11 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch.utils import _pytree as pytree
 
 from .error import ExportError
 from .formats import FORMATS, Format, format_file, is_exact
@@ -21,7 +19,9 @@ from .fresh import as_array
 from .process import SECONDS, Arrays, FileCalls, ask, relative_difference
 from .receipt import RECEIPT, FormatRecord, Receipt, versions
 from .samples import SAMPLES, Samples
-from .source import Inputs, Source
+
+if TYPE_CHECKING:
+    from .source import Inputs, Source
 
 # Relative to the largest absolute output. Float32 kernels of two runtimes differ by about 1e-6.
 TOLERANCE = 1e-4
@@ -71,6 +71,8 @@ class Verifier:
         Raises:
             ExportError: they do not load, do not run, or answer something else.
         """
+        import torch
+
         exact = is_exact(format_file)
         calls = self._calls if exact else self._with_test
         given = ask(
@@ -94,11 +96,17 @@ class Verifier:
 
 
 def _arrays(output: Any) -> list[np.ndarray]:
+    import torch
+    from torch.utils import _pytree as pytree
+
     return [as_array(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
 def _built_like(output: Any, arrays: list[np.ndarray]) -> Any:
     """``output`` with its tensors replaced, in order, by ``arrays``."""
+    import torch
+    from torch.utils import _pytree as pytree
+
     leaves, structure = pytree.tree_flatten(output)
     fresh_arrays = iter(arrays)
     return pytree.tree_unflatten(
@@ -260,6 +268,8 @@ def _asked(
         if not difference <= allowed:
             reasons.append(f"answers differ by {difference:.2g} of the largest, {allowed:.2g} is allowed")
     if score is not None and inputs:
+        import torch
+
         measured = score([[torch.from_numpy(array) for array in leaves] for leaves in given.outputs[count:]])
         was = record.score
         if was is not None and not abs(measured - was) <= SCORE_TOLERANCE * max(1.0, abs(was)):

@@ -14,7 +14,8 @@ from torch.nn.parameter import is_lazy
 _ROOT = Path(__file__).parent.parent
 _LIBRARIES = (
     Path(torch.__file__).parent,
-    *(_ROOT / f for f in ("spaces", "results", "evaluators", "search")),
+    *(_ROOT / f for f in ("standalone", "devices", "model", "spaces", "results", "evaluators")),
+    *(_ROOT / f for f in ("search", "explain", "export", "deployment", "report", "engine")),
 )
 
 

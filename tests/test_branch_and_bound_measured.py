@@ -178,7 +178,7 @@ def test_a_run_keeps_the_certificate_and_the_front_prints_it(tmp_path, capsys):
 
     rng = np.random.default_rng(0)
     space = Space(toy_space(4, 4).choices, model=Quadratic(np.full(4, 4), rng))
-    space.model.build = lambda candidate: nn.Identity()
+    space.model.build = lambda candidate, repair=None: nn.Identity()
     limits = ["memory_mb>=0.4x"]
     run = sweep(
         None,
@@ -229,7 +229,7 @@ def test_cost_bounds_of_a_network_hold_for_every_candidate_of_a_box(network, kin
     rng = np.random.default_rng(0)
     ends = rng.integers(0, space.counts, (2, 40, len(space)))
     low, high = ends.min(axis=0), ends.max(axis=0)
-    bounds = network.cost_bounds(space.choices, low, high)
+    bounds = space.model.cost_bounds(space.choices, low, high)
     assert {"macs", "flops", "params", "size_mb"} <= set(bounds)
     assert ("memory_mb" in bounds) == (kinds == ("prune",))
     for i in range(40):

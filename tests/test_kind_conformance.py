@@ -67,7 +67,7 @@ def test_spaces_with_other_calibrations_are_not_joined():
 @pytest.fixture
 def uniform(tmp_path, monkeypatch):
     """The guide's kind, installed as another package would."""
-    code, _ = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)[0]
     (tmp_path / "uniform_kind.py").write_text(code)
     info = tmp_path / "uniform_kind-1.0.dist-info"
     info.mkdir()

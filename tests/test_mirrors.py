@@ -207,7 +207,7 @@ def test_latency_is_measured_when_the_mirrors_are_at_rest(tmp_path, monkeypatch)
 
     task = resolve_task(f"{Path(__file__).parent / 'data' / 'cli_tasks.py'}:task")
     slow, seen = Slow(), []
-    engine = sys.modules["netcarve.engine.sweep"]  # the function of that name hides it
+    engine = sys.modules["netcarve.engine.launch"]  # the function of that name hides it
     monkeypatch.setattr(engine, "measure_front", lambda *_, **__: seen.extend(slow.written))
     space = trace(task.model, task.example).space("prune", importance="l1")
     sweep(task, space, "random", trials=6, workers=0, out=tmp_path / "r", mirrors=[slow])

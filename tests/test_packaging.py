@@ -282,3 +282,14 @@ def test_make_says_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "needs Python 3.11 or newer" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_folders_whose_frames_are_left_out_of_tracebacks_are_all_of_ours() -> None:
+    ours = {folder.relative_to(ROOT).parts[0] for folder in folders() if folder != ROOT} - {"commands"}
+    for text in ((ROOT / "evaluators" / "errors.py"), (ROOT / "model" / "refusal.py")):
+        said = {
+            node.value.rstrip("/")
+            for node in ast.walk(ast.parse(text.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert ours <= said, text

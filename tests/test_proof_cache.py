@@ -10,9 +10,8 @@ from typing import Any
 import netcarve
 import pytest
 import torch
-from netcarve.model import proof_cache
+from netcarve.model import facts, proof_cache
 from netcarve.model.proof_cache import ProofCache, fingerprint
-from netcarve.spaces import blueprint as blueprint_module
 from torch import nn
 
 SOURCE = """
@@ -56,8 +55,8 @@ def _forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("proven again")
 
-    monkeypatch.setattr(blueprint_module, "prove", fail)
-    monkeypatch.setattr(blueprint_module, "own_differs", fail)
+    monkeypatch.setattr(facts, "prove", fail)
+    monkeypatch.setattr(facts, "own_differs", fail)
 
 
 def test_a_second_space_of_the_same_model_is_not_proven_again(

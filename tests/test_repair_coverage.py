@@ -9,9 +9,10 @@ import torch
 from netcarve import Task, sweep, trace
 from netcarve.evaluators.batchnorm import reestimate_batchnorm
 from netcarve.model.capture import capture
-from netcarve.model.repair import least_squares, sequential
+from netcarve.model.repair import least_squares
 from netcarve.model.repair.consumers import find_consumers
 from netcarve.model.repair.least_squares import Change, Changes
+from netcarve.model.repair.sequential import _mean_and_variance
 from netcarve.model.repair.sources import MomentSource, Patch, Picker, take
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, unfold
@@ -246,7 +247,7 @@ def test_rows_are_what_unfold_gives(patch, groups):
 
 def test_statistics_of_a_batch_are_mean_and_variance():
     x = 100 + 3 * torch.randn(50, 4, 5, 6)
-    mean, variance = sequential._mean_and_variance(x)
+    mean, variance = _mean_and_variance(x)
     torch.testing.assert_close(mean, x.double().mean((0, 2, 3)), rtol=1e-6, atol=0)
     torch.testing.assert_close(variance, x.double().var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
 

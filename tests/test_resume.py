@@ -185,7 +185,7 @@ def test_a_complete_search_is_not_run_again(tmp_path, monkeypatch):
     small = toy_space(2, 3)
     first = run(tmp_path / "run", space=small, searcher="grid", trials=50)
     assert first.info["complete"]
-    driver = importlib.import_module("netcarve.engine.sweep").Driver
+    driver = importlib.import_module("netcarve.engine.launch").Driver
     monkeypatch.setattr(driver, "run", lambda self: pytest.fail("asked again"))
     assert facts(run(tmp_path / "run", space=small, searcher="grid", trials=60, resume=True).trials) == facts(
         first.trials
