@@ -29,7 +29,7 @@ def modelled(space: Space) -> list[str]:
 
 
 def sensitivities(space: Space, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
-    """``latency_change`` and ``throughput_change`` of each (see :func:`.spaces.devices.sensitivity`).
+    """``latency_change`` and ``throughput_change`` of each (see :func:`.devices.pipeline.sensitivity`).
 
     Empty where nobody knows how long stages take.
     """

@@ -116,7 +116,7 @@ class Robustness(Evaluator):
     stay as they are. FGSM (Goodfellow et al. 2015, arXiv 1412.6572, section 4) needs class indices.
 
     Args:
-        strengths: by corruption, in place of :data:`corruptions.IMAGES`; those named are all that is done.
+        strengths: by corruption, in place of :data:`IMAGES`; those named are all that is done.
         seed: of the noise.
 
     Raises:

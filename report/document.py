@@ -32,7 +32,7 @@ def stages(settings: RunSettings, trials: Sequence[Trial]) -> dict[str, Any] | N
         ``{"choices": [name], "ways": [[[stage, device], ...], ...], "taken": [...], "ms": {number: [...]},
         "changes": {number: [latency, throughput]}}``: ``choices`` that only say where to cut and what runs
         where; a stage reads ``"after..up to"``; ``taken`` is a position in ``ways`` for each trial; ``ms``
-        of stages that were measured, and the relative changes of :mod:`.spaces.devices.sensitivity`.
+        of stages that were measured, and the relative changes of :func:`.devices.pipeline.sensitivity`.
     """
     if settings.split is None:
         return None

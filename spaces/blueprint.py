@@ -89,7 +89,7 @@ class Blueprint(Facts):
             kinds: what to search: ``"prune"`` (the default), ``"drop"`` (residual blocks), ``"mask"``
                 (weights set to zero in place, after pruning and repair), ``"splits"`` (where the network is
                 cut, and which device runs which stage), or several; :func:`.kinds.known_kinds` lists all.
-            ratios: pruning ratios per group, as a number or a list (see :func:`pruning_choice`).
+            ratios: pruning ratios per group, as a number or a list (see :mod:`.kinds.prune`).
             importance: which units go first: ``"l1"``, ``"l2"``, ``"batchnorm"``, ``"cluster"``,
                 ``"random"``; with calibration ``"reconstruction"``, ``"taylor"``, ``"gradient"``,
                 ``"fisher"``, ``"activation_mean"``, ``"zero_fraction"``; a function, or a criterion such

@@ -27,7 +27,7 @@ class Divider:
     that reads one divided group and makes another ends as the product of both.
 
     Args:
-        marks: calls whose outputs and inputs are assigned to groups (see :mod:`..grouping.build`); copies get
+        marks: calls whose outputs and inputs are assigned to groups (see :mod:`..group.build`); copies get
             their part of these.
         reads: takes up the tensors that are put on the network.
 
