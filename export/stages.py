@@ -79,7 +79,7 @@ def load(folder: Path, structure: str, threads: int) -> Callable[[list[Any]], li
     if strays := [n for one in manifest["stages"] for n in (one["pt2"], one["onnx"]) if Path(n).name != n]:
         raise ValueError(f"{strays[0]!r} is not the name of a file in the folder")
     chains = {
-        kind: [script.Stage(folder / one[kind], threads) for one in manifest["stages"]]
+        kind: [script.RunningStage(folder / one[kind], threads) for one in manifest["stages"]]
         for kind in ("pt2", "onnx")
     }
 

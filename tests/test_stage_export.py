@@ -103,7 +103,7 @@ def test_fresh_processes_chained_by_pipes_equal_the_whole_at_any_batch_size(made
 def test_an_onnx_stage_needs_neither_torch_nor_netcarve(made) -> None:
     _, _, folder, _ = made
     code = (
-        "import sys; sys.path.insert(0, '.'); import stage; stage.Stage('stage-1.onnx');"
+        "import sys; sys.path.insert(0, '.'); import stage; stage.RunningStage('stage-1.onnx');"
         "print([m for m in ('torch', 'netcarve') if m in sys.modules])"
     )
     done = subprocess.run(
