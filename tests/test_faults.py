@@ -27,7 +27,7 @@ def test_a_ledger_that_forgets_is_noticed(tmp_path, monkeypatch):
         record(self, [t for t in trials if t.number % 10 != 7])
 
     monkeypatch.setattr(Ledger, "record", forgetful)
-    found = driver.kill_drivers(tmp_path, kills=3, trials=60, seed=1)
+    found = driver.kill_drivers(tmp_path, kills=8, trials=60, seed=1)
     assert found.missing > 0
 
 
