@@ -1,0 +1,157 @@
+"""Initialisation of substitutes, the same for every operator: start, regression, least squares."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..repair.sequential import fitted_layer
+from .site import Operator, Site
+from .stages import GroupLinear, Layer, Substitute, Tail
+
+RIDGE = 1e-3  # of the mean variance of what a tail reads; pulls towards the started weights
+ROWS = 4096  # samples of one tail, or four a column
+STEPS = 250  # of the regression
+BATCH = 32  # its samples a step
+RATE = 3e-3  # its Adam's
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What a layer gave at some places of its outputs.
+
+    Attributes:
+        at: index of each row over the batch and the output's spatial axes, int64 [rows] each.
+        values: [rows, outputs].
+    """
+
+    at: tuple[torch.Tensor, ...]
+    values: torch.Tensor
+
+    @classmethod
+    def of(cls, y: torch.Tensor, axis: int, *, rows: int = ROWS, seed: int = 0) -> Targets:
+        """At most ``rows`` random places of outputs ``y``, whose channels are along ``axis``."""
+        moved = y.detach().movedim(axis, -1)
+        shape, count = moved.shape[:-1], moved[..., 0].numel()
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.arange(count) if count <= rows else torch.randint(count, (rows,), generator=generator)
+        at = tuple(i.to(y.device) for i in torch.unravel_index(drawn, shape))
+        return cls(at, moved[at])
+
+    def kept(self, rows: torch.Tensor) -> Targets:
+        """Of some outputs alone, int64."""
+        return Targets(self.at, self.values[:, rows])
+
+
+def initialise(
+    operator: Operator, site: Site, option: float, x: torch.Tensor | None = None, *, seed: int = 0
+) -> Substitute:
+    """A substitute from the layer's weights and, with inputs ``x``, fitted to what the layer gives on them.
+
+    Weights start in closed form; where the operator is curved they are regressed on ``x``; then the last
+    linear stage is solved for.
+    """
+    with torch.no_grad():
+        new = operator.build(site, option)
+        operator.start(new, site, option)
+        new.eval()
+        if x is None:
+            return new
+        y = site(x)
+    if operator.curved:
+        regress(new, x, y, seed=seed)
+    targets = Targets.of(y, site.axis, rows=max(ROWS, 4 * columns_of(new)), seed=seed)
+    refit(new, x, targets, intercept=site.bias is not None)
+    return new
+
+
+@torch.no_grad()
+def refit(
+    new: Substitute, x: torch.Tensor, targets: Targets, *, intercept: bool, ridge: float = RIDGE
+) -> torch.Tensor:
+    """Solve the tails' weights by ridge least squares for the targets, in place, from inputs ``x``.
+
+    ``min |Y - Z W^T - c|^2 + lambda |W - W_0|^2`` with Z what the tail reads (windows, where its kernel has
+    several taps) and W_0 its weights before.
+
+    Args:
+        x: inputs of the place that the targets were seen at: of the original, or of the compressed network.
+        intercept: fit constants too; a tail with a bias takes its own.
+
+    Returns:
+        [outputs] constants to be added to what the substitute gives; zeros where its tails took them.
+    """
+    front = new.front(x)
+    left_over = targets.values.new_zeros(targets.values.shape[1])
+    for tail, outputs in zip(new.tails, new.outputs(), strict=True):
+        if not isinstance(tail, Tail):
+            continue
+        layer = tail.layer
+        rows = windows(tail.reads(front), layer, targets.at)  # [rows, taps, inputs]
+        groups = getattr(layer, "groups", 1)
+        weight = layer.weight.detach()
+        priors = weight.movedim(1, -1).reshape(len(weight), -1).double()  # taps first, channels last
+        y = targets.values[:, outputs.to(targets.values.device)]
+        fitted, constants = [], []
+        for z, wanted, prior in zip(
+            rows.chunk(groups, 2), y.chunk(groups, 1), priors.chunk(groups, 0), strict=True
+        ):
+            w, c = fitted_layer(z.flatten(1), wanted, prior, intercept, ridge)
+            fitted.append(w)
+            constants.append(c)
+        moved = weight.movedim(1, -1)
+        moved.copy_(torch.cat(fitted).view(moved.shape))
+        constant = torch.cat(constants)
+        if layer.bias is not None:
+            layer.bias.copy_(constant)
+        else:
+            left_over[outputs] = constant.to(left_over)
+    return left_over
+
+
+def windows(z: torch.Tensor, layer: Layer, at: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """What ``layer`` reads for its outputs at the places ``at``: [rows, taps, inputs].
+
+    Args:
+        z: its input.
+        at: index over the batch and the axes of the output's places.
+    """
+    if isinstance(layer, (nn.Linear, GroupLinear)):
+        return z[at].unsqueeze(1)
+    around: tuple[int, ...] = layer.padding  # type: ignore[assignment]  # never a word here
+    padding = [p for p in reversed(around) for _ in range(2)]
+    last = (functional.pad(z, padding) if any(padding) else z).movedim(1, -1)
+    taps = []
+    for tap in product(*map(range, layer.kernel_size)):
+        steps = zip(at[1:], layer.stride, layer.dilation, tap, strict=True)
+        taps.append(last[(at[0], *(i * s + t * d for i, s, d, t in steps))])
+    return torch.stack(taps, 1)
+
+
+def columns_of(new: Substitute) -> int:
+    """Most unknowns of any output of a substitute's tails."""
+    return max((math.prod(t.layer.weight.shape[1:]) for t in new.tails if isinstance(t, Tail)), default=0)
+
+
+def regress(new: Substitute, x: torch.Tensor, y: torch.Tensor, *, steps: int = STEPS, seed: int = 0) -> None:
+    """Train a substitute alone to give ``y`` from ``x``, in place: Adam on the mean squared error."""
+    generator = torch.Generator().manual_seed(seed)
+    wanted = [p for p in new.parameters() if p.is_floating_point()]
+    scale = y.detach().var().clamp_min(1e-12)
+    with torch.enable_grad(), torch.inference_mode(False):
+        for p in wanted:
+            p.requires_grad_(True)
+        optimiser = torch.optim.Adam(wanted, lr=RATE)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        for _ in range(steps):
+            rows = torch.randint(len(x), (min(BATCH, len(x)),), generator=generator).to(x.device)
+            loss = functional.mse_loss(new(x[rows]), y[rows]) / scale
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
