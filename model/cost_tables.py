@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,3 +57,11 @@ class Tables:
                     product *= self.count(labels)
                 total += product
         return total * self.present(node)
+
+    def step(self, node: str) -> int:
+        """Where a node of the captured graph stands among its steps (see :class:`.lifetimes.Lifetimes`)."""
+        return self.costs.step(node)
+
+    def peaks(self, begins: Sequence[int]) -> np.ndarray:
+        """See :meth:`Costs.peaks`."""
+        return self.costs.peaks(self.widths, self.dropped, begins)

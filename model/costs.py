@@ -186,6 +186,10 @@ class Costs:
         """Whether a node of the captured graph is computed in each network, bool [n]."""
         return self._liveness.evaluate(dropped)[self._liveness.of[node]]
 
+    def step(self, node: str) -> int:
+        """Where a node of the captured graph stands among the steps of :meth:`peaks`."""
+        return self._lifetimes.steps[node]
+
     def _evaluate(self, widths: np.ndarray, dropped: np.ndarray | None) -> dict[str, np.ndarray]:
         n = len(widths)
         lengths = self._forms.lengths(widths)  # [n, forms]

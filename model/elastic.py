@@ -7,9 +7,10 @@ are views (as in once-for-all networks: Cai et al. 2020, arXiv 1908.09791, secti
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,10 @@ class Resident:
         holders: its tensor objects by canonical name. They are the same ones at every size (their data
             changes), wherever the module refers to them.
         counted: labels of the positions that its integers count.
+        slots: calls that something else may stand for, by node of the captured graph.
     """
 
-    def __init__(self, surgeon: Surgeon, *, own: bool) -> None:
+    def __init__(self, surgeon: Surgeon, *, own: bool, places: Sequence[str] = ()) -> None:
         self.holders: dict[str, torch.Tensor] = {}
         self._surgeon = surgeon
         uncut = np.ones(surgeon.coupling.units + 1, dtype=bool)
@@ -46,8 +48,10 @@ class Resident:
         # (attributes of a layer, tensor that tells them, how, labels its groups count, or their number)
         self._sized: list[tuple[dict[str, Any], torch.Tensor, Sizing, Vector | None, int]] = []
         self._widths: dict[str, Vector] = {}  # attribute of the captured graph -> what it counts
+        self.slots: dict[str, Slot] = {}
         if isinstance(self.module, CapturedModule):
             self._widths = _widths_as_attributes(self.module, surgeon)
+            self.slots = _calls_as_slots(self.module, places)
         else:
             for layer, name, size, labels in surgeon.sized(self.module):
                 self._sized.append((layer.__dict__, getattr(layer, name), size, labels, groups_of(layer)))
@@ -86,6 +90,38 @@ class Resident:
                 tensor._backward_hooks = None
 
 
+class Slot(nn.Module):
+    """A call of a graph, in whose place a module may stand.
+
+    Attributes:
+        inside: that module, which reads the call's first operand; ``None``: the call itself.
+    """
+
+    def __init__(self, call: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.call = call
+        self.inside: nn.Module | None = None
+
+    def forward(self, x: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
+        return self.call(x, *others, **named) if self.inside is None else self.inside(x)
+
+
+def _calls_as_slots(module: CapturedModule, places: Sequence[str]) -> dict[str, Slot]:
+    """Let slots make the calls of these nodes; by name of the node."""
+    slots: dict[str, Slot] = {}
+    for node in list(module.graph.nodes):
+        if node.name in places:
+            slots[node.name] = slot = Slot(node.target)
+            module.add_submodule(name := f"slot_{len(slots)}", slot)
+            with module.graph.inserting_before(node):
+                new = module.graph.call_module(name, node.args, node.kwargs)
+            node.replace_all_uses_with(new)
+            module.graph.erase_node(node)
+    if slots:
+        module.recompile()
+    return slots
+
+
 def _tensors(made: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in made.items() if isinstance(tensor, torch.Tensor)}
 
@@ -119,6 +155,7 @@ class Elastic:
         own: switch the user's module; else the captured graph.
         example: ``(args, kwargs)`` on which sorting is checked to leave the outputs unchanged; without one,
             or where it does not, a switch copies all parameters, in the order in which they are built.
+        places: nodes that something else may stand for; with any, the captured graph is switched.
 
     Attributes:
         groups: names of those groups, in the network's order.
@@ -132,12 +169,13 @@ class Elastic:
         *,
         own: bool,
         example: tuple[tuple[Any, ...], dict[str, Any]] | None = None,
+        places: Sequence[str] = (),
     ) -> None:
         self._surgeon, self._orders, self._example = surgeon, orders, example
         self._groups: list[Group] = [g for g in surgeon.coupling.groups if g.name in orders]
         self.groups = [g.name for g in self._groups]
         self.sizes = np.array([g.size for g in self._groups], dtype=np.int64)
-        self._resident = Resident(surgeon, own=own)
+        self._resident = Resident(surgeon, own=own, places=places)
         labels = surgeon.coupling.parameters
         vectors = [v for axes in labels.values() for v in axes] + self._resident.counted
         self._widths = Widths(surgeon.coupling.units, self._groups, vectors)
@@ -149,7 +187,14 @@ class Elastic:
         """Whether nobody has it from :meth:`lent`."""
         return not self._lent.locked()
 
-    def switch(self, kept: np.ndarray, mend: Mend | None = None, *, copies: bool = False) -> nn.Module:
+    def switch(
+        self,
+        kept: np.ndarray,
+        mend: Mend | None = None,
+        *,
+        copies: bool = False,
+        planted: Mapping[str, nn.Module] = MappingProxyType({}),
+    ) -> nn.Module:
         """The network with so many units in eval mode: always the same module, valid until the next switch.
 
         Its outputs are those of the built network: to the last bit where parameters are copied, else up to
@@ -159,6 +204,7 @@ class Elastic:
             kept: [groups] int64, units of each that stay, at least 1.
             mend: repair of sliced parameters; with one, they are all copied.
             copies: give parameters of its own, which may be changed in place.
+            planted: what stands for calls, by node, once ``mend`` is done.
         """
         with torch.inference_mode(False), torch.no_grad():
             if copies or mend is not None or self._storage is None:
@@ -168,6 +214,8 @@ class Elastic:
                 alive = self._widths.leading(kept)
                 self._storage.cut(kept)
         self._count(kept, alive)
+        for name, slot in self._resident.slots.items():
+            slot.inside = planted.get(name)
         return self._resident.module
 
     @contextmanager

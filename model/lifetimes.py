@@ -45,6 +45,7 @@ class Lifetimes:
         tensors: bytes of each allocated tensor, for one sample, as a factor and the labels of its axes.
         alive: [steps, tensors] of 0 and 1, all blocks in place: who is alive when a tensor is born. Tensors
             that come to be only once blocks are dropped are the last ones of ``tensors`` and not in it.
+        steps: of the nodes, by name.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Lifetimes:
     ) -> None:
         nodes = [n for n in captured.graph_module.graph.nodes if n.op != "get_attr"]
         at = {n: i for i, n in enumerate(nodes)}
+        self.steps = {n.name: i for n, i in at.items()}
         by_name = {n.name: n for n in nodes}
         owner: dict[fx.Node, fx.Node] = {}
         for n in nodes:

@@ -16,12 +16,13 @@ from ..model.elastic import Elastic
 from ..model.facts import Facts
 from ..model.layer_widths import layer_widths
 from ..model.model_copy import plain_copy
+from ..model.operators.substitution import Place, Planting, Substitution, Substitutions
 from ..model.repair.gram import Inputs
 from ..model.surgery import Alive
 from ..model.threads import one_thread
 from .choice import Candidate, Choice
 from .decoding import Decoder
-from .kinds.base import Context, Part
+from .kinds.base import Context, Part, parts_of
 from .kinds.splits.staged import PlacedStage
 from .lengths import check_lengths
 from .mending import Mending, in_turn
@@ -52,6 +53,7 @@ class Builder(ModelSide):
         self.refusals = dict(refusals or {})
         self.decoder = Decoder(facts)
         self._switch: Switch | None = None
+        self._substitutions: Substitutions | None = None
 
     @property
     def blocks(self) -> tuple[Block, ...]:  # type: ignore[override]
@@ -153,22 +155,39 @@ class Builder(ModelSide):
 
     def _context(self, candidate: Candidate, repair: Repair | None = None) -> Context:
         run = self.mending.sequential
-        steps = [part.kind.mend(part.of(candidate)) for part in self._parts(candidate)]
+        parts = self._parts(candidate)
+        steps = [part.kind.mend(part.of(candidate)) for part in parts]
+        planting = self.planting(candidate, repair)
         return Context(
             self.facts,
             self.alive(candidate),
             *self.decoder.widths(candidate.choices, np.array([candidate.indices], dtype=np.int64)),
             calibration=self.mending.calibration,
-            mend=in_turn([self.mending.step(self.facts.surgeon, repair), *steps]),
+            mend=in_turn([self.mending.step(self.facts.surgeon, repair, planting), planting.finish, *steps]),
             sample=None if run is None else run.inputs,
+            planting=planting,
         )
+
+    def planting(self, candidate: Candidate, repair: Repair | None = None) -> Planting:
+        """What stands for layers of the candidate's network."""
+        wanted: dict[str, Substitution] = {}
+        for part in self._parts(candidate):
+            for choice, index in part.of(candidate):
+                wanted |= part.kind.replaces(choice, index)
+        if self._substitutions is None:
+            places = replaceable(candidate.choices)
+            run = self.mending.sequential
+            inputs = None if run is None or not places else run.inputs
+            self._substitutions = Substitutions(self.facts.surgeon, places, inputs)
+        return self._substitutions.planting(wanted, self.mending.repair if repair is None else repair)
 
     def _network(self, candidate: Candidate, parts: Sequence[Part], context: Context) -> nn.Module:
         """The network in one piece."""
         surgeon = self.facts.surgeon
         if self.facts.copies and surgeon.source is not None and self.unchanged(candidate):
             return plain_copy(surgeon.source)
-        if editing := _rewriting(parts, candidate):
+        editing = _rewriting(parts, candidate)
+        if editing or context.planting.wanted:
             network = surgeon.graph(context.alive, context.mend)
             _edit(network, editing, candidate, context)
             return network
@@ -216,7 +235,7 @@ class Builder(ModelSide):
         needed = not own or self.mending.sequential is not None or self.graph
         # Only sorted weights are checked on the example, and repair copies weights.
         light = self.facts.light(graph=needed, own=own, example=not self.mending.repair)
-        return self.__dict__ | {"facts": light, "decoder": None, "_switch": None}
+        return self.__dict__ | {"facts": light, "decoder": None, "_switch": None, "_substitutions": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -229,11 +248,13 @@ class Switch:
     def __init__(self, builder: Builder, choices: tuple[Choice, ...]) -> None:
         self.choices, self._builder = choices, builder
         facts, reading = builder.facts, builder.decoder.read(choices)
+        places = [place.node for place in replaceable(choices)]
         self.network = Elastic(
             facts.surgeon,
             {p.group: p.order for p in reading.pruned},
-            own=builder.artifact == "module",
+            own=builder.artifact == "module" and not places,
             example=facts.example,
+            places=places,
         )
         at = {name: i for i, name in enumerate(self.network.groups)}
         self._cuts = [(p.column, at[p.group], p.units.tolist()) for p in reading.pruned]
@@ -266,8 +287,11 @@ class Switch:
         kept = self.network.sizes.copy()
         for column, group, units in self._cuts:
             kept[group] = units[candidate.indices[column]]
-        mend = self._builder.mending.step(self._builder.facts.surgeon, repair)
-        return self.network.switch(kept, mend, copies=copies)
+        planting = self._builder.planting(candidate, repair)
+        mend = self._builder.mending.step(self._builder.facts.surgeon, repair, planting)
+        if planting.wanted:
+            mend = in_turn([mend, planting.finish])
+        return self.network.switch(kept, mend, copies=copies, planted=planting.made)
 
     @contextmanager
     def lend(
@@ -286,15 +310,26 @@ class Switch:
         self.network.reset()
 
 
+def replaceable(choices: Sequence[Choice]) -> list[Place]:
+    """Where any option of any choice puts a substitute, by node, in order."""
+    found: dict[str, Place] = {}
+    for part in parts_of(choices):
+        for choice in part.choices:
+            for index in range(len(choice.options)):
+                found |= {node: s.place for node, s in part.kind.replaces(choice, index).items()}
+    return list(found.values())
+
+
 def _rewriting(parts: Sequence[Part], candidate: Candidate) -> list[Part]:
     """Those whose kinds edit the candidate's graph."""
     return [part for part in parts if part.kind.rewrites and part.changes(candidate)]
 
 
 def _edit(network: CapturedModule, parts: Sequence[Part], candidate: Candidate, context: Context) -> None:
-    """Let kinds edit the graph, then tidy it up."""
+    """Put substitutes in their places, let kinds edit the graph, then tidy it up."""
     unread = {n for n in network.graph.nodes if not n.users}  # guards; state that only goes with the rest
     reads = [n for n in network.graph.nodes if n.op == "get_attr" and n.users]
+    context.planting.install(network)
     for part in parts:
         part.kind.edit(network, part.of(candidate), context)
     for step in context.last:

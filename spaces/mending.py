@@ -13,6 +13,7 @@ from ..model.facts import Facts
 from ..model.repair import Calibration, Sequential, fold, gather, sequential
 from ..model.repair.gram import Inputs
 from ..model.repair.merging import Merging
+from ..model.repair.sequential import Replacing
 from ..model.surgery import Alive, Mend, Surgeon
 from .space import Repair
 
@@ -86,13 +87,19 @@ class Mending:
         """The run that fits layer by layer."""
         return None if self.calibrated is None else self.calibrated.sequential
 
-    def step(self, surgeon: Surgeon, repair: Repair | None = None) -> Mend | None:
-        """The repair of sliced parameters (``None``: :attr:`repair`), whatever units stay."""
+    def step(
+        self, surgeon: Surgeon, repair: Repair | None = None, replacing: Replacing | None = None
+    ) -> Mend | None:
+        """The repair of sliced parameters (``None``: :attr:`repair`), whatever units stay.
+
+        Args:
+            replacing: what stands for some layers of the network.
+        """
         wanted = self.repair if repair is None else repair
         if wanted == "merge" and self.merging is not None:
             return partial(self._merge, surgeon)
         if wanted and self.calibrated is not None:
-            return partial(self._repair, surgeon, run=wanted is True)
+            return partial(self._repair, surgeon, run=wanted is True, replacing=replacing)
         return None
 
     def runs(self, repair: Repair | None = None) -> bool:
@@ -125,11 +132,19 @@ class Mending:
             )
         return used[0] if used else self
 
-    def _repair(self, surgeon: Surgeon, alive: Alive, made: dict[str, Any], *, run: bool) -> None:
+    def _repair(
+        self,
+        surgeon: Surgeon,
+        alive: Alive,
+        made: dict[str, Any],
+        *,
+        run: bool,
+        replacing: Replacing | None = None,
+    ) -> None:
         assert self.calibration is not None
         fold(self.calibration, alive, surgeon.tensors, surgeon.coupling.parameters, made)
         if run and self.sequential is not None:
-            self.sequential.mend(surgeon, alive, made)
+            self.sequential.mend(surgeon, alive, made, replacing)
 
     def _merge(self, surgeon: Surgeon, alive: Alive, made: dict[str, Any]) -> None:
         assert self.merging is not None

@@ -48,6 +48,10 @@ class TestBranches(KindConformance):
     kind, beside, options = "branches", ("prune",), {"branches": (1, 2), "branch_place": "stem"}
 
 
+class TestOperators(KindConformance):
+    kind, beside, options = "operators", ("prune", "drop"), {"operators": ("svd",)}
+
+
 def test_all_installed_kinds_are_tried():
     tried = {cls.kind for cls in KindConformance.__subclasses__()}
     assert tried >= set(known_kinds())

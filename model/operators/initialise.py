@@ -32,6 +32,7 @@ class Targets:
 
     at: tuple[torch.Tensor, ...]
     values: torch.Tensor
+    complete: bool = False  # every place once, in order
 
     @classmethod
     def of(cls, y: torch.Tensor, axis: int, *, rows: int = ROWS, seed: int = 0) -> Targets:
@@ -41,11 +42,15 @@ class Targets:
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.arange(count) if count <= rows else torch.randint(count, (rows,), generator=generator)
         at = tuple(i.to(y.device) for i in torch.unravel_index(drawn, shape))
-        return cls(at, moved[at])
+        return cls(at, moved[at], count <= rows)
 
-    def kept(self, rows: torch.Tensor) -> Targets:
+    def kept(self, outputs: torch.Tensor) -> Targets:
         """Of some outputs alone, int64."""
-        return Targets(self.at, self.values[:, rows])
+        return Targets(self.at, self.values[:, outputs.to(self.values.device)], self.complete)
+
+    def first(self, rows: int) -> Targets:
+        """Of that many rows; as random as all of them, unless all places are there, in order: then all."""
+        return self if self.complete else Targets(tuple(i[:rows] for i in self.at), self.values[:rows])
 
 
 def initialise(

@@ -87,6 +87,19 @@ class Site:
         """The weight as float64 [outputs, inputs / groups, taps], for closed forms."""
         return self.weight.detach().double().reshape(*self.weight.shape[:2], -1)
 
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        """Of the output, as :attr:`size`."""
+        if not self.dims:
+            return self.size
+        sides = zip(self.size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the layer on one sample."""
+        return self.weight.numel() * math.prod(self.output_size)
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The outputs of the layer itself."""
         if not self.dims:

@@ -10,9 +10,9 @@ do, from the original to the smaller network.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -99,8 +99,12 @@ def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean.double(), variance.double()
 
 
-def changed(surgeon: Surgeon, alive: Alive) -> set[fx.Node]:
-    """Nodes that may give something else than in the original: something before them was cut or dropped."""
+def changed(surgeon: Surgeon, alive: Alive, replaced: Collection[str] = ()) -> set[fx.Node]:
+    """Nodes that may give something else than in the original: something before them was cut or dropped.
+
+    Args:
+        replaced: nodes that something else stands for.
+    """
     assert surgeon.module is not None
     coupling, handed = surgeon.coupling, surgeon.handed(alive)
 
@@ -112,26 +116,44 @@ def changed(surgeon: Surgeon, alive: Alive) -> set[fx.Node]:
 
     found: set[fx.Node] = set()
     for n in surgeon.module.graph.nodes:
-        if n.name in handed or not found.isdisjoint(n.all_input_nodes) or cut(n):
+        if n.name in handed or n.name in replaced or not found.isdisjoint(n.all_input_nodes) or cut(n):
             found.add(n)
             if n.op == "call_function" and operator_name(n.target)[1]:
                 found.add(n.all_input_nodes[0])  # overwritten in place
     return found
 
 
+class Replacing(Protocol):
+    """What stands for calls of the original in one smaller network, by node."""
+
+    @property
+    def wanted(self) -> Collection[str]:
+        """The nodes."""
+
+    def call(self, node: str, x: torch.Tensor, alive: Alive, made: Mapping[str, Any]) -> torch.Tensor:
+        """What it gives in the place of ``node`` for its first operand, fitted to the original if need be."""
+
+
 class Smaller(fx.Interpreter):
     """Runs the original's graph on sliced parameters, fitting them on the way."""
 
     def __init__(
-        self, surgeon: Surgeon, alive: Alive, made: dict[str, Any], original: Recorder, ridge: float
+        self,
+        surgeon: Surgeon,
+        alive: Alive,
+        made: dict[str, Any],
+        original: Recorder,
+        ridge: float,
+        replacing: Replacing | None = None,
     ) -> None:
         assert surgeon.module is not None
         super().__init__(surgeon.module)
+        self._replacing = replacing
         self._surgeon, self._alive, self._made = surgeon, alive, made
         self._original, self._ridge = original, ridge
         self._dead, self._handed = surgeon.dead(alive), surgeon.handed(alive)
         self._named = {n.name: n for n in surgeon.module.graph.nodes} if self._handed else {}
-        self._changed = changed(surgeon, alive)
+        self._changed = changed(surgeon, alive, () if replacing is None else replacing.wanted)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self._made[self._surgeon.coupling.canonical[str(target)]]
@@ -149,6 +171,9 @@ class Smaller(fx.Interpreter):
             return value.clone() if copies else value
         if n.name in self._dead:
             return None
+        if self._replacing is not None and n.name in self._replacing.wanted:
+            x = self.env[n.args[0]]  # type: ignore[index]
+            return self._replacing.call(n.name, x, self._alive, self._made)
         if n.name in self._original.fits:
             fit = self._original.fits[n.name]
             if fit.operand in self._changed or not self._alive[fit.source.labels].all():
@@ -250,16 +275,22 @@ class Sequential:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_original": None}
 
-    def mend(self, surgeon: Surgeon, alive: Alive, made: dict[str, Any]) -> None:
-        """Fit the sliced parameters ``made`` (by canonical name) in place."""
+    def mend(
+        self, surgeon: Surgeon, alive: Alive, made: dict[str, Any], replacing: Replacing | None = None
+    ) -> None:
+        """Fit the sliced parameters ``made`` (by canonical name) in place.
+
+        Args:
+            replacing: what stands for some calls; it is fitted on the way too.
+        """
         if surgeon.module is None:
             raise RuntimeError("this copy of the surgeon holds no captured graph to run")
-        if alive.all():
+        if alive.all() and not (replacing is not None and replacing.wanted):
             return
         with torch.no_grad():
             if self._original is None:
                 self._original = record(surgeon, fresh(self.inputs))
-            small = Smaller(surgeon, alive, made, self._original, self.ridge)
+            small = Smaller(surgeon, alive, made, self._original, self.ridge, replacing)
             small.run(*fresh(self.inputs), enable_io_processing=False)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ...model.captured_module import CapturedModule
     from ...model.cost_tables import Tables
     from ...model.facts import Facts
+    from ...model.operators.substitution import Planting, Substitution
     from ...model.repair import Calibration
     from ...model.surgery import Alive, Mend
     from .splits.staged import PlacedStage
@@ -81,6 +82,7 @@ class Context:
         calibration: moments of what the unchanged network's layers read; None without repair data.
         mend: how sliced parameters are repaired, whatever units they keep.
         sample: placeholders' values of one batch, where repair runs the network.
+        planting: what stands for layers, as kinds have declared (:meth:`Kind.replaces`).
         marks: of calls that are to be grouped: the groups of their outputs and of their inputs.
         reads: ``get_attr`` nodes that edits have put on the graph; those that nothing uses go, with what they
             read.
@@ -91,6 +93,7 @@ class Context:
     alive: Alive
     widths: np.ndarray
     dropped: np.ndarray
+    planting: Planting
     calibration: Calibration | None = None
     mend: Mend | None = None
     sample: Sequence[Any] | None = None
@@ -148,6 +151,15 @@ class Kind(ABC):
         """By option, how many units stay; ``None`` where no single group is decided about. For reports."""
         found = [k for k in self.keeps(choice) if isinstance(k, Keeps)]
         return tuple(found[0].units[o] for o in choice.options) if len(found) == 1 else None
+
+    # -- what stands in a layer's place ---------------------------------------------------------------
+
+    def replaces(self, choice: Choice, index: int) -> Mapping[str, Substitution]:
+        """Operators that stand for layers with an option, by node of the captured graph; by default none.
+
+        Building and switching follow from it; costs do not.
+        """
+        return {}
 
     # -- costs, of n candidates ----------------------------------------------------------------------
 

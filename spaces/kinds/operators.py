@@ -1,0 +1,165 @@
+"""Operators: which compact operator, if any, takes a layer's place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+
+from ...model.coupling.walk import bind
+from ...model.operators.site import known_operators, operator
+from ...model.operators.substitution import Place, Substitution, counted, place_of
+from ..choice import Choice
+from .base import Found, Kind, Making, Many
+from .group.kind import dense_layers
+
+if TYPE_CHECKING:
+    from ...model.cost_tables import Tables
+    from ...model.facts import Facts
+    from ...model.operators.counting import Count
+
+KEEP = "keep"
+_MEGA = 1e6
+_TOGETHER = ("group", "width", "branches", "mask", "exits")  # kinds that change layers where they stand
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """What a choice is about: a layer and, by option, what stands for it."""
+
+    place: Place
+    shape: tuple[int, ...]  # of the layer's weight
+    kind: torch.dtype
+    by: Mapping[str, Substitution]
+
+    def counts(self, option: str, outputs: int, inputs: int) -> Count:
+        """Of one option, at some widths."""
+        return counted(self.by[option], (outputs, inputs, *self.shape[2:]), self.kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatorsKind(Kind):
+    """A choice ``operators:<layer>`` for every dense layer whose weights only its own call reads.
+
+    Options: ``keep``, then ``<operator>:<size>`` from the dearest to the cheapest in multiply-accumulates;
+    sizes are as the operator says. An operator is built for the channels that pruning keeps; its weights
+    start from the layer's, and with calibration data its last linear stage is fitted to what the original
+    gave.
+
+    Raises:
+        ValueError: an unknown operator.
+    """
+
+    operators: Sequence[str] = ()  # names; none: all that are installed
+
+    done: ClassVar[str] = "replaced"
+    rewrites: ClassVar[bool] = True
+    switches: ClassVar[bool] = True
+    turn: ClassVar[int] = 0  # costs of the layers that stand there are corrected by other kinds
+
+    def __post_init__(self) -> None:
+        for name in self.operators:
+            operator(name)
+
+    def goes_with(self, kinds: Sequence[str]) -> None:
+        if others := [kind for kind in kinds if kind in _TOGETHER]:
+            raise ValueError(
+                f"operators and {others[0]} cannot be searched together: both change the same layers; search "
+                "one after the other, on the exported network"
+            )
+
+    def find(self, facts: Facts, making: Making) -> Found:
+        captured = facts.captured
+        layers, reasons = dense_layers(captured.graph_module.graph, facts.coupling)
+        nodes = {n.name: n for n in captured.graph_module.graph.nodes}
+        made: list[Choice] = []
+        for layer in layers:
+            node = nodes[layer.node]
+            place = place_of(node, layer.name, facts.coupling, captured.batch)
+            if isinstance(place, str):
+                reasons[layer.name] = place
+                continue
+            weight = bind(node)["weight"].meta["val"]
+            by, why = self._options(place, tuple(weight.shape), weight.dtype)
+            if by:
+                about = Replaced(place, tuple(weight.shape), weight.dtype, by)
+                made.append(Choice(f"operators:{layer.name}", (KEEP, *by), self, about))
+            else:
+                reasons[layer.name] = why
+        return Found(made, {f"operators:{name}": reason for name, reason in reasons.items()})
+
+    def _options(
+        self, place: Place, shape: tuple[int, ...], kind: torch.dtype
+    ) -> tuple[dict[str, Substitution], str]:
+        """What may stand for a layer, the dearest first; and, where nothing may, why."""
+        weight = torch.empty(shape, dtype=kind, device="meta")
+        bias = None if place.bias is None else weight.new_empty(shape[0])
+        site = place.site(weight, bias)
+        dense = (place.site(weight, bias).macs, weight.numel() * weight.element_size())
+        found: list[tuple[float, int, str, Substitution]] = []
+        reasons: list[str] = []
+        for name in self.operators or known_operators():
+            one = operator(name)
+            if reason := one.refuses(site):
+                reasons.append(f"{name}: {reason}")
+                continue
+            for option in one.options(site):
+                taken = Substitution(place, name, option)
+                costs = counted(taken, shape, kind)
+                if costs.macs < dense[0] or costs.bytes < dense[1]:
+                    found.append((costs.macs, costs.bytes, f"{name}:{option:g}", taken))
+        found.sort(key=lambda one: one[:3], reverse=True)
+        why = "; ".join(reasons[:3]) if reasons else "no operator is cheaper than it"
+        return {label: taken for *_, label, taken in found}, why
+
+    def replaces(self, choice: Choice, index: int) -> Mapping[str, Substitution]:
+        about: Replaced = choice.about
+        return {about.place.node: about.by[str(choice.options[index])]} if index else {}
+
+    def costs(self, many: Many, costs: dict[str, np.ndarray], tables: Tables) -> None:
+        used = [(c.about, column, np.asarray(c.options)) for c, column in many]
+        steps = {about.place.node: tables.step(about.place.node) for about, *_ in used}
+        begins = sorted({0, *(s for step in steps.values() for s in (step, step + 1))})
+        peaks = tables.peaks(begins)
+        for about, column, options in used:
+            lengths = tables.lengths(about.place.weight)[:, :2].astype(np.int64)  # zeros where it has gone
+            macs = tables.macs(about.place.node)
+            held = _held(about, tables)
+            share = np.ones(len(macs))
+            for index in np.unique(column[column > 0]):
+                rows = np.flatnonzero((column == index) & (lengths[:, 0] > 0))
+                widths, which = np.unique(lengths[rows], axis=0, return_inverse=True)
+                found = [about.counts(str(options[index]), *map(int, w)) for w in widths]
+                new = {
+                    name: np.array([float(getattr(c, name)) for c in found])[which.reshape(-1)]
+                    for name in ("macs", "params", "bytes", "activations", "peak", "output")
+                }
+                now = new["macs"] * about.place.calls
+                share[rows] = now / np.maximum(macs[rows], 1.0)
+                costs["macs"][rows] += now - macs[rows]
+                costs["flops"][rows] += 2 * (now - macs[rows])
+                costs["params"][rows] += new["params"] - held["params"][rows]
+                size = (new["bytes"] - held["bytes"][rows]) / _MEGA
+                costs["size_mb"][rows] += size
+                inner = (new["activations"] - new["output"]) * about.place.calls
+                costs["activation_mb"][rows] += inner / _MEGA
+                at = begins.index(steps[about.place.node])
+                peaks[rows, at] += (new["peak"] - new["output"]) * about.place.calls
+            if (share != 1).any():
+                tables.shares[about.place.node] = partial(_same, share)
+        costs["memory_mb"] = costs["size_mb"] + peaks.max(axis=1) / _MEGA
+
+
+def _held(about: Replaced, tables: Tables) -> dict[str, np.ndarray]:
+    """Parameters of the layer itself, and their bytes, [n]."""
+    names = [name for name in (about.place.weight, about.place.bias) if name is not None]
+    count = sum((tables.lengths(name).prod(axis=1) for name in names), np.zeros(len(tables.widths)))
+    return {"params": count, "bytes": count * about.kind.itemsize}
+
+
+def _same(value: np.ndarray) -> np.ndarray:
+    return value
