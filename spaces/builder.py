@@ -114,8 +114,12 @@ class Builder(ModelSide):
         return self.decoder.network_key(candidate)
 
     def moves_statistics(self, candidate: Candidate, repair: Repair | None = None) -> bool:
-        # The layer-by-layer pass moves them on its way; what kinds do behind it shifts them again.
-        return self.mending.runs(repair) and not self.decoder.keys(candidate)
+        # The layer-by-layer pass moves them on its way, past substitutes too; what kinds do behind it shifts
+        # them again.
+        if not self.mending.runs(repair):
+            return False
+        behind = [p for p in self._parts(candidate) if p.kind.key(p.of(candidate))]
+        return all(p.kind.replaces(c, i) for p in behind for c, i in p.of(candidate) if i)
 
     @one_thread()
     def build(self, candidate: Candidate, *, repair: Repair | None = None) -> nn.Module:

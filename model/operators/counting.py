@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,12 +30,13 @@ class Count:
 
 def count(module: nn.Module, x: torch.Tensor) -> Count:
     """What ``module`` costs on ``x``, one sample; both may be on the device ``meta``."""
-    with torch.no_grad(), Counter() as counter, _Allocations() as made:
+    with torch.no_grad(), _Costs() as made:
         y = module(x)
-    held = (*module.parameters(), *module.buffers())
+    params = list(module.parameters())
+    held = (*params, *module.buffers())
     return Count(
-        counter.macs,
-        sum(p.numel() for p in module.parameters()),
+        made.macs,
+        sum(p.numel() for p in params),
         sum(t.numel() * t.element_size() for t in held),
         made.total,
         made.peak,
@@ -42,13 +44,20 @@ def count(module: nn.Module, x: torch.Tensor) -> Count:
     )
 
 
-class _Allocations(TorchDispatchMode):
-    """Adds up the bytes of new tensors while they live."""
+@cache
+def _flops() -> Mapping[Any, Callable[..., int]]:
+    return Counter().flop_registry
+
+
+class _Costs(TorchDispatchMode):
+    """Adds up the multiply-accumulates of what runs, and the bytes of new tensors while they live."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.macs = 0.0
         self.total = self.peak = self._alive = 0
         self._known: set[int] = set()
+        self._flops = _flops()
 
     def __torch_dispatch__(
         self,
@@ -57,10 +66,17 @@ class _Allocations(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        read = {id(_storage(t)) for t in _tensors((args, kwargs))}
-        for tensor in _tensors(out):
-            storage = _storage(tensor)
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if (flops := self._flops.get(func._overloadpacket)) is not None:
+            self.macs += flops(*args, **kwargs, out_val=out) / 2
+        if func.is_view:
+            return out
+        read = {id(t.untyped_storage()) for t in args if isinstance(t, torch.Tensor)}
+        for tensor in (out,) if isinstance(out, torch.Tensor) else pytree.tree_leaves(out):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
             if id(storage) in read or id(storage) in self._known:
                 continue
             size = tensor.numel() * tensor.element_size()
@@ -74,11 +90,3 @@ class _Allocations(TorchDispatchMode):
     def _freed(self, key: int, size: int) -> None:
         self._known.discard(key)
         self._alive -= size
-
-
-def _storage(tensor: torch.Tensor) -> Any:
-    return tensor.untyped_storage()
-
-
-def _tensors(values: Any) -> list[torch.Tensor]:
-    return [t for t in pytree.tree_leaves(values) if isinstance(t, torch.Tensor)]

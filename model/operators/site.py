@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import entry_points
 from typing import ClassVar
 
@@ -18,7 +18,24 @@ from .stages import GroupLinear, Layer, Substitute
 
 GROUP = "netcarve.operators"
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d}
+
+class _Unset:
+    """A layer that leaves out torch's initialisation, which a start would overwrite."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class _BareConv1d(_Unset, nn.Conv1d): ...
+
+
+class _BareConv2d(_Unset, nn.Conv2d): ...
+
+
+class _BareLinear(_Unset, nn.Linear): ...
+
+
+_BARE: dict[int, tuple[type, type]] = {1: (_BareConv1d, nn.Conv1d), 2: (_BareConv2d, nn.Conv2d)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +147,13 @@ class Site:
             strided: it has the site's stride.
         """
         if not self.dims:
-            made: Layer = (
-                GroupLinear(inputs, outputs, groups, bias=bias)
-                if groups > 1
-                else nn.Linear(inputs, outputs, bias=bias)
+            if groups > 1:
+                return GroupLinear(inputs, outputs, groups, bias=bias).to(self.weight)
+            made: nn.Linear = _BareLinear(
+                inputs, outputs, bias, device=self.weight.device, dtype=self.weight.dtype
             )
-            return made.to(self.weight)
+            made.__class__ = nn.Linear
+            return made
         stride = self.stride if strided else (1,) * self.dims
         return self._convolution(inputs, outputs, (1,) * self.dims, stride, None, None, groups, bias)
 
@@ -183,21 +201,21 @@ class Site:
         groups: int,
         bias: bool,
     ) -> nn.Conv1d | nn.Conv2d:
-        make = _CONVOLUTIONS[self.dims]
-        with torch.device(self.weight.device):
-            return nn.utils.skip_init(
-                make,
-                inputs,
-                outputs,
-                kernel,
-                stride,
-                padding or (0,) * self.dims,
-                dilation or (1,) * self.dims,
-                groups,
-                bias,
-                device=self.weight.device,
-                dtype=self.weight.dtype,
-            )
+        bare, plain = _BARE[self.dims]
+        made = bare(
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            padding or (0,) * self.dims,
+            dilation or (1,) * self.dims,
+            groups,
+            bias,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+        )
+        made.__class__ = plain
+        return made
 
 
 class Operator(ABC):
@@ -247,6 +265,7 @@ def known_operators() -> list[str]:
     return sorted(entry_points(group=GROUP).names)
 
 
+@cache
 def operator(name: str) -> Operator:
     """The operator that an installed package declares under ``name``.
 

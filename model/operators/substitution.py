@@ -6,7 +6,7 @@ import copy
 import math
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -101,6 +101,12 @@ class Substitution:
     operator: str
     option: float
 
+    @property
+    def anonymous(self) -> Substitution:
+        """The same without names: equal for layers of one form."""
+        bias = None if self.place.bias is None else ""
+        return replace(self, place=replace(self.place, name="", node="", weight="", bias=bias))
+
 
 def place_of(node: fx.Node, name: str, coupling: Coupling, batch: int) -> Place | str:
     """The place of a dense call whose weights are parameters, or why nothing can stand for it."""
@@ -172,6 +178,7 @@ def counted(substitution: Substitution, shape: tuple[int, ...], kind: torch.dtyp
     """Costs on one sample at some widths, counted from what the operator builds.
 
     Args:
+        substitution: without names (:attr:`Substitution.anonymous`), so that equal layers are counted once.
         shape: of the layer's weight.
         kind: its type.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -36,9 +36,13 @@ class Replaced:
     kind: torch.dtype
     by: Mapping[str, Substitution]
 
-    def counts(self, option: str, outputs: int, inputs: int) -> Count:
-        """Of one option, at some widths."""
-        return counted(self.by[option], (outputs, inputs, *self.shape[2:]), self.kind)
+    def counts(self, index: int, outputs: int, inputs: int) -> Count:
+        """Of the option numbered ``index``, from 1, at some widths."""
+        return counted(self._anonymous[index - 1], (outputs, inputs, *self.shape[2:]), self.kind)
+
+    @cached_property
+    def _anonymous(self) -> tuple[Substitution, ...]:
+        return tuple(one.anonymous for one in self.by.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +113,7 @@ class OperatorsKind(Kind):
                 continue
             for option in one.options(site):
                 taken = Substitution(place, name, option)
-                costs = counted(taken, shape, kind)
+                costs = counted(taken.anonymous, shape, kind)
                 if costs.macs < dense[0] or costs.bytes < dense[1]:
                     found.append((costs.macs, costs.bytes, f"{name}:{option:g}", taken))
         found.sort(key=lambda one: one[:3], reverse=True)
@@ -121,44 +125,42 @@ class OperatorsKind(Kind):
         return {about.place.node: about.by[str(choice.options[index])]} if index else {}
 
     def costs(self, many: Many, costs: dict[str, np.ndarray], tables: Tables) -> None:
-        used = [(c.about, column, np.asarray(c.options)) for c, column in many]
-        steps = {about.place.node: tables.step(about.place.node) for about, *_ in used}
+        used: list[tuple[Replaced, np.ndarray]] = [(c.about, column) for c, column in many]
+        steps = {about.place.node: tables.step(about.place.node) for about, _ in used}
         begins = sorted({0, *(s for step in steps.values() for s in (step, step + 1))})
         peaks = tables.peaks(begins)
-        for about, column, options in used:
-            lengths = tables.lengths(about.place.weight)[:, :2].astype(np.int64)  # zeros where it has gone
-            macs = tables.macs(about.place.node)
-            held = _held(about, tables)
-            share = np.ones(len(macs))
-            for index in np.unique(column[column > 0]):
-                rows = np.flatnonzero((column == index) & (lengths[:, 0] > 0))
-                widths, which = np.unique(lengths[rows], axis=0, return_inverse=True)
-                found = [about.counts(str(options[index]), *map(int, w)) for w in widths]
-                new = {
-                    name: np.array([float(getattr(c, name)) for c in found])[which.reshape(-1)]
-                    for name in ("macs", "params", "bytes", "activations", "peak", "output")
-                }
-                now = new["macs"] * about.place.calls
-                share[rows] = now / np.maximum(macs[rows], 1.0)
-                costs["macs"][rows] += now - macs[rows]
-                costs["flops"][rows] += 2 * (now - macs[rows])
-                costs["params"][rows] += new["params"] - held["params"][rows]
-                size = (new["bytes"] - held["bytes"][rows]) / _MEGA
-                costs["size_mb"][rows] += size
-                inner = (new["activations"] - new["output"]) * about.place.calls
-                costs["activation_mb"][rows] += inner / _MEGA
-                at = begins.index(steps[about.place.node])
-                peaks[rows, at] += (new["peak"] - new["output"]) * about.place.calls
-            if (share != 1).any():
-                tables.shares[about.place.node] = partial(_same, share)
+        for about, column in used:
+            place = about.place
+            outputs, inputs = tables.lengths(place.weight)[:, :2].T.astype(np.int64)  # 0 where it has gone
+            rows = np.flatnonzero((column > 0) & (outputs > 0))
+            if not len(rows):
+                continue
+            wide = 1 + max(about.shape[:2])
+            keys, which = np.unique(
+                (column * wide + outputs)[rows] * wide + inputs[rows], return_inverse=True
+            )
+            counts = [about.counts(int(k // wide**2), int(k // wide % wide), int(k % wide)) for k in keys]
+            macs, params, size, activations, peak, output = np.array(
+                [[c.macs, c.params, c.bytes, c.activations, c.peak, c.output] for c in counts], dtype=float
+            )[which].T
+            dense, held = tables.macs(place.node), _parameters(about, tables)[rows]
+            more = macs * place.calls - dense[rows]
+            costs["macs"][rows] += more
+            costs["flops"][rows] += 2 * more
+            costs["params"][rows] += params - held
+            costs["size_mb"][rows] += (size - held * about.kind.itemsize) / _MEGA
+            costs["activation_mb"][rows] += (activations - output) * place.calls / _MEGA
+            peaks[rows, begins.index(steps[place.node])] += (peak - output) * place.calls
+            share = np.ones(len(column))
+            share[rows] += more / np.maximum(dense[rows], 1.0)
+            tables.shares[place.node] = partial(_same, share)
         costs["memory_mb"] = costs["size_mb"] + peaks.max(axis=1) / _MEGA
 
 
-def _held(about: Replaced, tables: Tables) -> dict[str, np.ndarray]:
-    """Parameters of the layer itself, and their bytes, [n]."""
+def _parameters(about: Replaced, tables: Tables) -> np.ndarray:
+    """Numbers that the layer itself holds, [n]."""
     names = [name for name in (about.place.weight, about.place.bias) if name is not None]
-    count = sum((tables.lengths(name).prod(axis=1) for name in names), np.zeros(len(tables.widths)))
-    return {"params": count, "bytes": count * about.kind.itemsize}
+    return sum((tables.lengths(name).prod(axis=1) for name in names), np.zeros(len(tables.widths)))
 
 
 def _same(value: np.ndarray) -> np.ndarray:
