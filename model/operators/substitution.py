@@ -25,7 +25,8 @@ from .site import Operator, Site, operator
 from .stages import Substitute
 
 BYTES = 128 * 2**20  # of all started substitutes kept
-REGRESSED = 64  # samples that curved operators are regressed on
+REGRESSED = 256  # samples that curved operators are regressed on, at most, and
+ELEMENTS = 2**21  # numbers of them
 
 _DIMS = {"linear": 0, "conv1d": 1, "conv2d": 2}
 # Calls that give nothing below zero, and those that hand on their input's sign.
@@ -348,7 +349,8 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         place = self._places.get(n.name)
         if place is not None:  # before the call, behind which its input may be overwritten
-            self.inputs[n.name] = self.env[n.args[0]][:REGRESSED].clone()  # type: ignore[index]
+            x = self.env[n.args[0]]  # type: ignore[index]
+            self.inputs[n.name] = x[: max(1, min(REGRESSED, ELEMENTS * len(x) // x.numel()))].clone()
         out = super().run_node(n)
         if place is not None:
             weight = self.env[bind(n)["weight"]]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
 
+from ...model.capture import flat_inputs
 from ...model.coupling.walk import bind
+from ...model.operators.catalogue import FASTER, Offer, by_layer, worth_offering
 from ...model.operators.site import known_operators, operator
-from ...model.operators.substitution import Place, Substitution, counted, place_of
+from ...model.operators.substitution import Place, Substitution, Substitutions, counted, place_of
 from ..choice import Choice
 from .base import Found, Kind, Making, Many
 from .group.kind import dense_layers
@@ -54,11 +58,16 @@ class OperatorsKind(Kind):
     start from the layer's, and with calibration data its last linear stage is fitted to what the original
     gave.
 
+    Where no operators are named and there is calibration data, each is tried at each layer: those are offered
+    that lie on the front of error against multiply-accumulates and size, or, ``operators_by="latency"``,
+    against measured time on this machine. What was measured is kept on disk.
+
     Raises:
         ValueError: an unknown operator.
     """
 
-    operators: Sequence[str] = ()  # names; none: all that are installed
+    operators: Sequence[str] = ()  # names; none: of all that are installed those worth it, see below
+    operators_by: Literal["macs", "latency"] = "macs"
 
     done: ClassVar[str] = "replaced"
     rewrites: ClassVar[bool] = True
@@ -68,6 +77,8 @@ class OperatorsKind(Kind):
     def __post_init__(self) -> None:
         for name in self.operators:
             operator(name)
+        if self.operators_by not in ("macs", "latency"):
+            raise ValueError(f"operators_by is 'macs' or 'latency', got {self.operators_by!r}")
 
     def goes_with(self, kinds: Sequence[str]) -> None:
         if others := [kind for kind in kinds if kind in _TOGETHER]:
@@ -80,7 +91,7 @@ class OperatorsKind(Kind):
         captured = facts.captured
         layers, reasons = dense_layers(captured.graph_module.graph, facts.coupling)
         nodes = {n.name: n for n in captured.graph_module.graph.nodes}
-        made: list[Choice] = []
+        found: list[Replaced] = []
         for layer in layers:
             node = nodes[layer.node]
             place = place_of(node, layer.name, facts.coupling, captured.batch)
@@ -90,11 +101,52 @@ class OperatorsKind(Kind):
             weight = bind(node)["weight"].meta["val"]
             by, why = self._options(place, tuple(weight.shape), weight.dtype)
             if by:
-                about = Replaced(place, tuple(weight.shape), weight.dtype, by)
-                made.append(Choice(f"operators:{layer.name}", (KEEP, *by), self, about))
+                found.append(Replaced(place, tuple(weight.shape), weight.dtype, by))
             else:
                 reasons[layer.name] = why
+        if making.batches and not self.operators:
+            found = self._worth(found, facts, making, reasons)
+        made = [Choice(f"operators:{a.place.name}", (KEEP, *a.by), self, a) for a in found]
         return Found(made, {f"operators:{name}": reason for name, reason in reasons.items()})
+
+    def _worth(
+        self, found: Sequence[Replaced], facts: Facts, making: Making, reasons: dict[str, str]
+    ) -> list[Replaced]:
+        """Those of the options that are worth offering; layers that keep none go, with the reason."""
+        inputs = flat_inputs(facts.captured.graph_module, *making.batches[0])
+        timed = self.operators_by == "latency"
+        digest = hashlib.sha256(repr([known_operators(), platform.processor() if timed else ""]).encode())
+        for x in inputs:
+            if isinstance(x, torch.Tensor):
+                digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        tensors = facts.surgeon.tensors
+
+        def measured() -> dict[str, dict[str, list[float]]]:
+            store = Substitutions(facts.surgeon, [a.place for a in found], inputs)
+            seen = store.recorded().inputs
+            layers = []
+            for about in found:
+                bias = None if about.place.bias is None else tensors[about.place.bias]
+                site = about.place.site(tensors[about.place.weight], bias)
+                layers.append((about.place.name, about.by, site, seen[about.place.node]))
+            return by_layer(layers, timed=timed)
+
+        kept = facts.cache.once(f"operators {self.operators_by} {digest.hexdigest()}", measured)
+        worth: list[Replaced] = []
+        for about in found:
+            figures = kept[about.place.name]
+            offers = []
+            for label, taken in about.by.items():
+                count = counted(taken.anonymous, about.shape, about.kind)
+                costs = tuple(figures[label][1:]) if timed else (count.macs, float(count.bytes))
+                if not timed or costs[0] < FASTER:
+                    offers.append(Offer(label, costs, figures[label][0]))
+            labels = worth_offering(offers) if offers else []
+            if labels:
+                worth.append(replace(about, by={k: v for k, v in about.by.items() if k in labels}))
+            else:
+                reasons[about.place.name] = "operators save multiply-accumulates here, but no time"
+        return worth
 
     def _options(
         self, place: Place, shape: tuple[int, ...], kind: torch.dtype
