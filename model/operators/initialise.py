@@ -101,7 +101,8 @@ def refit(
         groups = getattr(layer, "groups", 1)
         weight = layer.weight.detach()
         priors = weight.movedim(1, -1).reshape(len(weight), -1).double()  # taps first, channels last
-        y = targets.values[:, outputs.to(targets.values.device)]
+        taken = (outputs >= 0).to(targets.values.device)
+        y = targets.values[:, outputs.clamp_min(0).to(targets.values.device)]
         fitted, constants = [], []
         for z, wanted, prior in zip(
             rows.chunk(groups, 2), y.chunk(groups, 1), priors.chunk(groups, 0), strict=True
@@ -109,13 +110,13 @@ def refit(
             w, c = fitted_layer(z.flatten(1), wanted, prior, intercept, ridge)
             fitted.append(w)
             constants.append(c)
-        moved = weight.movedim(1, -1)
-        moved.copy_(torch.cat(fitted).view(moved.shape))
+        solved = torch.where(taken[:, None], torch.cat(fitted), priors)
+        weight.copy_(solved.view(len(weight), *weight.shape[2:], -1).movedim(-1, 1))
         constant = torch.cat(constants)
         if layer.bias is not None:
-            layer.bias.copy_(constant)
+            layer.bias.copy_(torch.where(taken, constant, layer.bias))
         else:
-            left_over[outputs] = constant.to(left_over)
+            left_over[outputs[taken.cpu()].to(left_over.device)] = constant[taken].to(left_over)
     return left_over
 
 

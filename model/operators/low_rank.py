@@ -1,4 +1,4 @@
-"""Low-rank operators: a layer as a chain of thinner ones, by singular value decompositions of its weight."""
+"""Low-rank operators: a layer as a chain of thinner ones, by decompositions of its weight."""
 
 from __future__ import annotations
 
@@ -8,9 +8,21 @@ import torch
 from torch import nn
 
 from .site import Operator, Site, conv_reason, put, share_of
-from .stages import Substitute, Tail
+from .stages import Cat, Layer, Substitute, Tail
 
 SHARES = (0.125, 0.25, 0.5)  # of the full rank
+ROUNDS = 30  # of alternating least squares
+
+
+def _chain(site: Site, front: nn.Module, tail: Layer) -> Substitute:
+    return Substitute(front, Tail(tail), axis=site.axis)
+
+
+def _plane_reason(site: Site) -> str:
+    """Why a layer is no convolution over a plane, whose two axes may be treated apart."""
+    if site.dims != 2:
+        return "is no convolution over two axes"
+    return conv_reason(site) or ("" if min(site.kernel) > 1 else "has a kernel of one row or column already")
 
 
 class ChannelSVD(Operator):
@@ -35,8 +47,7 @@ class ChannelSVD(Operator):
     def build(self, site: Site, option: float) -> Substitute:
         rank = share_of(min(site.outputs, site.inputs * site.taps), option)
         front: nn.Module = site.spatial(site.inputs, rank) if site.dims else site.pointwise(site.inputs, rank)
-        tail = site.pointwise(rank, site.outputs, bias=site.bias is not None)
-        return Substitute(front, Tail(tail), axis=site.axis)
+        return _chain(site, front, site.pointwise(rank, site.outputs, bias=site.bias is not None))
 
     def start(self, new: Substitute, site: Site, option: float) -> None:
         left, values, right = torch.linalg.svd(site.wide.flatten(1), full_matrices=False)
@@ -45,5 +56,215 @@ class ChannelSVD(Operator):
         root = values[:rank].sqrt()
         put(front.weight, root[:, None] * right[:rank])
         put(tail.weight, left[:, :rank] * root)
-        if site.bias is not None:
-            put(tail.bias, site.bias)
+        put(tail.bias, site.bias)
+
+
+class OutputPCA(ChannelSVD):
+    """As the channel SVD, but onto the directions in which the layer's responses vary most.
+
+    ``y ~ Q Q^T (y - m) + m`` with Q the leading eigenvectors of the covariance of real responses and m their
+    mean; without inputs, the channel SVD.
+    """
+
+    name = "output-pca"
+    source = "Zhang et al. 2016, arXiv 1505.06798, section 3.1"
+
+    def start(self, new: Substitute, site: Site, option: float) -> None:
+        if site.inputs_seen is None or not len(site.inputs_seen):
+            super().start(new, site, option)
+            return
+        front, tail = new.layers
+        rank = len(front.weight)
+        y = site(site.inputs_seen).movedim(site.axis, -1).reshape(-1, site.outputs).double()
+        bias = y.new_zeros(site.outputs) if site.bias is None else site.bias.double()
+        mean = y.mean(0) if site.bias is not None else torch.zeros_like(bias)
+        _, vectors = torch.linalg.eigh((y - mean).T @ (y - mean))
+        q = vectors.flip(1)[:, :rank]
+        put(front.weight, q.T @ site.wide.flatten(1))
+        put(tail.weight, q)
+        put(tail.bias, mean + q @ (q.T @ (bias - mean)))
+
+
+class SpatialSVD(Operator):
+    """A column of taps, then a row of taps. Option: rank, as a share of the full ``k min(Ci, Co)``.
+
+    Singular vectors of the weight as [inputs x rows, columns x outputs]. Parameters ``r k (Ci + Co)``.
+    """
+
+    name = "spatial-svd"
+    source = "Jaderberg et al. 2014, arXiv 1405.3866, scheme 2"
+
+    def refuses(self, site: Site) -> str:
+        return _plane_reason(site)
+
+    def options(self, site: Site) -> Sequence[float]:
+        return SHARES
+
+    def exact(self, site: Site) -> float:
+        return 1.0
+
+    def build(self, site: Site, option: float) -> Substitute:
+        rows, columns = site.kernel
+        rank = share_of(min(site.inputs * rows, site.outputs * columns), option)
+        front = site.spatial(site.inputs, rank, along=(0,))
+        return _chain(site, front, site.spatial(rank, site.outputs, along=(1,), bias=site.bias is not None))
+
+    def start(self, new: Substitute, site: Site, option: float) -> None:
+        front, tail = new.layers
+        rank = len(front.weight)
+        matrix = site.weight.detach().double().permute(1, 2, 3, 0)  # inputs, rows, columns, outputs
+        left, values, right = torch.linalg.svd(matrix.flatten(2).flatten(0, 1), full_matrices=False)
+        root = values[:rank].sqrt()
+        put(front.weight, (left[:, :rank] * root).T)
+        put(tail.weight, (root[:, None] * right[:rank]).view(rank, site.kernel[1], -1).permute(2, 0, 1))
+        put(tail.bias, site.bias)
+
+
+class Tucker(Operator):
+    """Fewer inputs by a 1x1 layer, the kernel between few channels, more outputs by a 1x1 layer.
+
+    Option: both ranks, as shares of inputs and outputs. Factors are the leading singular vectors of the
+    unfoldings along each. Parameters ``Ci r1 + k^2 r1 r2 + r2 Co``.
+    """
+
+    name = "tucker"
+    source = "Kim et al. 2016, arXiv 1511.06530 (Tucker-2)"
+
+    def refuses(self, site: Site) -> str:
+        return conv_reason(site)
+
+    def options(self, site: Site) -> Sequence[float]:
+        return SHARES
+
+    def exact(self, site: Site) -> float:
+        return 1.0
+
+    def build(self, site: Site, option: float) -> Substitute:
+        first, second = share_of(site.inputs, option), share_of(site.outputs, option)
+        front = nn.Sequential(site.pointwise(site.inputs, first), site.spatial(first, second))
+        return _chain(site, front, site.pointwise(second, site.outputs, bias=site.bias is not None))
+
+    def start(self, new: Substitute, site: Site, option: float) -> None:
+        reduce, core, expand = new.layers
+        first, second = len(reduce.weight), len(core.weight)
+        into = torch.linalg.svd(site.wide.transpose(0, 1).flatten(1), full_matrices=False)[0]
+        out = torch.linalg.svd(site.wide.flatten(1), full_matrices=False)[0]
+        into, out = _filled(into, first), _filled(out, second)
+        put(reduce.weight, into.T)
+        put(core.weight, torch.einsum("oct,cr,os->srt", site.wide, into, out))
+        put(expand.weight, out)
+        put(expand.bias, site.bias)
+
+
+def _filled(vectors: torch.Tensor, rank: int) -> torch.Tensor:
+    """The first ``rank`` orthonormal columns; zeros where there are fewer."""
+    short = rank - vectors.shape[1]
+    return vectors[:, :rank] if short <= 0 else nn.functional.pad(vectors, (0, short))
+
+
+class CP(Operator):
+    """A 1x1 layer, a depthwise column, a depthwise row, a 1x1 layer. Option: rank, as a share of the outputs.
+
+    ``W[o,c,i,j] ~ sum_r a[o,r] b[c,r] u[i,r] v[j,r]`` by alternating least squares. Parameters
+    ``r (Ci + 2k + Co)``.
+    """
+
+    name = "cp"
+    source = "Lebedev et al. 2015, arXiv 1412.6553"
+
+    def refuses(self, site: Site) -> str:
+        return _plane_reason(site)
+
+    def options(self, site: Site) -> Sequence[float]:
+        return (0.5, 1.0, 2.0)
+
+    def build(self, site: Site, option: float) -> Substitute:
+        rank = max(1, round(site.outputs * option))
+        front = nn.Sequential(
+            site.pointwise(site.inputs, rank),
+            site.spatial(rank, rank, along=(0,), groups=rank),
+            site.spatial(rank, rank, along=(1,), groups=rank),
+        )
+        return _chain(site, front, site.pointwise(rank, site.outputs, bias=site.bias is not None))
+
+    def start(self, new: Substitute, site: Site, option: float) -> None:
+        reduce, column, row, expand = new.layers
+        rank = len(reduce.weight)
+        tensor = site.weight.detach().double()
+        generator = torch.Generator().manual_seed(0)
+        factors = [
+            torch.randn(n, rank, dtype=torch.float64, generator=generator).to(tensor.device)
+            for n in tensor.shape
+        ]
+        unfolded = [tensor.movedim(mode, 0).flatten(1) for mode in range(4)]
+        for _ in range(ROUNDS):
+            for mode in range(4):
+                others = [f for m, f in enumerate(factors) if m != mode]
+                products = torch.ones(1, rank, dtype=torch.float64, device=tensor.device)
+                gram = torch.ones(rank, rank, dtype=torch.float64, device=tensor.device)
+                for f in others:
+                    products = (products[:, None] * f[None]).flatten(0, 1)
+                    gram = gram * (f.T @ f)
+                gram.diagonal().add_(1e-9 * gram.diagonal().mean())
+                factors[mode] = torch.linalg.solve(gram, (unfolded[mode] @ products).T).T
+                if mode:  # lengths are kept in the outputs' factor
+                    factors[mode] = nn.functional.normalize(factors[mode], dim=0)
+        out, into, u, v = factors
+        put(reduce.weight, into.T)
+        put(column.weight, u.T)
+        put(row.weight, v.T)
+        put(expand.weight, out)
+        put(expand.bias, site.bias)
+
+
+class CrossBasis(Operator):
+    """Rows of taps and columns of taps side by side, then a 1x1 layer that combines them.
+
+    Option: their number, as a share of the outputs, half of each shape; at 1 each shape has its full rank,
+    and square kernels join, which make it exact. Starts from the singular vectors of the weight's centre row
+    and centre column (the centre tap shared half and half), square ones of what is left. Parameters
+    ``Ci k (m_h + m_v) + (m_h + m_v) Co``.
+    """
+
+    name = "basis"
+    source = "Ioannou et al. 2016, arXiv 1511.06744"
+
+    def refuses(self, site: Site) -> str:
+        return _plane_reason(site) or ("" if site.centred else "has a kernel without a centre on its input")
+
+    def options(self, site: Site) -> Sequence[float]:
+        return (0.25, 0.5, 0.75)
+
+    def exact(self, site: Site) -> float:
+        return 1.0
+
+    def build(self, site: Site, option: float) -> Substitute:
+        full = min(site.outputs, site.inputs * max(site.kernel))
+        each = min(site.outputs, full) if option >= 1 else max(1, round(site.outputs * option / 2))
+        across = site.spatial(site.inputs, each, along=(1,), everywhere=True)
+        down = site.spatial(site.inputs, each, along=(0,), everywhere=True)
+        square = []
+        if option >= 1:
+            square.append(site.spatial(site.inputs, min(site.outputs, site.inputs * site.taps)))
+        front = Cat(across, down, *square, axis=site.axis)
+        total = 2 * each + sum(len(s.weight) for s in square)
+        return _chain(site, front, site.pointwise(total, site.outputs, bias=site.bias is not None))
+
+    def start(self, new: Substitute, site: Site, option: float) -> None:
+        *shapes, tail = new.layers
+        rest = site.weight.detach().double().clone()
+        row, column = (k // 2 for k in site.kernel)
+        parts = [rest[:, :, row, :].clone(), rest[:, :, :, column].clone()]
+        parts[0][:, :, column] /= 2
+        parts[1][:, :, row] /= 2
+        rest[:, :, row, :] = 0
+        rest[:, :, :, column] = 0
+        out = []
+        for layer, part in zip(shapes, [*parts, rest], strict=False):
+            left, values, right = torch.linalg.svd(part.flatten(1), full_matrices=False)
+            rank = len(layer.weight)
+            root = values[:rank].sqrt()
+            put(layer.weight, _filled((root[:, None] * right[:rank]).T, rank).T)
+            out.append(_filled(left[:, :rank] * root, rank))
+        put(tail.weight, torch.cat(out, 1))
+        put(tail.bias, site.bias)

@@ -165,12 +165,14 @@ class Site:
         bias: bool = False,
         groups: int = 1,
         along: Sequence[int] | None = None,
+        everywhere: bool = False,
         strided: bool = True,
     ) -> nn.Conv1d | nn.Conv2d:
         """A convolution with the site's kernel, padding, dilation and stride.
 
         Args:
             along: the spatial axes on which it has them; on the others its kernel is 1. Default: all.
+            everywhere: it has the site's stride on the other axes too.
             strided: with ``False``, its stride is 1.
         """
         on = [along is None or axis in along for axis in range(self.dims)]
@@ -178,7 +180,7 @@ class Site:
         def pick(values: tuple[int, ...], other: int) -> tuple[int, ...]:
             return tuple(v if here else other for v, here in zip(values, on, strict=True))
 
-        stride = pick(self.stride, 1) if strided else (1,) * self.dims
+        stride = self.stride if everywhere else pick(self.stride, 1) if strided else (1,) * self.dims
         return self._convolution(
             inputs,
             outputs,
@@ -295,9 +297,9 @@ def conv_reason(site: Site, *, kernel: bool = True) -> str:
     return ""
 
 
-def put(parameter: torch.Tensor | None, value: torch.Tensor) -> None:
-    """Set a parameter of a started substitute; ``None`` (no bias) takes nothing."""
-    if parameter is not None:
+def put(parameter: torch.Tensor | None, value: torch.Tensor | None) -> None:
+    """Set a parameter of a started substitute, where there is one (a bias may be none)."""
+    if parameter is not None and value is not None:
         parameter.data.copy_(value.reshape(parameter.shape))
 
 

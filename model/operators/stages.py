@@ -47,13 +47,20 @@ class Shift(nn.Module):
     Args:
         displacements: one ``(a, b)`` for each channel, or ``(a,)`` for one spatial axis. Neighbours of equal
             displacement move together, so sorted ones are fastest.
+        reach: the farthest that any moves along each axis; default: as far as any does.
     """
 
-    def __init__(self, displacements: Sequence[Sequence[int]]) -> None:
+    def __init__(self, displacements: Sequence[Sequence[int]], reach: Sequence[int] | None = None) -> None:
         super().__init__()
+        self._reach: list[int] = [] if reach is None else list(reach)
+        self.move(displacements)
+
+    def move(self, displacements: Sequence[Sequence[int]]) -> None:
+        """Set other displacements of as many channels."""
         self.displacements = [tuple(int(d) for d in one) for one in displacements]
         self._runs = [(moved, len(list(run))) for moved, run in groupby(self.displacements)]
-        self._reach = [max((abs(d[i]) for d in self.displacements), default=0) for i in range(self.dims)]
+        if not self._reach:
+            self._reach = [max(abs(d[i]) for d in self.displacements) for i in range(self.dims)]
 
     @property
     def dims(self) -> int:
@@ -202,20 +209,18 @@ class Substitute(nn.Module):
         return [m for m in self.modules() if isinstance(m, Layer)]
 
     def outputs(self) -> list[torch.Tensor]:
-        """By tail, which outputs of the layer it gives, int64."""
+        """By tail, which outputs of the layer it gives, int64; -1 for those that nobody takes."""
         sizes = [outputs_of(tail) for tail in self.tails]
         place = torch.arange(sum(sizes))
         if self.order is not None:
-            index = self.order.index.to(place.device)
-            place[index] = torch.arange(len(index))
+            index = self.order.index.cpu()
+            place.fill_(-1)[index] = torch.arange(len(index))
         return list(place.split(sizes))
 
 
 def outputs_of(tail: nn.Module) -> int:
-    """Channels that a tail gives."""
+    """Channels that a tail gives; one that is none of ours says so in ``out_features``."""
     if isinstance(tail, Gather):
         return len(tail.index)
     layer = tail.layer if isinstance(tail, Tail) else tail
-    if not isinstance(layer, Layer):
-        raise TypeError(f"a tail is a Tail or a Gather, got {type(tail).__name__}")
-    return layer.out_features if isinstance(layer, (nn.Linear, GroupLinear)) else layer.out_channels
+    return int(layer.out_channels if isinstance(layer, (nn.Conv1d, nn.Conv2d)) else layer.out_features)  # type: ignore[arg-type]

@@ -14,9 +14,9 @@ from torch import fx
 from ....model.capture import fresh
 from ....model.captured_module import CapturedModule
 from ....model.coupling.walk import bind, get_attribute
+from ....model.operators.assignment import Assignment, assign
 from ....model.repair import Calibration
 from ....model.repair.consumers import Consumer
-from .assignment import Assignment, assign
 from .build import Marks
 from .fitting import Fitted, Fitting, GroupRecorder
 from .refit import refit

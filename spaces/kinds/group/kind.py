@@ -13,9 +13,9 @@ from torch import fx
 from ....model.captured_module import CapturedModule
 from ....model.coupling import Coupling
 from ....model.coupling.walk import bind, operator_name
+from ....model.operators.assignment import kept_share
 from ...choice import Choice
 from ..base import Context, Found, Kind, Making, Many, Taken, check_rising
-from .assignment import kept_share
 from .build import build
 from .grouper import Grouper, Layer
 

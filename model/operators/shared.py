@@ -1,0 +1,363 @@
+"""Operators that share weights: dictionaries, codebooks, Kronecker products, versatile filters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .site import Operator, Site, conv_reason, put, share_of
+from .stages import Gather, Shift, Substitute, Tail
+
+ATOMS = 4  # of the dictionary that each tap of a filter looks up
+ROUNDS = 8  # of dictionary learning
+
+
+class Dictionary(Operator):
+    """A 1x1 layer to a dictionary of maps; every tap of every filter sums a few of them. Option: its size.
+
+    That is a share of the inputs. ``W[o,:,t] = sum_s C[o,t,s] D[I[o,t,s]]``: atoms and look-ups alternate
+    between orthogonal matching pursuit and least squares, from the leading right singular vectors. At 1 the
+    dictionary and all look-ups are whole, and it is exact. Parameters ``K Ci + s k^2 Co``, which is also the
+    multiply-accumulates of a place.
+    """
+
+    name = "dictionary"
+    source = "Bagherinezhad et al. 2017, arXiv 1611.06473 (LCNN)"
+
+    def refuses(self, site: Site) -> str:
+        if site.dims and not site.centred:
+            return "has a kernel without a centre on its input"
+        return conv_reason(site, kernel=False)
+
+    def options(self, site: Site) -> Sequence[float]:
+        return (0.25, 0.5) if site.inputs > 2 * ATOMS else ()
+
+    def exact(self, site: Site) -> float:
+        return 1.0
+
+    @staticmethod
+    def _sizes(site: Site, option: float) -> tuple[int, int]:
+        size = share_of(site.inputs, option)
+        return size, (size if option >= 1 else min(ATOMS, size))
+
+    def build(self, site: Site, option: float) -> Substitute:
+        size, each = self._sizes(site, option)
+        looked = site.outputs * site.taps * each
+        front: list[nn.Module] = [
+            site.pointwise(site.inputs, size),
+            Gather(torch.zeros(looked, dtype=torch.int64, device=site.weight.device), site.axis),
+        ]
+        if site.taps > 1:
+            offsets = _offsets(site)
+            front.append(Shift([offset for offset in offsets for _ in range(site.outputs * each)]))
+            # From taps first to outputs first.
+            places = torch.arange(looked, device=site.weight.device).view(site.taps, site.outputs, each)
+            front.append(Gather(places.permute(1, 0, 2).reshape(-1), site.axis))
+        tail = site.pointwise(
+            looked, site.outputs, groups=site.outputs, bias=site.bias is not None, strided=site.dims > 0
+        )
+        return Substitute(nn.Sequential(*front), Tail(tail), axis=site.axis)
+
+    def start(self, new: Substitute, site: Site, option: float) -> None:
+        size, each = self._sizes(site, option)
+        vectors = site.wide.permute(2, 0, 1).flatten(0, 1)  # [taps x outputs, inputs]
+        atoms, index, values = learned_dictionary(vectors, size, each)
+        first, tail = new.layers
+        put(first.weight, atoms)
+        looked = next(m for m in new.modules() if isinstance(m, Gather))
+        looked.index.copy_(index.reshape(-1))
+        put(tail.weight, values.view(site.taps, site.outputs, each).permute(1, 0, 2))
+        put(tail.bias, site.bias)
+
+
+def _offsets(site: Site) -> list[tuple[int, ...]]:
+    """Displacement of each tap, in the kernel's order."""
+    return [
+        tuple((int(i) - k // 2) * d for i, k, d in zip(at, site.kernel, site.dilation, strict=True))
+        for at in torch.cartesian_prod(*(torch.arange(k) for k in site.kernel)).view(site.taps, -1)
+    ]
+
+
+def learned_dictionary(
+    vectors: torch.Tensor, size: int, each: int, *, rounds: int = ROUNDS
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Atoms [size, n], and for every vector [m, n] the numbers and weights of ``each`` atoms, [m, each]."""
+    right = torch.linalg.svd(vectors, full_matrices=False)[2][:size]
+    atoms = functional.pad(right, (0, 0, 0, size - len(right)))
+    if short := size - len(right):
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(short, vectors.shape[1], dtype=torch.float64, generator=generator)
+        atoms[len(right) :] = functional.normalize(drawn.to(vectors.device), dim=1)
+    if each >= size:
+        index = torch.arange(size, device=vectors.device).expand(len(vectors), size)
+        return atoms, index, torch.linalg.lstsq(atoms.T, vectors.T, driver="gelsd").solution.T
+    index, values = pursuit(vectors, atoms, each)
+    for _ in range(rounds):
+        codes = torch.zeros(len(vectors), size, dtype=vectors.dtype, device=vectors.device)
+        codes.scatter_(1, index, values)
+        gram = codes.T @ codes
+        gram.diagonal().add_(1e-9 * gram.diagonal().mean() + 1e-30)
+        moved = torch.linalg.solve(gram, codes.T @ vectors)
+        length = moved.norm(dim=1, keepdim=True)
+        atoms = torch.where(length > 1e-9 * length.max(), moved / length.clamp_min(1e-30), atoms)
+        index, values = pursuit(vectors, atoms, each)
+    return atoms, index, values
+
+
+def pursuit(vectors: torch.Tensor, atoms: torch.Tensor, each: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Orthogonal matching pursuit: numbers and weights [m, each] of the unit atoms for each vector."""
+    left = vectors
+    index = torch.zeros(len(vectors), 0, dtype=torch.int64, device=vectors.device)
+    values = vectors.new_zeros(len(vectors), 0)
+    for _ in range(each):
+        gain = (left @ atoms.T).abs()
+        gain.scatter_(1, index, -1.0)
+        index = torch.cat([index, gain.argmax(1, keepdim=True)], 1)
+        taken = atoms[index]  # [m, taken, n]
+        gram = taken @ taken.transpose(1, 2)
+        gram.diagonal(dim1=1, dim2=2).add_(1e-12)
+        values = torch.linalg.solve(gram, (taken @ vectors[:, :, None]))[..., 0]
+        left = vectors - (values[:, None] @ taken)[:, 0]
+    return index, values
+
+
+class CodebookLayer(nn.Module):
+    """A layer whose weights are numbers of a small table.
+
+    Attributes:
+        values: [size], the table.
+        index: uint8, of the weight's shape.
+    """
+
+    index: torch.Tensor
+
+    def __init__(self, site: Site, size: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(site.weight.new_zeros(size))
+        self.register_buffer("index", site.weight.new_zeros(site.weight.shape, dtype=torch.uint8))
+        self.bias = nn.Parameter(torch.zeros_like(site.bias)) if site.bias is not None else None
+        self._stride, self._padding, self._dilation = site.stride, site.padding, site.dilation
+
+    @property
+    def out_features(self) -> int:
+        return len(self.index)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.values[self.index.to(torch.int64)]
+        if weight.dim() == 2:
+            return functional.linear(x, weight, self.bias)
+        call = functional.conv2d if weight.dim() == 4 else functional.conv1d
+        return call(x, weight, self.bias, self._stride, self._padding, self._dilation)
+
+
+class Codebook(Operator):
+    """Weights from a table of a few numbers, found by k-means. Option: their number, at most 256.
+
+    It saves size and no multiplication: a byte a weight, and the table.
+    """
+
+    name = "codebook"
+    source = "Han et al. 2016, arXiv 1510.00149 (Deep Compression), section 3"
+
+    def refuses(self, site: Site) -> str:
+        if site.groups > 1:
+            return f"has {site.groups} groups already"
+        return "" if site.weight.numel() > 64 else "has no more weights than a codebook has entries"
+
+    def options(self, site: Site) -> Sequence[float]:
+        return [size for size in (16, 64, 256) if size < site.weight.numel() // 2]
+
+    def build(self, site: Site, option: float) -> Substitute:
+        size = max(2, min(int(option), 256))
+        return Substitute(nn.Identity(), CodebookLayer(site, size), axis=site.axis)
+
+    def start(self, new: Substitute, site: Site, option: float) -> None:
+        layer = new.tails[0]
+        assert isinstance(layer, CodebookLayer)
+        values, index = k_means(site.wide.reshape(-1), len(layer.values))
+        put(layer.values, values)
+        layer.index.copy_(index.view(site.weight.shape))
+        put(layer.bias, site.bias)
+
+
+def k_means(numbers: torch.Tensor, size: int, *, rounds: int = 50) -> tuple[torch.Tensor, torch.Tensor]:
+    """Centres [size], rising, and the number of the nearest one for each of ``numbers`` [n] (Lloyd 1982).
+
+    Starts from evenly spread centres, which Han et al. found to keep large weights best.
+    """
+    ends = numbers.amin(), numbers.amax()
+    centres = torch.linspace(0, 1, size, dtype=numbers.dtype, device=numbers.device)
+    centres = ends[0] + centres * (ends[1] - ends[0])
+    for _ in range(rounds):
+        index = torch.bucketize(numbers, (centres[1:] + centres[:-1]) / 2)
+        total = torch.zeros_like(centres).index_add_(0, index, numbers)
+        count = torch.bincount(index, minlength=size)
+        moved = torch.where(count > 0, total / count.clamp_min(1), centres)
+        if torch.equal(moved, centres):
+            break
+        centres = moved
+    return centres, torch.bucketize(numbers, (centres[1:] + centres[:-1]) / 2)
+
+
+class Kronecker(Operator):
+    """A linear layer as a sum of Kronecker products of two small matrices. Option: terms.
+
+    ``W = sum_r A_r (x) B_r``, the closest by the singular vectors of a rearranged weight. Runs as two linear
+    layers: parameters and multiply-accumulates ``R (o1 i1 + o2 i2)`` a weight and ``R (o2 Ci + o1 o2 i1)`` a
+    row, with Co = o1 o2 and Ci = i1 i2.
+    """
+
+    name = "kronecker"
+    source = "Van Loan & Pitsianis 1993; Zhou et al. 2015, arXiv 1507.05775"
+
+    def refuses(self, site: Site) -> str:
+        if site.dims:
+            return "is a convolution"
+        return "" if min(*_factors(site.outputs), *_factors(site.inputs)) > 1 else "has a prime width"
+
+    def options(self, site: Site) -> Sequence[float]:
+        return (1, 2, 4)
+
+    def build(self, site: Site, option: float) -> Substitute:
+        sizes = (*_factors(site.outputs), *_factors(site.inputs))
+        terms = max(1, int(option))
+        return Substitute(nn.Identity(), KroneckerLinear(sizes, terms, site), axis=site.axis)
+
+    def start(self, new: Substitute, site: Site, option: float) -> None:
+        layer = new.tails[0]
+        assert isinstance(layer, KroneckerLinear)
+        o1, o2, i1, i2 = layer.sizes
+        blocks = site.wide[..., 0].view(o1, o2, i1, i2).transpose(1, 2).reshape(o1 * i1, o2 * i2)
+        left, values, right = torch.linalg.svd(blocks, full_matrices=False)
+        terms = len(layer.first)
+        root = functional.pad(values, (0, terms))[:terms].sqrt()
+        put(layer.first, functional.pad(left, (0, terms))[:, :terms].T * root[:, None])
+        put(layer.second, functional.pad(right, (0, 0, 0, terms))[:terms] * root[:, None])
+        put(layer.bias, site.bias)
+
+
+def _factors(n: int) -> tuple[int, int]:
+    """Two factors of ``n``, as equal as can be, the smaller first."""
+    small = next(f for f in range(math.isqrt(n), 0, -1) if n % f == 0)
+    return small, n // small
+
+
+class KroneckerLinear(nn.Module):
+    """``y = sum_r (A_r (x) B_r) x`` by two products of small matrices.
+
+    Attributes:
+        first, second: A [terms, o1, i1] and B [terms, o2, i2].
+    """
+
+    def __init__(self, sizes: tuple[int, int, int, int], terms: int, site: Site) -> None:
+        super().__init__()
+        self.sizes = o1, o2, i1, i2 = sizes
+        self.first = nn.Parameter(site.weight.new_zeros(terms, o1, i1))
+        self.second = nn.Parameter(site.weight.new_zeros(terms, o2, i2))
+        self.bias = nn.Parameter(torch.zeros_like(site.bias)) if site.bias is not None else None
+
+    @property
+    def out_features(self) -> int:
+        return self.sizes[0] * self.sizes[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _, o2, i1, i2 = self.sizes
+        blocks = x.unflatten(-1, (i1, i2))
+        between = functional.linear(blocks, self.second.flatten(0, 1))  # [..., i1, terms x o2]
+        between = between.unflatten(-1, (-1, o2)).transpose(-3, -1).flatten(-2)  # [..., o2, terms x i1]
+        y = functional.linear(between, self.first.transpose(0, 1).flatten(1))  # [..., o2, o1]
+        y = y.transpose(-1, -2).flatten(-2)
+        return y if self.bias is None else y + self.bias
+
+
+def _inner(weight: torch.Tensor, ring: int) -> torch.Tensor:
+    """Its window without the outer ``ring`` taps on every side."""
+    for axis in range(2, weight.dim()):
+        weight = weight.narrow(axis, ring, weight.shape[axis] - 2 * ring)
+    return weight
+
+
+class NestedWindows(nn.Module):
+    """Filters that are used whole and by their inner windows: outputs of the whole, then of each inner one.
+
+    Attributes:
+        weight: [primaries, inputs, *kernel].
+    """
+
+    def __init__(self, site: Site, primaries: int) -> None:
+        super().__init__()
+        self.layer = site.spatial(site.inputs, primaries)
+        self.depth = -(-min(site.kernel) // 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layer = self.layer
+        call = functional.conv2d if layer.weight.dim() == 4 else functional.conv1d
+        made = []
+        for ring in range(self.depth):
+            inner = _inner(layer.weight, ring)
+            around: tuple[int, ...] = layer.padding  # type: ignore[assignment]  # never a word here
+            padding = [p - ring * d for p, d in zip(around, layer.dilation, strict=True)]
+            made.append(call(x, inner, None, layer.stride, padding, layer.dilation))
+        return torch.cat(made, 1)
+
+
+class Versatile(Operator):
+    """A filter gives several outputs: by its whole window and by each inner one. Option: share of the outputs
+    that have filters of their own, at least one in ``ceil(k/2)``; each output has a scale.
+
+    The outputs of the least energy off the centre become inner ones, of the filters whose centre is most like
+    theirs. Parameters ``k^2 Ci P + Co``.
+    """
+
+    name = "versatile"
+    source = "Wang et al. 2018, NeurIPS, Learning Versatile Filters for Efficient CNNs (spatial)"
+
+    def refuses(self, site: Site) -> str:
+        if reason := conv_reason(site):
+            return reason
+        square = len(set(site.kernel)) == 1 and site.centred
+        return "" if square else "has a kernel that is not square around its centre"
+
+    def options(self, site: Site) -> Sequence[float]:
+        return (0.5,)
+
+    def build(self, site: Site, option: float) -> Substitute:
+        depth = -(-min(site.kernel) // 2)
+        primaries = -(-site.outputs // depth)
+        front = NestedWindows(site, primaries)
+        before = Gather(torch.arange(site.outputs, device=site.weight.device), site.axis)
+        tail = site.pointwise(site.outputs, site.outputs, groups=site.outputs, bias=site.bias is not None)
+        return Substitute(front, Tail(tail, before), axis=site.axis)
+
+    def start(self, new: Substitute, site: Site, option: float) -> None:
+        from scipy.optimize import linear_sum_assignment
+
+        layer, tail = new.layers
+        primaries = len(layer.weight)
+        weight = site.weight.detach().double()
+        middle = site.wide[:, :, site.taps // 2]
+        off = weight.flatten(1).square().sum(1) - middle.square().sum(1)
+        order = off.argsort(descending=True, stable=True)
+        whole = order[:primaries]
+        source = torch.empty(site.outputs, dtype=torch.int64, device=weight.device)
+        scale = weight.new_ones(site.outputs)
+        source[whole] = torch.arange(primaries, device=weight.device)
+        filters = weight[whole]
+        rest = order[primaries:].split(primaries)
+        for ring, members in enumerate(rest, start=1):
+            theirs, ours = (_inner(w, ring).flatten(1) for w in (weight[members], filters))
+            alike = functional.normalize(theirs, dim=1) @ functional.normalize(ours, dim=1).T
+            rows, columns = linear_sum_assignment(-alike.abs().cpu().numpy())
+            partner = torch.from_numpy(columns).to(weight.device)
+            source[members[torch.from_numpy(rows)]] = ring * primaries + partner
+            scale[members] = (theirs * ours[partner]).sum(1) / ours[partner].square().sum(1).clamp_min(1e-30)
+        put(layer.weight, filters)
+        assert isinstance(new.tails[0], Tail)
+        assert new.tails[0].before is not None
+        new.tails[0].before.index.copy_(source)
+        put(tail.weight, scale)
+        put(tail.bias, site.bias)
