@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from netcarve import load
-from netcarve.cli import app
+from netcarve.cli import load as load_command
 from netcarve.engine.read_settings import FREE, SweepSettings, default_of, option_of
 from netcarve.testing import facts
 
@@ -121,15 +121,11 @@ def test_devices_with_their_profiles_are_in_the_recipe(call, tmp_path):
 
 
 def test_command_line_recipe_and_python_have_one_table(call):
-    [command] = [c for c in app.registered_commands if c.name == "sweep"]
-    import typer
-
-    made = typer.main.get_command(app).commands["sweep"]
+    made = load_command("sweep")
     taken = {p.name: p for p in made.params}
     for one in SHOWN:
         assert taken[one.name].rich_help_panel == option_of(one).panel
     assert set(taken) - {one.name for one in SHOWN} == {"words", "as_json"}
-    assert command.callback is not None
     assert {one.name for one in fields(SweepSettings)} >= FREE
 
 
