@@ -38,9 +38,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object inst
 
 # -- What arguments of the command line mean: lists of names, tasks, fronts -----------------------------
 
-# Kinds of choices that are to come.
-LATER_KINDS = ("operators", "bits")
-
 
 def traced(
     text: str, say: Callable[[str], None], check: Callable[[Task], object] = lambda task: None
@@ -74,8 +71,7 @@ def kinds_of(names: Sequence[str]) -> tuple[str, ...]:
     known = known_kinds()
     for kind in names or [""]:
         if kind not in known:
-            why = "this version does not know it yet" if kind in LATER_KINDS else "unknown"
-            raise typer.BadParameter(f"--space {kind!r}: {why}; known: {', '.join(known)}")
+            raise typer.BadParameter(f"--space {kind!r}: unknown; known: {', '.join(known)}")
     return tuple(names)
 
 

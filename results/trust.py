@@ -17,12 +17,11 @@ from pathlib import Path
 
 KEY_BYTES = 32
 GROUP = "netcarve.tasks"
-BUILT_IN = {"digits": "netcarve.evaluators.digits:task"}  # there even where nothing is installed
 
 
 def known_tasks() -> dict[str, str]:
     """Names of installed tasks, each with its ``module:function``."""
-    return BUILT_IN | {point.name: point.value for point in entry_points(group=GROUP)}
+    return {point.name: point.value for point in entry_points(group=GROUP)}
 
 
 def sign(spec: str) -> str | None:

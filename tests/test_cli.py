@@ -68,7 +68,7 @@ def refused(call):
         ("sweep digits --trials 0", ["trials must be at least 1, got 0"]),
         ("sweep digits --trials 5 --minutes 1", ["--trials", "--minutes"]),
         ("sweep digits --minutes 0 --out runs/x", ["minutes", "0"]),
-        ("sweep digits --space operators", ["operators", "does not know it yet", "prune"]),
+        ("sweep digits --space unheard", ["unheard", "unknown", "prune"]),
         ("sweep digits --space prune,colours", ["colours", "prune"]),
         ("sweep digits --space ,", ["--space", "prune"]),
         ("sweep digits --searcher newton", ["newton", "known are additive, "]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import os
 import resource
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import netcarve
 import pytest
+from netcarve.cli import COMMANDS, load
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -106,6 +108,14 @@ def imported_from_elsewhere(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
             found.add(node.module.partition(".")[0])
     return found - sys.stdlib_module_names - SCRIPTS - BY_HAND - {"netcarve"}
+
+
+def imported_at_the_top(path: Path) -> set[str]:
+    """Top-level packages that a file imports whenever it is imported itself."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    found = {alias.name for node in body if isinstance(node, ast.Import) for alias in node.names}
+    found |= {n.module for n in body if isinstance(n, ast.ImportFrom) and n.module and not n.level}
+    return {name.partition(".")[0] for name in found}
 
 
 def layer(name: str) -> int:
@@ -222,10 +232,24 @@ def test_the_root_names_exist() -> None:
         netcarve.no_such_name  # noqa: B018
 
 
-def test_searching_and_results_need_no_torch() -> None:
-    code = "import sys, netcarve.search, netcarve.results; print('torch' in sys.modules)"
+def test_spaces_searching_and_results_need_no_torch() -> None:
+    code = (
+        "import sys, netcarve.search, netcarve.results, netcarve.spaces.space, netcarve.spaces.kinds\n"
+        "from netcarve.testing import toy_space\n"
+        "from netcarve.search import searcher\n"
+        "space = toy_space()\n"
+        "assert 'prune' in netcarve.spaces.kinds.known_kinds()\n"
+        "assert len(searcher('random', space, ['quality', 'cost'], seed=0).ask(3)) == 3\n"
+        "print('torch' in sys.modules)"
+    )
     done = python("-c", code)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_of_spaces_only_the_traced_model_s_side_imports_torch() -> None:
+    """Its kinds aside. What knows choices, candidates and numbers alone leaves torch to ``model``."""
+    heavy = {p.stem for p in (ROOT / "spaces").glob("*.py") if "torch" in imported_at_the_top(p)}
+    assert heavy == {"blueprint", "builder", "lengths", "testing"}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["sweep", "--help"], ["--version"]])
@@ -245,7 +269,27 @@ def test_help_is_instant(arguments: list[str]) -> None:
         assert done.returncode == 0, done.stderr
         assert done.stderr.strip() == "[]"
         assert "netcarve" in done.stdout
-    assert min(seconds) < 1.0  # 0.2 s of a processor on an idle machine; tests share theirs
+    assert min(seconds) < 1.0  # 0.1 to 0.3 s of a processor on an idle machine; tests share theirs
+
+
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    code = (
+        "import sys\n"
+        "from netcarve.__main__ import main\n"
+        "sys.argv = ['netcarve']\n"
+        "try: main()\n"
+        "finally: print([m for m in sys.modules if m.startswith(('netcarve.', 'rich'))], file=sys.stderr)\n"
+    )
+    done = python("-c", code)
+    assert done.stderr.strip() == "['netcarve.__main__', 'netcarve.cli']"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_how_each_command_s_own_help_begins(name: str) -> None:
+    entry = COMMANDS[name]
+    assert len(name) < 10
+    assert len(entry.summary) <= 65, "it is broken on a terminal of 80 columns"
+    assert inspect.getdoc(load(name).callback).startswith(entry.summary.rstrip("."))
 
 
 def _children_seconds() -> float:

@@ -343,3 +343,29 @@ def test_what_cannot_be_kept_fails_the_candidate_and_not_the_sweep(tmp_path: Pat
     )
     assert [t.failed for t in run.trials] == [False, True, True]
     assert "plain JSON" in run.trials[1].reason
+
+
+TASK_FILE = """
+import netcarve, torch
+from torch import nn
+
+def task():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(64, 4)
+    data = (x, (x[:, 0] > 0).long())
+    return netcarve.Task(model, example=x[:1], validation=data, train=data, metric="accuracy")
+"""
+
+
+def test_other_rungs_are_refused_before_the_model_is_traced(tmp_path: Path, call: Any) -> None:
+    (tmp_path / "small.py").write_text(TASK_FILE)
+    folder = str(tmp_path / "run")
+    command = ("sweep", f"{tmp_path / 'small.py'}:task", "--searcher", "progressive", "--workers", "0")
+    asked = (*command, "--trials", "3", "--objective", "accuracy", "--objective", "macs", "--out", folder)
+    assert call(*asked).code == 0
+    done = call(*asked, "--resume", "--rungs", "quick,full,tuned")
+    assert done.code == 2
+    assert "rungs was ['full', 'quick'], is now ['tuned', 'full', 'quick']" in done.err
+    assert "tracing" not in done.err
+    assert "tracing" in call(*asked, "--resume").err
