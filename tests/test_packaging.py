@@ -239,7 +239,7 @@ def test_spaces_searching_and_results_need_no_torch() -> None:
         "from netcarve.search import searcher\n"
         "space = toy_space()\n"
         "assert 'prune' in netcarve.spaces.kinds.known_kinds()\n"
-        "assert len(searcher('random', space, ['quality', 'cost'], seed=0).ask(3)) == 3\n"
+        "assert len(searcher('random', space, ['quality:max', 'cost:min'], seed=0).ask(3)) == 3\n"
         "print('torch' in sys.modules)"
     )
     done = python("-c", code)
