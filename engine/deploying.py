@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..deployment.serving import Deployment
+    from ..deployment.serving.record import Record
     from ..model.stages import Stage
     from .run import Run
 
@@ -84,46 +85,60 @@ def serve(
         stages, on = _stages(run, model, number)
         deployment = _deployment(run, stages, on, simulate, options)
         say(f"starting {len(stages)} stage{'s' if len(stages) > 1 else ''}")
-        with deployment:
-            say(f"sending {len(stream)} inputs")
-            list(deployment.run(stream[:WARM_UP]))
-            list(deployment.run(stream[:ALONE], inflight=1))
-            alone = deployment.record
-            outputs = list(deployment.run(stream))
-            record = deployment.record
-        assert alone is not None
-        assert record is not None
+        outputs, alone, record = _streamed(deployment, stream, say)
         whole = _whole(model, stream)
-        return {
-            "run": str(run.path),
-            "trial": number,
-            "transport": options.get("transport", "tcp"),
-            "inputs": record.inputs,
-            "batch": batch,
-            "inflight": record.inflight,
-            "restarts": record.restarts + alone.restarts,
-            "simulated": _simulated(deployment),
-            "stages": [
-                {"name": s.name, "device": device, "busy_ms": s.busy_ms, "slept_ms": s.slept_ms}
-                for s, device in zip(record.stages, on, strict=True)
-            ],
-            "boundaries": record.to_json()["boundaries"],
-            "measured": {
-                "latency_ms": alone.latency_ms,
-                "latency_q25_ms": alone.latency_q25_ms,
-                "latency_q75_ms": alone.latency_q75_ms,
-                "throughput_per_s": record.throughput_per_s,
-                "traffic_kb": record.traffic_kb,
-            },
-            "predicted": _predicted(run, number) if simulate and batch == 1 and "link" not in options else {},
-            "metric": task.metric_name,
-            "samples": samples_of(task),
-            "all_samples": samples_of(run.task),
-            "score": task.measure(outputs)[task.metric_name],
-            "whole_score": task.measure(whole)[task.metric_name],
-            "trial_score": trial.scores.get(task.metric_name),
-            "difference": _difference(outputs, whole),
-        }
+    return {
+        "run": str(run.path),
+        "trial": number,
+        "transport": options.get("transport", "tcp"),
+        "batch": batch,
+        "simulated": _simulated(deployment),
+        **_figures(alone, record, on),
+        "predicted": _predicted(run, number) if simulate and batch == 1 and "link" not in options else {},
+        "metric": task.metric_name,
+        "samples": samples_of(task),
+        "all_samples": samples_of(run.task),
+        "score": task.measure(outputs)[task.metric_name],
+        "whole_score": task.measure(whole)[task.metric_name],
+        "trial_score": trial.scores.get(task.metric_name),
+        "difference": _difference(outputs, whole),
+    }
+
+
+def _streamed(
+    deployment: Deployment, stream: list[Any], say: Callable[[str], None]
+) -> tuple[list[Any], Record, Record]:
+    """The outputs, and what was measured: one input at a time for the latency, then all for the rest."""
+    with deployment:
+        say(f"sending {len(stream)} inputs")
+        list(deployment.run(stream[:WARM_UP]))
+        list(deployment.run(stream[:ALONE], inflight=1))
+        alone = deployment.record
+        outputs = list(deployment.run(stream))
+        record = deployment.record
+    assert alone is not None
+    assert record is not None
+    return outputs, alone, record
+
+
+def _figures(alone: Record, record: Record, on: list[str | None]) -> dict[str, Any]:
+    return {
+        "inputs": record.inputs,
+        "inflight": record.inflight,
+        "restarts": record.restarts + alone.restarts,
+        "stages": [
+            {"name": s.name, "device": device, "busy_ms": s.busy_ms, "slept_ms": s.slept_ms}
+            for s, device in zip(record.stages, on, strict=True)
+        ],
+        "boundaries": record.to_json()["boundaries"],
+        "measured": {
+            "latency_ms": alone.latency_ms,
+            "latency_q25_ms": alone.latency_q25_ms,
+            "latency_q75_ms": alone.latency_q75_ms,
+            "throughput_per_s": record.throughput_per_s,
+            "traffic_kb": record.traffic_kb,
+        },
+    }
 
 
 def _stages(run: Run, model: nn.Module, number: int) -> tuple[list[Stage], list[str | None]]:

@@ -77,49 +77,19 @@ def classes_section(subject: Subject) -> Section:
     if not len(targets):
         raise Skipped("every target is ignored")
     found = class_change(targets, before, after)
-    drawn = np.argsort(found.change, kind="stable")
-    if len(drawn) > MOST:
-        drawn = np.concatenate([drawn[: MOST // 2], drawn[-(MOST // 2) :]])
     lost, won = int((before & ~after).sum()), int((~before & after).sum())
     sure = [int(c) for c, high in zip(found.classes, found.high, strict=True) if high < 0]
     worst = int(found.change.argmin())
     summary = f"{lost} samples lost, {won} won of {len(targets)}"
     if found.change[worst] < 0:
         summary += f"; class {found.classes[worst]} pays most, {100 * found.change[worst]:+.1f} points"
-    rows = [
-        [str(found.classes[i]), str(found.samples[i]), f"{found.before[i]:.1%}", f"{found.after[i]:.1%}",
-         f"{100 * found.change[i]:+.1f}", f"{100 * found.low[i]:+.1f} to {100 * found.high[i]:+.1f}"]
-        for i in drawn
-    ]  # fmt: skip
     return Section(
         "classes",
         "Who pays for it",
         summary,
         f"{len(targets)} validation targets, the same for both networks; intervals of 95 %, class by class "
         "(Bonett and Price 2012)",
-        (
-            SectionFigure(
-                "intervals",
-                "Change of accuracy by class",
-                "A point left of zero is a class that lost; where its line also stays left of zero, chance "
-                "alone "
-                "does not explain it.",
-                {
-                    "labels": [f"class {found.classes[i]}" for i in drawn],
-                    "low": clipped(found.low[drawn]),
-                    "middle": clipped(found.change[drawn]),
-                    "high": clipped(found.high[drawn]),
-                    "percent": True,
-                    "axis": "change of accuracy",
-                },
-            ),
-            SectionFigure(
-                "table",
-                "In numbers",
-                "Each row is a class; the interval is of the change in points of a percent.",
-                {"head": ["class", "samples", "original", "subnetwork", "change", "95 %"], "rows": rows},
-            ),
-        ),
+        _pictures(found),
         {
             "lost": lost,
             "won": won,
@@ -132,3 +102,36 @@ def classes_section(subject: Subject) -> Section:
             "high": found.high,
         },
     )
+
+
+def _pictures(found: ClassChange) -> tuple[SectionFigure, SectionFigure]:
+    """Intervals and table of the classes, those that changed most where there are many."""
+    drawn = np.argsort(found.change, kind="stable")
+    if len(drawn) > MOST:
+        drawn = np.concatenate([drawn[: MOST // 2], drawn[-(MOST // 2) :]])
+    rows = [
+        [str(found.classes[i]), str(found.samples[i]), f"{found.before[i]:.1%}", f"{found.after[i]:.1%}",
+         f"{100 * found.change[i]:+.1f}", f"{100 * found.low[i]:+.1f} to {100 * found.high[i]:+.1f}"]
+        for i in drawn
+    ]  # fmt: skip
+    intervals = SectionFigure(
+        "intervals",
+        "Change of accuracy by class",
+        "A point left of zero is a class that lost; where its line also stays left of zero, chance alone "
+        "does not explain it.",
+        {
+            "labels": [f"class {found.classes[i]}" for i in drawn],
+            "low": clipped(found.low[drawn]),
+            "middle": clipped(found.change[drawn]),
+            "high": clipped(found.high[drawn]),
+            "percent": True,
+            "axis": "change of accuracy",
+        },
+    )
+    table = SectionFigure(
+        "table",
+        "In numbers",
+        "Each row is a class; the interval is of the change in points of a percent.",
+        {"head": ["class", "samples", "original", "subnetwork", "change", "95 %"], "rows": rows},
+    )
+    return intervals, table

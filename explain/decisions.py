@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from ..evaluators.pool import Job
 from ..evaluators.quality import Quality
+from ..evaluators.task import Task
 from ..results.table import HEADINGS
 from ..spaces import Candidate
 from ..spaces.choice import unsplit
-from .section import Section, SectionFigure, Skipped, clipped, series
-from .shapley import shapley
+from .section import Section, SectionFigure, Skipped, clipped, pairs_figure, series
+from .shapley import Values, shapley
 from .subject import Subject, samples_of
 
 MOST_EXACT = 7  # choices: 128 networks, each repaired
@@ -19,8 +22,62 @@ MOST = 40  # choices
 SHOWN = 24
 
 
+@dataclass(frozen=True)
+class Decisions:
+    """Shapley values of the choices that a candidate changed."""
+
+    task: Task  # with the samples that were used
+    names: list[str]  # of the choices
+    values: Values
+    permutations: int  # where they were sampled
+
+    @property
+    def label(self) -> str:
+        """The metric's name for people."""
+        return HEADINGS.get(self.task.metric_name, self.task.metric_name)
+
+    @property
+    def percent(self) -> bool:
+        return self.task.metric_name == "accuracy"
+
+
 def decisions_section(subject: Subject) -> Section:
     """How the change of the metric is shared out among the choices that were changed.
+
+    Raises:
+        Skipped: see :func:`decide`.
+    """
+    found = decide(subject)
+    values = found.values
+    worst = int(np.argmax(np.abs(values.values)))
+    scale, unit = (100, " points") if found.percent else (1, "")
+    count_of, all_of = samples_of(found.task), samples_of(subject.whole)
+    on = ""
+    if count_of < all_of:
+        on = f" on {count_of} of {all_of} samples, {scale * subject.change():+.3g}{unit} on all"
+    how = "exact" if values.exact else f"from {found.permutations} permutations in antithetic pairs"
+    return Section(
+        "decisions",
+        "What each choice costs",
+        f"{found.label} changes by {scale * (values.all - values.none):+.3g}{unit}{on}; {found.names[worst]} "
+        f"makes {scale * values.values[worst]:+.3g}",
+        f"{count_of} of {all_of} validation samples, {len(found.names)} changed choices, "
+        f"{values.evaluations} networks scored as in the run; Shapley values {how}",
+        _pictures(found),
+        {
+            "metric": found.task.metric_name,
+            "choices": found.names,
+            "shapley": values.values,
+            "errors": values.errors,
+            "interactions": values.interactions,
+            "original": values.none,
+            "subnetwork": values.all,
+        },
+    )
+
+
+def decide(subject: Subject) -> Decisions:
+    """Shapley values of the changed choices.
 
     The worth of a set of choices is the metric of the network with these changed and the others not,
     repaired as in the run.
@@ -28,19 +85,16 @@ def decisions_section(subject: Subject) -> Section:
     Raises:
         Skipped: nothing was changed, too much was, or a network between the two cannot be scored.
     """
-    candidate = subject.candidate
-    plain = unsplit(candidate)  # no score depends on cuts
+    plain = unsplit(subject.candidate)  # no score depends on cuts
     changed = [d for d, i in enumerate(plain.indices) if i]
     if not changed:
         raise Skipped("the trial changes nothing that the score depends on")
     if len(changed) > MOST:
         raise Skipped(f"{len(changed)} changed choices: more than {MOST} take too long")
     count = len(changed)
-    exact = count <= MOST_EXACT
     permutations = 2 * max(1, NETWORKS // (2 * count))
-    task = subject.affordable(2**count if exact else permutations * count)
+    task = subject.affordable(2**count if count <= MOST_EXACT else permutations * count)
     job = Job(task, subject.space, (Quality(),), rungs=subject.rungs)
-    metric = task.metric_name
 
     def worth(members: np.ndarray) -> float:
         kept = {d for d, on in zip(changed, members, strict=True) if on}
@@ -49,9 +103,9 @@ def decisions_section(subject: Subject) -> Section:
         if outcome.scores is None:
             last = (outcome.error or "").strip().splitlines()[-1:]
             raise Skipped(f"a network between the original and this one cannot be scored: {' '.join(last)}")
-        return outcome.scores[metric]
+        return outcome.scores[task.metric_name]
 
-    found = shapley(
+    values = shapley(
         worth,
         count,
         most_exact=MOST_EXACT,
@@ -59,62 +113,29 @@ def decisions_section(subject: Subject) -> Section:
         seed=subject.seed,
         progress=subject.counter("coalitions of choices"),
     )
-    label, percent = HEADINGS.get(metric, metric), metric == "accuracy"
-    shown = np.argsort(-np.abs(found.values), kind="stable")[:SHOWN]
-    shown = shown[np.argsort(found.values[shown], kind="stable")]
-    names = [plain.choices[d].name for d in changed]
-    figures = [
-        SectionFigure(
-            "bars",
-            f"What each choice does to {label}",
-            f"Bars to the left are choices that lower {label}; all together add up to the subnetwork's "
-            "change.",
-            {
-                "labels": [names[i] for i in shown],
-                "series": series(choice=clipped(found.values[shown])),
-                "percent": percent,
-                "axis": f"Shapley value, {label}",
-            },
-        )
-    ]
-    if found.interactions is not None and np.any(found.interactions):
-        figures.append(
-            SectionFigure(
-                "heat",
-                "Pairs of choices",
-                f"Orange pairs lower {label} more together than apart, blue pairs less.",
-                {
-                    "across": names,
-                    "down": names,
-                    "values": clipped(found.interactions),
-                    "signed": True,
-                    "percent": percent,
-                    "axis": "interaction index",
-                },
-            )
-        )
-    worst = int(np.argmax(np.abs(found.values)))
-    scale, unit = (100, " points") if percent else (1, "")
-    count_of, all_of = samples_of(task), samples_of(subject.whole)
-    on = ""
-    if count_of < all_of:
-        on = f" on {count_of} of {all_of} samples, {scale * subject.change():+.3g}{unit} on all"
-    how = "exact" if exact else f"from {permutations} permutations in antithetic pairs"
-    return Section(
-        "decisions",
-        "What each choice costs",
-        f"{label} changes by {scale * (found.all - found.none):+.3g}{unit}{on}; {names[worst]} makes "
-        f"{scale * found.values[worst]:+.3g}",
-        f"{count_of} of {all_of} validation samples, {count} changed choices, {found.evaluations} networks "
-        f"scored as in the run; Shapley values {how}",
-        tuple(figures),
+    return Decisions(task, [plain.choices[d].name for d in changed], values, permutations)
+
+
+def _pictures(found: Decisions) -> tuple[SectionFigure, ...]:
+    values, label = found.values, found.label
+    shown = np.argsort(-np.abs(values.values), kind="stable")[:SHOWN]
+    shown = shown[np.argsort(values.values[shown], kind="stable")]
+    bars = SectionFigure(
+        "bars",
+        f"What each choice does to {label}",
+        f"Bars to the left are choices that lower {label}; all together add up to the subnetwork's change.",
         {
-            "metric": metric,
-            "choices": names,
-            "shapley": found.values,
-            "errors": found.errors,
-            "interactions": found.interactions,
-            "original": found.none,
-            "subnetwork": found.all,
+            "labels": [found.names[i] for i in shown],
+            "series": series(choice=clipped(values.values[shown])),
+            "percent": found.percent,
+            "axis": f"Shapley value, {label}",
         },
     )
+    pairs = pairs_figure(
+        "Pairs of choices",
+        f"Orange pairs lower {label} more together than apart, blue pairs less.",
+        found.names,
+        values.interactions,
+        percent=found.percent,
+    )
+    return bars, *pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..evaluators.task import Task
 from ..model.capture import tensors_of
 from ..results.table import HEADINGS
 from .graphs import LayerGraph, find_place, place_of
-from .section import Section, SectionFigure, Skipped, clipped, series
+from .section import Section, SectionFigure, Skipped, clipped, pairs_figure, series
 from .shapley import MOST_EXACT, Values, shapley
 from .subject import Subject, samples_of
 
@@ -23,17 +24,60 @@ MOST = 32  # parts
 OTHERS = 16  # layers at most, where there are no residual blocks
 
 
+@dataclass(frozen=True)
+class Worths:
+    """What each part is worth, in the original and in the subnetwork."""
+
+    task: Task  # with the samples that were used
+    names: list[str]  # of the parts
+    what: str  # they are
+    gone: int  # how many the subnetwork does not have
+    was: Values
+    now: Values
+
+    @property
+    def label(self) -> str:
+        """The metric's name for people."""
+        return HEADINGS.get(self.task.metric_name, self.task.metric_name)
+
+    @property
+    def percent(self) -> bool:
+        return self.task.metric_name == "accuracy"
+
+
 def parts_section(subject: Subject) -> Section:
     """Ablation and Shapley values of residual blocks (of layers, where there are none), before and after.
 
-    A part is taken away by giving its mean over the samples in place of what it computes.
+    Raises:
+        Skipped: see :func:`worths`.
+    """
+    found = worths(subject)
+    count = len(found.names)
+    how = "exact" if found.was.exact else f"from {PERMUTATIONS} permutations in antithetic pairs"
+    before = f"{_leader(found.names, found.was, found.percent)} in the original"
+    return Section(
+        "parts",
+        "What each part is worth",
+        f"{before}, {_leader(found.names, found.now, found.percent)} in the subnetwork"
+        if found.gone < count
+        else f"{before}; the subnetwork's cannot be told apart",
+        f"{samples_of(found.task)} of {samples_of(subject.whole)} validation samples, {count} {found.what}, "
+        f"{found.gone} of which the subnetwork does not have; "
+        f"a part that is taken away gives its mean; Shapley values {how}",
+        _pictures(found),
+        {"parts": found.names, "original": _data(found.was), "subnetwork": _data(found.now)},
+    )
+
+
+def worths(subject: Subject) -> Worths:
+    """The worth of the parts. One is taken away by giving its mean over the samples instead of its output.
 
     Raises:
         Skipped: no graph, or a chain, through which nothing passes without any one of its layers.
     """
     before, after = subject.graphs
     parts, what = _parts(subject)
-    names, exact = list(parts), len(parts) <= MOST_EXACT
+    exact = len(parts) <= MOST_EXACT
     task = subject.affordable(2 * (2 ** len(parts) if exact else PERMUTATIONS * len(parts)))
     nodes = [_nodes(graph, parts, what, before) for graph in (before, after)]
     if what == "layers" and _is_chain(task, before, [node for node in nodes[0] if node is not None]):
@@ -42,66 +86,46 @@ def parts_section(subject: Subject) -> Section:
         _values(subject, task, graph, found, which)
         for graph, found, which in zip((before, after), nodes, ("original", "subnetwork"), strict=True)
     )
-    metric = task.metric_name
-    label, percent = HEADINGS.get(metric, metric), metric == "accuracy"
-    both = {"labels": names, "percent": percent}
-    figures = [
-        SectionFigure(
-            "bars",
-            f"What each part adds to {label}",
-            f"The longer a bar, the more of the network's {label} is owed to that part; the bars of one "
-            "network "
-            "add up to what its parts achieve together.",
-            both
-            | {
-                "series": series(original=clipped(was.values), subnetwork=clipped(now.values)),
-                "axis": f"Shapley value, {label}",
-            },
-        ),
-        SectionFigure(
-            "bars",
-            f"{label[:1].upper()}{label[1:]} lost without one part",
-            "Each bar is the loss when this part alone is taken away; where it is short and the Shapley "
-            "value long, "
-            "other parts can stand in.",
-            both
-            | {
-                "series": series(original=clipped(was.last), subnetwork=clipped(now.last)),
-                "axis": f"loss of {label}",
-            },
-        ),
-    ]
-    for values, which in ((was, "original"), (now, "subnetwork")):
-        if values.interactions is not None and np.any(values.interactions):
-            figures.append(
-                SectionFigure(
-                    "heat",
-                    f"Pairs of parts in the {which}",
-                    "Blue pairs do more together than apart, orange pairs do the same work twice.",
-                    {
-                        "across": names,
-                        "down": names,
-                        "values": clipped(values.interactions),
-                        "signed": True,
-                        "percent": percent,
-                        "axis": "interaction index",
-                    },
-                )
-            )
-    gone = sum(node is None for node in nodes[1])
-    how = "exact" if exact else f"from {PERMUTATIONS} permutations in antithetic pairs"
-    return Section(
-        "parts",
-        "What each part is worth",
-        f"{_leader(names, was, percent)} in the original, {_leader(names, now, percent)} in the subnetwork"
-        if gone < len(names)
-        else f"{_leader(names, was, percent)} in the original; the subnetwork's cannot be told apart",
-        f"{samples_of(task)} of {samples_of(subject.whole)} validation samples, {len(names)} {what}, "
-        f"{gone} of which the subnetwork does not have; "
-        f"a part that is taken away gives its mean; Shapley values {how}",
-        tuple(figures),
-        {"parts": names, "original": _data(was), "subnetwork": _data(now)},
+    return Worths(task, list(parts), what, sum(node is None for node in nodes[1]), was, now)
+
+
+def _pictures(found: Worths) -> tuple[SectionFigure, ...]:
+    was, now, label = found.was, found.now, found.label
+    both = {"labels": found.names, "percent": found.percent}
+    worth = SectionFigure(
+        "bars",
+        f"What each part adds to {label}",
+        f"The longer a bar, the more of the network's {label} is owed to that part; the bars of one network "
+        "add up to what its parts achieve together.",
+        both
+        | {
+            "series": series(original=clipped(was.values), subnetwork=clipped(now.values)),
+            "axis": f"Shapley value, {label}",
+        },
     )
+    lost = SectionFigure(
+        "bars",
+        f"{label[:1].upper()}{label[1:]} lost without one part",
+        "Each bar is the loss when this part alone is taken away; where it is short and the Shapley value "
+        "long, other parts can stand in.",
+        both
+        | {
+            "series": series(original=clipped(was.last), subnetwork=clipped(now.last)),
+            "axis": f"loss of {label}",
+        },
+    )
+    pairs = [
+        figure
+        for values, which in ((was, "original"), (now, "subnetwork"))
+        for figure in pairs_figure(
+            f"Pairs of parts in the {which}",
+            "Blue pairs do more together than apart, orange pairs do the same work twice.",
+            found.names,
+            values.interactions,
+            percent=found.percent,
+        )
+    ]
+    return worth, lost, *pairs
 
 
 def _parts(subject: Subject) -> tuple[dict[str, Any], str]:

@@ -84,3 +84,20 @@ def clipped(array: np.ndarray, digits: int = 4) -> list[Any]:
     """Numbers with so many significant digits, as nested lists: a page needs no more, and is smaller."""
     rounded = np.array([float(f"{v:.{digits}g}") for v in np.ravel(array)])
     return rounded.reshape(np.shape(array)).tolist()
+
+
+def pairs_figure(
+    title: str, read: str, names: Sequence[str], interactions: np.ndarray | None, *, percent: bool
+) -> list[SectionFigure]:
+    """The picture of interaction indices [n, n] of pairs; none where there are none, or all are 0."""
+    if interactions is None or not np.any(interactions):
+        return []
+    content = {
+        "across": list(names),
+        "down": list(names),
+        "values": clipped(interactions),
+        "signed": True,
+        "percent": percent,
+        "axis": "interaction index",
+    }
+    return [SectionFigure("heat", title, read, content)]

@@ -116,56 +116,21 @@ def capture(model: nn.Module, example: Any) -> Captured:
     copied, output = _copied(model, args, kwargs)
     source = copied.model
     leaves = pytree.tree_leaves(output)
-    if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
-        raise CaptureError(
-            f"{type(model).__name__} returns no tensor but {_kind(output)}; return a tensor, or a tuple, "
-            "list or dict of tensors (torch.utils._pytree.register_pytree_node makes other containers known)"
-        )
-    if any(t.is_floating_point() and t.isnan().any() for t in tensors_of(output)):
-        raise CaptureError(
-            f"{type(model).__name__} gives NaN on its example, so that nothing can be proven; check its "
-            "weights and the scale of the inputs"
-        )
+    _check_output(model, output, leaves)
     held = [ModuleState(m) for m in source.modules()]
     if reason := _unrepeatable(source, args, kwargs, output):
         raise CaptureError(reason)
     for state in held:
         state.reset()
     unreturned = tuple(dict.fromkeys(type(leaf).__name__ for leaf in leaves if not _plain(leaf)))
-    batch = batch_length(args, kwargs)
     failure: Exception | None = None
-    attempts: list[tuple[Any, Any, bool]] = []
-    if batch is not None:
-        # torch.export specialises sizes of 0 and 1, so a batch of one is doubled to stay dynamic.
-        wide = pytree.tree_map(_doubled, (args, kwargs)) if batch == 1 else (args, kwargs)
-        attempts.append((*wide, True))
-    else:
-        log.warning(
-            "the inputs share no first axis that could count samples: %s; costs are of the whole call",
-            describe_example(args, kwargs),
-        )
-    attempts.append((args, kwargs, False))
     # What a forward keeps from call to call would stand in the graph as a constant, if it was called before;
     # some can only be captured so.
-    for (a, k, dynamic), warm in product(attempts, (False, True) if copied.keeps else (False,)):
+    warmings = (False, True) if copied.keeps else (False,)
+    for (a, k, dynamic), warm in product(_attempts(args, kwargs), warmings):
         try:
-            with (
-                quiet(),
-                recurrent_shapes(),
-                torch.no_grad(),
-                _returning_tensors(source, bool(unreturned)),
-                state_kept(source),
-            ):
-                if warm:
-                    source(*fresh(a), **fresh(k))
-                program = torch.export.export(
-                    source,
-                    fresh(a),
-                    fresh(k),
-                    dynamic_shapes=_batch_shapes(source, a, k) if dynamic else None,
-                    strict=False,
-                )
-                module = unlift(program)
+            with _returning_tensors(source, bool(unreturned)):
+                program, module = _exported(source, a, k, dynamic=dynamic, warm=warm)
         except Exception as error:
             failure = failure or error
             continue
@@ -178,6 +143,54 @@ def capture(model: nn.Module, example: Any) -> Captured:
         f"torch.export cannot capture {type(model).__name__}{culprit(failure)}: {_first_line(failure)}. "
         + advice(failure)
     ) from failure
+
+
+def _check_output(model: nn.Module, output: Any, leaves: Sequence[Any]) -> None:
+    """
+    Raises:
+        CaptureError: the output holds no tensor, or NaN.
+    """
+    if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+        raise CaptureError(
+            f"{type(model).__name__} returns no tensor but {_kind(output)}; return a tensor, or a tuple, "
+            "list or dict of tensors (torch.utils._pytree.register_pytree_node makes other containers known)"
+        )
+    if any(t.is_floating_point() and t.isnan().any() for t in tensors_of(output)):
+        raise CaptureError(
+            f"{type(model).__name__} gives NaN on its example, so that nothing can be proven; check its "
+            "weights and the scale of the inputs"
+        )
+
+
+def _attempts(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Any, Any, bool]]:
+    """Inputs to export with, and whether their batch axis is dynamic, in the order in which to try them."""
+    batch = batch_length(args, kwargs)
+    if batch is None:
+        log.warning(
+            "the inputs share no first axis that could count samples: %s; costs are of the whole call",
+            describe_example(args, kwargs),
+        )
+        return [(args, kwargs, False)]
+    # torch.export specialises sizes of 0 and 1, so a batch of one is doubled to stay dynamic.
+    wide = pytree.tree_map(_doubled, (args, kwargs)) if batch == 1 else (args, kwargs)
+    return [(*wide, True), (args, kwargs, False)]
+
+
+def _exported(
+    source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool, warm: bool
+) -> tuple[torch.export.ExportedProgram, fx.GraphModule]:
+    """The program, and its module with parameters as attributes; ``warm``: after one call."""
+    with quiet(), recurrent_shapes(), torch.no_grad(), state_kept(source):
+        if warm:
+            source(*fresh(args), **fresh(kwargs))
+        program = torch.export.export(
+            source,
+            fresh(args),
+            fresh(kwargs),
+            dynamic_shapes=_batch_shapes(source, args, kwargs) if dynamic else None,
+            strict=False,
+        )
+        return program, unlift(program)
 
 
 def _copied(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[PrivateCopy, Any]:

@@ -144,10 +144,57 @@ def _run(
 ) -> dict[str, Any]:
     trials, front = in_full(run.trials), run.front
     place = {t.number: i for i, t in enumerate(trials)}
-    metrics = list(dict.fromkeys(m for t in trials for m in t.scores))
-    sure = {CONFIRMED + m: [finite(t.confirmed.get(m)) for t in trials] for m in _confirmed_metrics(run)}
     workers = list(dict.fromkeys(t.worker for t in trials))
     choices = trials[0].candidate.choices
+    return {
+        "name": name,
+        "path": str(run.path),
+        "task": run.settings.task,
+        "found": bool(run.settings.spec),  # the command line can find the task again
+        "searcher": run.settings.searcher,
+        "seed": str(run.settings.seed),
+        "status": str(run.info.get("status", "")),
+        "wall": finite(run.info.get("seconds")),
+        "objectives": [o.name for o in run.objectives],
+        "choices": [
+            {"name": c.name, "options": [str(o) for o in c.options], "kept": _kept(run.settings, c)}
+            for c in choices
+        ],
+        "layers": _layers(run.settings, choices),
+        "stages": stages(run.settings, trials),
+        "taken": [[t.candidate.indices[c] for t in trials] for c in range(len(choices))],
+        "numbers": [t.number for t in trials],
+        "scores": _scores(run, trials),
+        "seconds": [round(finite(t.seconds) or 0.0, 4) for t in trials],
+        "worker_names": workers,
+        "workers": [workers.index(t.worker) for t in trials],
+        "front": [place[t.number] for t in front],
+        "baseline": place[front.baseline.number] if front.baseline else None,
+        "knee": _knee(front, place),
+        "uniform": [place[t.number] for t in run.uniform],
+        "hypervolume": volume(front.points, front.objectives, front.reference),
+        "importance": importance(trials, run.objectives),
+        **_analyses(run, trials, objectives, reference),
+        **_failures(trials),
+        "about": about(run),
+    }
+
+
+def _scores(run: Reported, trials: Sequence[Trial]) -> dict[str, list[float | None]]:
+    """A column for each metric, and for each that was confirmed."""
+    metrics = list(dict.fromkeys(m for t in trials for m in t.scores))
+    sure = {CONFIRMED + m: [finite(t.confirmed.get(m)) for t in trials] for m in _confirmed_metrics(run)}
+    return {m: [finite(t.scores.get(m)) for t in trials] for m in metrics} | sure
+
+
+def _analyses(
+    run: Reported,
+    trials: Sequence[Trial],
+    objectives: Sequence[Objective],
+    reference: Mapping[str, float] | None,
+) -> dict[str, Any]:
+    """What is computed from the trials. What cannot be had, say of a damaged run, is left out with a note."""
+    front = run.front
     left_out: list[str] = []
 
     def analysis(what: str, make: Callable[[], Any], otherwise: Any) -> Any:
@@ -171,41 +218,13 @@ def _run(
         lambda: convergence(run.trials, objectives, run.limits, base, clock_of(run.info)),
         {"trials": [], "seconds": [], "volume": [], "clock": False},
     )
-    spread = analysis("spreads", lambda: _spread(trials) | _intervals(trials, list(sure)), {})
+    sure = [CONFIRMED + m for m in _confirmed_metrics(run)]
+    spread = analysis("spreads", lambda: _spread(trials) | _intervals(trials, sure), {})
     return {
-        "name": name,
-        "path": str(run.path),
-        "task": run.settings.task,
-        "found": bool(run.settings.spec),  # the command line can find the task again
-        "searcher": run.settings.searcher,
-        "seed": str(run.settings.seed),
-        "status": str(run.info.get("status", "")),
-        "wall": finite(run.info.get("seconds")),
-        "objectives": [o.name for o in run.objectives],
-        "choices": [
-            {"name": c.name, "options": [str(o) for o in c.options], "kept": _kept(run.settings, c)}
-            for c in choices
-        ],
-        "layers": _layers(run.settings, choices),
-        "stages": stages(run.settings, trials),
-        "taken": [[t.candidate.indices[c] for t in trials] for c in range(len(choices))],
-        "numbers": [t.number for t in trials],
-        "scores": {m: [finite(t.scores.get(m)) for t in trials] for m in metrics} | sure,
         "spread": spread,
-        "seconds": [round(finite(t.seconds) or 0.0, 4) for t in trials],
-        "worker_names": workers,
-        "workers": [workers.index(t.worker) for t in trials],
-        "front": [place[t.number] for t in front],
-        "baseline": place[front.baseline.number] if front.baseline else None,
-        "knee": _knee(front, place),
-        "uniform": [place[t.number] for t in run.uniform],
         "alike": {str(number): others for number, others in alike.items() if others},
         "notes": [text for text in (*said, _lower(run.trials, trials), *left_out) if text],
-        "hypervolume": volume(front.points, front.objectives, front.reference),
         "convergence": grown,
-        "importance": importance(trials, run.objectives),
-        **_failures(trials),
-        "about": about(run),
     }
 
 

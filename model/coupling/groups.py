@@ -153,7 +153,7 @@ def find_coupling(captured: Captured) -> Coupling:
                 break
             if walks >= MOST_WALKS:
                 break
-    coupling = _collect(best, captured)
+    coupling = _collect(best)
     told = kinds(captured.graph_module.graph, coupling)
     groups = (replace(g, kind=kind) for g, kind in zip(coupling.groups, told, strict=True))
     return replace(coupling, groups=tuple(groups))
@@ -193,39 +193,17 @@ def _freed(walk: Walk, captured: Captured) -> int:
     )
 
 
-def _collect(walk: Walk, captured: Captured) -> Coupling:
-    # Freezing can follow from reading (an axis that became one unit), so settle until nothing changes.
-    known = -1
-    while known != (known := len(walk.reasons) + _fixed_count(walk)):
-        for axes in walk.parameters.values():
-            for v in axes:
-                walk.units.normal(v)
-
-    kept_roots = {0}
-    for axes in walk.parameters.values():
-        for v in axes:
-            if v is not None:
-                kept_roots.update(np.unique(walk.units.find(v)).tolist())
-    roots = np.array(sorted(kept_roots), dtype=np.int64)
-
-    def compact(v: Vector | None) -> Vector | None:
-        """Labels renumbered 0..units; units that no parameter holds count as fixed."""
-        if v is None:
-            return None
-        found = walk.units.find(v)
-        at = np.minimum(np.searchsorted(roots, found), len(roots) - 1)
-        labels = np.where(roots[at] == found, at, 0)
-        return labels if labels.any() else None
-
-    parameters = {name: tuple(compact(v) for v in axes) for name, axes in walk.parameters.items()}
+def _collect(walk: Walk) -> Coupling:
+    labels = _Labels(walk)
+    parameters = {name: labels.compact_all(axes) for name, axes in walk.parameters.items()}
     tensors = {
-        n.name: tuple(zip(walk.shapes[n], (compact(v) for v in axes), strict=True))
+        n.name: tuple(zip(walk.shapes[n], labels.compact_all(axes), strict=True))
         for n, axes in walk.axes.items()
         if isinstance(axes, tuple) and n.op != "get_attr"
     }
     pieces = {
         n.name: [
-            tuple(zip(shape or (), (compact(v) for v in one), strict=True))
+            tuple(zip(shape or (), labels.compact_all(one), strict=True))
             for one, shape in zip(axes, walk.shapes[n], strict=True)
         ]
         for n, axes in walk.axes.items()
@@ -234,55 +212,88 @@ def _collect(walk: Walk, captured: Captured) -> Coupling:
     vectors = [v for axes in parameters.values() for v in axes]
     vectors += [v for axes in tensors.values() for _, v in axes]
     vectors += [v for several in pieces.values() for axes in several for _, v in axes]
-    signature = _signatures(len(roots), vectors)
-    groups = _groups(walk, parameters, signature)
-    # Units without a group (nothing makes them) stay: they are fixed from here on.
-    grouped = np.zeros(len(roots), dtype=bool)
-    for g in groups:
-        grouped[g.labels] = True
-
-    shared: dict[bytes, Vector] = {}  # equal vectors become one object, so that work on them is done once
-
-    def settle(v: Vector | None) -> Vector | None:
-        v = None if v is None else np.where(grouped[v], v, 0)
-        return shared.setdefault(v.tobytes(), v) if v is not None and v.any() else None
-
-    def settled_lengths(axes: Lengths) -> Lengths:
-        return tuple((length, settle(v)) for length, v in axes)
-
+    groups = _groups(walk, parameters, _signatures(labels.count, vectors))
+    labels.fix_all_but(groups)  # units without a group (nothing makes them) stay
     return Coupling(
-        units=len(roots) - 1,
+        units=labels.count - 1,
         groups=groups,
-        parameters={name: tuple(settle(v) for v in axes) for name, axes in parameters.items()},
+        parameters={name: tuple(map(labels.settle, axes)) for name, axes in parameters.items()},
         canonical=dict(walk.canonical),
-        tensors={k: settled_lengths(axes) for k, axes in tensors.items()},
-        pieces={k: [settled_lengths(axes) for axes in several] for k, several in pieces.items()},
+        tensors={k: labels.settle_lengths(axes) for k, axes in tensors.items()},
+        pieces={k: [labels.settle_lengths(axes) for axes in several] for k, several in pieces.items()},
         constants=tuple(
             Constant(c.node, c.argument, c.element, v)
             for c in walk.constants
-            if (v := settle(compact(c.vector))) is not None or c.vector is None
+            if (v := labels.settle(labels.compact(c.vector))) is not None or c.vector is None
         ),
-        macs={k: _settled(term, lambda v: settle(compact(v))) for k, term in walk.macs.items()},
+        macs={k: labels.settle_term(term) for k, term in walk.macs.items()},
         reads=walk.reads,
         statistics=frozenset(walk.statistics),
-        frozen=_frozen(walk, parameters, grouped),
+        frozen=_frozen(walk, parameters, labels.grouped),
     )
+
+
+class _Labels:
+    """Labels of a finished walk, first compacted, then settled.
+
+    Compacted: renumbered 0..units, in the order of the walk; units that no parameter holds are fixed (0).
+    Settled: units without a group are fixed as well, and equal vectors are one object, so that work on them
+    is done once.
+    """
+
+    def __init__(self, walk: Walk) -> None:
+        # Freezing can follow from reading (an axis that became one unit), so read until nothing changes.
+        known = -1
+        while known != (known := len(walk.reasons) + _fixed_count(walk)):
+            for axes in walk.parameters.values():
+                for v in axes:
+                    walk.units.normal(v)
+        held = [v for axes in walk.parameters.values() for v in axes if v is not None]
+        roots = {0}.union(*(np.unique(walk.units.find(v)).tolist() for v in held))
+        self._units, self._roots = walk.units, np.array(sorted(roots), dtype=np.int64)
+        self._shared: dict[bytes, Vector] = {}
+        self.count = len(roots)
+        self.grouped = np.ones(self.count, dtype=bool)  # [labels], whether a group holds it
+
+    def fix_all_but(self, groups: Iterable[Group]) -> None:
+        self.grouped[:] = False
+        for g in groups:
+            self.grouped[g.labels] = True
+
+    def compact(self, v: Vector | None) -> Vector | None:
+        if v is None:
+            return None
+        found = self._units.find(v)
+        at = np.minimum(np.searchsorted(self._roots, found), len(self._roots) - 1)
+        labels = np.where(self._roots[at] == found, at, 0)
+        return labels if labels.any() else None
+
+    def compact_all(self, axes: Iterable[Vector | None]) -> tuple[Vector | None, ...]:
+        return tuple(self.compact(v) for v in axes)
+
+    def settle(self, v: Vector | None) -> Vector | None:
+        """The settled labels of compacted ones; None where all are fixed."""
+        v = None if v is None else np.where(self.grouped[v], v, 0)
+        return self._shared.setdefault(v.tobytes(), v) if v is not None and v.any() else None
+
+    def settle_lengths(self, axes: Lengths) -> Lengths:
+        return tuple((length, self.settle(v)) for length, v in axes)
+
+    def settle_term(self, term: Term) -> Term:
+        """The product with the lengths of fixed axes in its factor; its labels are those of the walk."""
+        factor, followed = term.factor, []
+        for v in term.vectors:
+            settled = self.settle(self.compact(v))
+            if settled is None:
+                factor *= len(v)
+            else:
+                followed.append(settled)
+        return Term(factor, tuple(followed))
 
 
 def _fixed_count(walk: Walk) -> int:
     labels = np.arange(len(walk.units._parent))
     return int((walk.units.find(labels) == 0).sum())
-
-
-def _settled(term: Term, settle) -> Term:  # type: ignore[no-untyped-def]
-    factor, followed = term.factor, []
-    for v in term.vectors:
-        settled = settle(v)
-        if settled is None:
-            factor *= len(v)
-        else:
-            followed.append(settled)
-    return Term(factor, tuple(followed))
 
 
 def _signatures(labels: int, vectors: Iterable[Vector | None]) -> np.ndarray:
