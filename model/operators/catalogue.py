@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from torch import nn
@@ -16,8 +15,10 @@ from .site import Site, operator
 from .substitution import Substitution
 
 MOST = 8  # options of one layer
-RUNS = 9  # of a timing, whose median counts
-FASTER = 0.97  # of the layer's own time; what is not below saves none
+SAMPLES = 32  # of a timing
+RUNS = 5  # of it, whose least counts
+FASTER = 0.97  # of the layer's own time: what is not below saves none
+SLOWER = 4.0  # of the same: what is above would cost every trial more than it saves
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,14 @@ def lost(wanted: Substitution, site: Site, x: torch.Tensor) -> float:
 
 
 def seconds(module: nn.Module | Site, x: torch.Tensor) -> float:
-    """Median time of a call on ``x``, after two that do not count."""
+    """Least time of a call on ``x``, after one that does not count."""
     times = []
     with torch.no_grad():
-        for _ in range(RUNS + 2):
+        for _ in range(RUNS + 1):
             begun = time.perf_counter()
             module(x)
             times.append(time.perf_counter() - begun)
-    return median(times[2:])
+    return min(times[1:])
 
 
 def worth_offering(offers: Sequence[Offer], *, most: int = MOST) -> list[str]:
@@ -89,21 +90,19 @@ def _dominates(a: Offer, b: Offer) -> bool:
 
 
 def by_layer(
-    layers: Iterable[tuple[str, Mapping[str, Substitution], Site, torch.Tensor]], *, timed: bool
-) -> dict[str, dict[str, list[float]]]:
-    """What every option loses, and its time as a share of the layer's where ``timed``: plain, to be kept.
+    layers: Iterable[tuple[str, Mapping[str, Substitution], Site, torch.Tensor]],
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """What every option loses, and its time as a share of the layer's: plain, to be kept.
 
     Args:
         layers: name, options, the layer with its weights, and what it reads.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, tuple[float, float]]] = {}
     for name, by, site, x in layers:
-        own = seconds(site, x[:1]) if timed else 0.0
+        own = seconds(site, x[:SAMPLES])
         found[name] = {}
         for label, wanted in by.items():
-            figures = [lost(wanted, site, x)]
-            if timed:
-                module = operator(wanted.operator).build(site, wanted.option).eval()
-                figures.append(seconds(module, x[:1]) / own)
-            found[name][label] = figures
+            module = operator(wanted.operator).build(site, wanted.option).eval()
+            ratio = seconds(module, x[:SAMPLES]) / own
+            found[name][label] = (lost(wanted, site, x) if ratio <= SLOWER else math.inf, ratio)
     return found

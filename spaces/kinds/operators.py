@@ -14,7 +14,7 @@ import torch
 
 from ...model.capture import flat_inputs
 from ...model.coupling.walk import bind
-from ...model.operators.catalogue import FASTER, Offer, by_layer, worth_offering
+from ...model.operators.catalogue import FASTER, SLOWER, Offer, by_layer, worth_offering
 from ...model.operators.site import known_operators, operator
 from ...model.operators.substitution import Place, Substitution, Substitutions, counted, place_of
 from ..choice import Choice
@@ -60,7 +60,9 @@ class OperatorsKind(Kind):
 
     Where no operators are named and there is calibration data, each is tried at each layer: those are offered
     that lie on the front of error against multiply-accumulates and size, or, ``operators_by="latency"``,
-    against measured time on this machine. What was measured is kept on disk.
+    against measured time on this machine; none that takes several times as long as the layer, and none with
+    a non-linearity inside, which would be trained anew for every set of kept channels: name those. What was
+    measured is kept on disk.
 
     Raises:
         ValueError: an unknown operator.
@@ -115,13 +117,13 @@ class OperatorsKind(Kind):
         """Those of the options that are worth offering; layers that keep none go, with the reason."""
         inputs = flat_inputs(facts.captured.graph_module, *making.batches[0])
         timed = self.operators_by == "latency"
-        digest = hashlib.sha256(repr([known_operators(), platform.processor() if timed else ""]).encode())
+        digest = hashlib.sha256(repr([known_operators(), platform.node(), platform.processor()]).encode())
         for x in inputs:
             if isinstance(x, torch.Tensor):
                 digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         tensors = facts.surgeon.tensors
 
-        def measured() -> dict[str, dict[str, list[float]]]:
+        def measured() -> dict[str, dict[str, tuple[float, float]]]:
             store = Substitutions(facts.surgeon, [a.place for a in found], inputs)
             seen = store.recorded().inputs
             layers = []
@@ -129,23 +131,23 @@ class OperatorsKind(Kind):
                 bias = None if about.place.bias is None else tensors[about.place.bias]
                 site = about.place.site(tensors[about.place.weight], bias)
                 layers.append((about.place.name, about.by, site, seen[about.place.node]))
-            return by_layer(layers, timed=timed)
+            return by_layer(layers)
 
-        kept = facts.cache.once(f"operators {self.operators_by} {digest.hexdigest()}", measured)
+        kept = facts.cache.once(f"operators {digest.hexdigest()}", measured)
         worth: list[Replaced] = []
         for about in found:
-            figures = kept[about.place.name]
             offers = []
             for label, taken in about.by.items():
+                error, ratio = kept[about.place.name][label]
                 count = counted(taken.anonymous, about.shape, about.kind)
-                costs = tuple(figures[label][1:]) if timed else (count.macs, float(count.bytes))
-                if not timed or costs[0] < FASTER:
-                    offers.append(Offer(label, costs, figures[label][0]))
+                costs = (ratio,) if timed else (count.macs, float(count.bytes))
+                if ratio <= (FASTER if timed else SLOWER):
+                    offers.append(Offer(label, costs, error))
             labels = worth_offering(offers) if offers else []
             if labels:
                 worth.append(replace(about, by={k: v for k, v in about.by.items() if k in labels}))
             else:
-                reasons[about.place.name] = "operators save multiply-accumulates here, but no time"
+                reasons[about.place.name] = "operators that save multiply-accumulates here save no time"
         return worth
 
     def _options(
@@ -160,6 +162,8 @@ class OperatorsKind(Kind):
         reasons: list[str] = []
         for name in self.operators or known_operators():
             one = operator(name)
+            if one.curved and not self.operators:
+                continue
             if reason := one.refuses(site):
                 reasons.append(f"{name}: {reason}")
                 continue
