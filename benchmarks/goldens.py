@@ -196,7 +196,11 @@ def splits() -> Iterator[tuple[str, Any]]:
 
 def partitions() -> Iterator[tuple[str, Any]]:
     """Plans for random graphs: the exact one of a chain, and greedy walks."""
-    hosts = [partitioners.Host("a"), partitioners.Host("b", speed=2.0), partitioners.Host("c")]
+    hosts = [
+        partitioners.CostedDevice("a"),
+        partitioners.CostedDevice("b", speed=2.0),
+        partitioners.CostedDevice("c"),
+    ]
     link = Link(bandwidth_mbps=20, latency_ms=1)
     for seed in range(6):
         graph = random_graph(seed, 14)

@@ -69,15 +69,15 @@ class _Asked:
     )
     seed: int = field(default=0, metadata=shown(DETAIL, "of the methods that draw", "S", least=0))
 
-    def setting(self, devices: Any, links: Any) -> Any:
+    def settings(self, devices: Any, links: Any) -> Any:
         """The question to the partitioners, for these devices and links.
 
         Raises:
             ValueError: what cannot be.
         """
-        from ..deployment.setting import setting
+        from ..deployment.setting import partition_settings
 
-        return setting(
+        return partition_settings(
             self.parts,
             self.minimise,
             devices or None,
@@ -102,7 +102,7 @@ def partition(task: TaskName, *, as_json: AsJson = False, **given: Any) -> None:
         raise typer.BadParameter(f"--plot: there is no folder {str(plot.parent)!r}")
     named, links = _platform(wanted)
     if named or not links:
-        asked = wanted.setting(named, links)  # what is wrong is said before the task loads
+        asked = wanted.settings(named, links)  # what is wrong is said before the task loads
     with busy() as say:
         say(f"reading the task {task}")
         from ..deployment.alternatives import placements
@@ -116,7 +116,7 @@ def partition(task: TaskName, *, as_json: AsJson = False, **given: Any) -> None:
 
         made = resolve_task(task)
         one_thread_from_now_on()
-        asked = wanted.setting(named or made.devices, links or made.links)
+        asked = wanted.settings(named or made.devices, links or made.links)
         say("capturing the model and timing its calls")
         network = read_network(made.model, made.example, batch=wanted.batch)
         measured = measured_layout(network, asked, progress=say)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from .network import Network
 from .partitioners import StageCosts, best_prefix, stage_costs
 from .planning import Layout, chain_of, minimum_cut, plan_layout
-from .setting import Setting
+from .setting import PartitionSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Placement:
         return self.first_ms + self.second_ms + self.send_ms
 
 
-def placements(network: Network, asked: Setting) -> list[Placement]:
+def placements(network: Network, asked: PartitionSettings) -> list[Placement]:
     """All on the first device, all on the second, the best prefix of the calls' order, the minimum cut."""
     graph, devices = chain_of(network, network.cuts, asked)
     ways = {
@@ -50,7 +50,7 @@ def _placement(name: str, costs: StageCosts, bound: float | None = None) -> Plac
         name,
         float(costs.compute[0]),
         float(costs.compute[1]),
-        float(costs.transfer.sum() + costs.delay.sum()),
+        float(costs.transfer.sum() + costs.link_ms.sum()),
         float(costs.sent.sum()) / 1000,
         bound,
     )
@@ -76,7 +76,9 @@ class Scene:
         return max(self.value / self.best - 1, 0.0) if self.best else 0.0
 
 
-def robustness(layout: Layout, asked: Setting, *, changes: Sequence[float] = CHANGES) -> list[Scene]:
+def robustness(
+    layout: Layout, asked: PartitionSettings, *, changes: Sequence[float] = CHANGES
+) -> list[Scene]:
     """The plan's value, and that of the best plan, with every speed and bandwidth changed alone.
 
     Modelled: by the measured times of calls.
@@ -91,18 +93,20 @@ def robustness(layout: Layout, asked: Setting, *, changes: Sequence[float] = CHA
     return out
 
 
-def _changed(layout: Layout, asked: Setting, other: Setting) -> StageCosts:
+def _changed(layout: Layout, asked: PartitionSettings, other: PartitionSettings) -> StageCosts:
     costs = layout.costs
     speeds = [b.speed / a.speed for a, b in zip(asked.devices, other.devices, strict=True)]
     return replace(
         costs,
         compute=costs.compute / speeds,
         transfer=costs.sent * [link.ms_per_byte for link in other.links],
-        delay=costs.delay,
+        link_ms=costs.link_ms,
     )
 
 
-def _scenes(asked: Setting, changes: Sequence[float]) -> Iterator[tuple[str, float, Setting]]:
+def _scenes(
+    asked: PartitionSettings, changes: Sequence[float]
+) -> Iterator[tuple[str, float, PartitionSettings]]:
     for i, device in enumerate(asked.devices):
         for factor in changes:
             devices = list(asked.devices)

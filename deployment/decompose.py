@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .refining import MeasuredLayout
-from .setting import Setting
+from ..model.stages import verify
+from ..model.threads import one_thread
+from .network import read_network
+from .refining import MeasuredLayout, measured_layout
+from .setting import PartitionSettings, partition_settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,8 +20,6 @@ if TYPE_CHECKING:
 
     from ..devices import Device, Link
     from .partitioners import Plan
-    from .refining import MeasuredLayout
-    from .setting import Setting
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Row:
         return asdict(self)
 
 
-def rows_of(measured: MeasuredLayout, asked: Setting) -> tuple[Row, ...]:
+def rows_of(measured: MeasuredLayout, asked: PartitionSettings) -> tuple[Row, ...]:
     layout = measured.layout
     network, costs = layout.network, layout.costs
     total = float(network.macs.sum())
@@ -68,7 +69,7 @@ def rows_of(measured: MeasuredLayout, asked: Setting) -> tuple[Row, ...]:
                 weights_mb=weights / 1e6,
                 memory_mb=(weights + max(call.alive for call in calls)) / 1e6,
                 sent_kb=0.0 if last else layout.cuts[k].bytes * network.batch / 1000,
-                send_ms=float(np.sum(costs.transfer[hops]) + np.sum(costs.delay[hops])),
+                send_ms=float(np.sum(costs.transfer[hops]) + np.sum(costs.link_ms[hops])),
                 tensors=() if last else layout.cuts[k].tensors,
             )
         )
@@ -163,9 +164,7 @@ def decompose(
         ValueError: devices, links or numbers that cannot be; memory limits that nothing meets, with what is
             missing.
     """
-    from .setting import setting
-
-    asked = setting(
+    asked = partition_settings(
         parts,
         minimise,
         devices,
@@ -176,29 +175,21 @@ def decompose(
         method=method,
         seed=seed,
     )
-    from ..model.threads import one_thread
-    from .network import read_network
-    from .refining import measured_layout
-
     with one_thread():
         progress("capturing the model and timing its calls")
         network = read_network(model, example, batch=batch)
         return decomposition(measured_layout(network, asked, progress=progress), asked)
 
 
-def decomposition(measured: MeasuredLayout, asked: Setting) -> Decomposition:
+def decomposition(measured: MeasuredLayout, asked: PartitionSettings) -> Decomposition:
     """What :func:`decompose` returns, of a measured layout and what was asked for."""
-    from ..model.stages import verify
-
-    pass
-
     layout = measured.layout
     costs, before = layout.costs, slice(0, layout.on[0])
     return Decomposition(
         tuple(stage.module for stage in measured.stages),
         rows_of(measured, asked),
         layout.plan,
-        float(costs.transfer[before].sum() + costs.delay[before].sum()),
+        float(costs.transfer[before].sum() + costs.link_ms[before].sum()),
         measured.whole_ms,
         verify(layout.network.functional.captured, measured.stages),
     )

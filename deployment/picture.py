@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .network import Network
 from .refining import MeasuredLayout
-from .setting import Setting
+from .setting import PartitionSettings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -139,7 +139,7 @@ def _short(label: str, most: int = 26) -> str:
 MOST = 40  # boxes
 
 
-def picture_of(measured: MeasuredLayout, asked: Setting) -> GraphPicture:
+def picture_of(measured: MeasuredLayout, asked: PartitionSettings) -> GraphPicture:
     """Calls gathered by the deepest modules that leave at most 40 boxes, never across a cut."""
     layout = measured.layout
     network, ends = layout.network, layout.ends

@@ -10,8 +10,8 @@ import numpy as np
 from ..model.stages import Cut, CutError, after_modules, outside_modules
 from .network import Network
 from .partitioners import (
+    CostedDevice,
     Graph,
-    Host,
     Plan,
     StageCosts,
     chain,
@@ -21,7 +21,7 @@ from .partitioners import (
     stage_costs,
 )
 from .partitioners.greedy import greedy_merge, greedy_split
-from .setting import Setting
+from .setting import PartitionSettings
 
 IMBALANCES = (0.1, 0.5)  # at which methods that know no times are asked
 
@@ -51,7 +51,7 @@ class Layout:
         return Plan(tuple(stage.tolist()), self.value, min(self.bound, self.value), self.method)
 
 
-def plan_layout(network: Network, asked: Setting) -> Layout:
+def plan_layout(network: Network, asked: PartitionSettings) -> Layout:
     """The stages that the asked method finds.
 
     Raises:
@@ -66,7 +66,7 @@ def plan_layout(network: Network, asked: Setting) -> Layout:
     return _in_any_order(network, asked)
 
 
-def allowed_cuts(network: Network, asked: Setting) -> list[Cut]:
+def allowed_cuts(network: Network, asked: PartitionSettings) -> list[Cut]:
     """The legal cuts outside the forbidden modules.
 
     Raises:
@@ -86,9 +86,9 @@ def allowed_cuts(network: Network, asked: Setting) -> list[Cut]:
     return cuts
 
 
-def hosts(
-    network: Network, asked: Setting, graph: Graph, starts: Sequence[int], *, spare: float = 0.0
-) -> list[Host]:
+def costed_devices(
+    network: Network, asked: PartitionSettings, graph: Graph, starts: Sequence[int], *, spare: float = 0.0
+) -> list[CostedDevice]:
     """The devices with the times of a graph's nodes.
 
     Args:
@@ -100,17 +100,19 @@ def hosts(
         each = np.add.reduceat(network.milliseconds(device), np.asarray(starts))
         profile = {node.name: float(ms) for node, ms in zip(graph.nodes, each, strict=True)}
         speed = float(graph.work.sum() / max(each.sum(), 1e-12)) or 1.0
-        out.append(Host(device.name, speed, max(device.memory_limit_mb * 1e6 - spare, 0.0), profile))
+        out.append(CostedDevice(device.name, speed, max(device.memory_limit_mb * 1e6 - spare, 0.0), profile))
     return out
 
 
-def chain_of(network: Network, cuts: Sequence[Cut], asked: Setting) -> tuple[Graph, list[Host]]:
+def chain_of(
+    network: Network, cuts: Sequence[Cut], asked: PartitionSettings
+) -> tuple[Graph, list[CostedDevice]]:
     """The nodes between cuts, and the devices."""
     graph = network.chain(cuts, input_bytes=asked.input_bytes)
-    return graph, hosts(network, asked, graph, [0, *(cut.index + 1 for cut in cuts)])
+    return graph, costed_devices(network, asked, graph, [0, *(cut.index + 1 for cut in cuts)])
 
 
-def _in_given_order(network: Network, cuts: list[Cut], asked: Setting) -> Layout:
+def _in_given_order(network: Network, cuts: list[Cut], asked: PartitionSettings) -> Layout:
     graph, devices = chain_of(network, cuts, asked)
     best, most = _optimum(graph, devices, asked, [cut.name for cut in after_modules(cuts, asked.forced)])
     parts, method, scope = best.parts, best.method, "stages in this order of the calls"
@@ -138,7 +140,7 @@ def _in_given_order(network: Network, cuts: list[Cut], asked: Setting) -> Layout
 
 
 def _optimum(
-    graph: Graph, devices: Sequence[Host], asked: Setting, forced: Sequence[str]
+    graph: Graph, devices: Sequence[CostedDevice], asked: PartitionSettings, forced: Sequence[str]
 ) -> tuple[Plan, float]:
     """By dynamic programming, of (nearly) equal ones the one that sends least; what a stage may take."""
     # A device may be left out where that answers sooner; for the other goals each has a stage.
@@ -166,10 +168,12 @@ def _optimum(
     return solve("traffic", most), most
 
 
-def _greedy(graph: Graph, devices: Sequence[Host], asked: Setting, most_ms: float) -> tuple[int, ...]:
+def _greedy(
+    graph: Graph, devices: Sequence[CostedDevice], asked: PartitionSettings, most_ms: float
+) -> tuple[int, ...]:
     """The walk's partition of the right size; on the way all devices are the mean one, or the slowest."""
     among = np.max if asked.minimise == "traffic" else np.mean
-    times = among([host.milliseconds(graph) for host in devices], axis=0)
+    times = among([device.milliseconds(graph) for device in devices], axis=0)
     ms_per_byte = float(np.mean([link.ms_per_byte for link in asked.links])) if asked.links else 0.0
 
     def objective(parts: np.ndarray) -> float:
@@ -196,10 +200,12 @@ def _greedy(graph: Graph, devices: Sequence[Host], asked: Setting, most_ms: floa
     return last.parts
 
 
-def _in_any_order(network: Network, asked: Setting) -> Layout:
+def _in_any_order(network: Network, asked: PartitionSettings) -> Layout:
     """Clusters of calls made stages; for other goals than traffic, the best of several balances."""
     graph = network.dag
-    devices = hosts(network, asked, graph, [group[0] for group in network.groups], spare=graph.peaks.max())
+    devices = costed_devices(
+        network, asked, graph, [group[0] for group in network.groups], spare=graph.peaks.max()
+    )
     balances: tuple[float, ...] = IMBALANCES
     if asked.minimise == "traffic":  # what a stage may take is the same for all methods
         _, most = _optimum(*chain_of(network, network.cuts, asked), asked, ())
@@ -233,9 +239,9 @@ def _in_any_order(network: Network, asked: Setting) -> Layout:
     return min(found, key=lambda layout: layout.value)
 
 
-def _least(graph: Graph, devices: Sequence[Host], asked: Setting) -> float:
+def _least(graph: Graph, devices: Sequence[CostedDevice], asked: PartitionSettings) -> float:
     """What no stages in any order are below."""
-    times = np.stack([host.milliseconds(graph) for host in devices])
+    times = np.stack([device.milliseconds(graph) for device in devices])
     if asked.minimise == "latency":
         return float(times.min(axis=0).sum())
     return max(float(times.min(axis=0).max()), _divisible(times))
@@ -258,12 +264,12 @@ def _divisible(times: np.ndarray) -> float:
     return float(solved.fun) * (1 - 1e-9) if solved.success else 0.0
 
 
-def minimum_cut(network: Network, asked: Setting) -> Layout | None:
+def minimum_cut(network: Network, asked: PartitionSettings) -> Layout | None:
     """The placement of least latency on two devices; ``None``: there is none that can be built."""
     graph = network.dag_with(asked.input_bytes)
     # Activations are counted as if the largest were everywhere: what is found keeps the limits.
     spare = float(graph.peaks.max()) if any(np.isfinite(d.memory_limit_mb) for d in asked.devices) else 0.0
-    edge, cloud = hosts(network, asked, graph, [group[0] for group in network.groups], spare=spare)
+    edge, cloud = costed_devices(network, asked, graph, [group[0] for group in network.groups], spare=spare)
     try:
         plan = edge_cloud(graph, edge, cloud, asked.links[0])
         other, cuts = network.reordered(plan.parts)

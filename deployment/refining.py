@@ -11,7 +11,7 @@ from ..evaluators.stage_timing import stage_times
 from ..model.stages import Stage
 from .network import Network
 from .planning import Layout, plan_layout
-from .setting import Setting
+from .setting import PartitionSettings
 
 ROUNDS = 4
 BEST = 3  # plans that are timed once more, against each other
@@ -30,7 +30,7 @@ class MeasuredLayout:
 
 def measured_layout(
     network: Network,
-    asked: Setting,
+    asked: PartitionSettings,
     *,
     seconds: float = 1.0,
     progress: Callable[[str], None] = lambda text: None,
@@ -85,7 +85,7 @@ def measured_layout(
     )
 
 
-def revalued(layout: Layout, here_ms: np.ndarray, asked: Setting) -> Layout:
+def revalued(layout: Layout, here_ms: np.ndarray, asked: PartitionSettings) -> Layout:
     """The layout with its stages' measured times; a device with a profile keeps the modelled one."""
     compute = layout.costs.compute.copy()
     for stage, at in enumerate(layout.on):

@@ -1,4 +1,4 @@
-"""Setting of a decomposition: the question asked, checked before any work."""
+"""Settings of a decomposition: the question asked, checked before any work."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SLACK = 0.01  # where no link is given: no real one is free, and times are not k
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A question to the partitioners. Made by :func:`setting`."""
+class PartitionSettings:
+    """A question to the partitioners. Made by :func:`partition_settings`."""
 
     devices: tuple[Device, ...]  # one a stage, in the order of the stages
     links: tuple[Link, ...]  # from each device to the next
@@ -36,7 +36,7 @@ class Setting:
         return len(self.devices) == 2 and not self.alike
 
 
-def setting(
+def partition_settings(
     parts: int | None = None,
     minimise: str = "throughput",
     devices: Iterable[Device | str] | None = None,
@@ -48,7 +48,7 @@ def setting(
     method: str = "exact",
     input_kb: float | None = None,
     seed: int = 0,
-) -> Setting:
+) -> PartitionSettings:
     """
     Raises:
         ValueError: what cannot be, with what to give instead.
@@ -78,7 +78,7 @@ def setting(
             "on equal devices with free links every cut has the same latency; give devices and a link, such "
             "as edge=0.2x, server=1x and 20mbps,5ms, or minimise throughput or traffic"
         )
-    return Setting(
+    return PartitionSettings(
         made,
         joined,
         minimise,

@@ -1,4 +1,4 @@
-"""Links between devices, and the way that a message takes from one device to another."""
+"""Links between devices, and the route that a message takes from one device to another."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ class Link:
 class Routes:
     """Which directed links a message takes. L: links, each direction counted."""
 
-    passes: np.ndarray  # bool [D, D, L]: the way from one device to another goes over this link
+    passes: np.ndarray  # bool [D, D, L]: the route from one device to another goes over this link
     ms_per_byte: np.ndarray  # float64 [L]
     latency_ms: np.ndarray  # float64 [L]
     mj_per_byte: np.ndarray  # float64 [L]
 
 
 def routes(names: Sequence[str], links: Sequence[Link]) -> Routes:
-    """The ways between devices: of all over the given links the one over the fewest.
+    """The routes between devices: of all over the given links the one over the fewest.
 
     Args:
         names: of the devices.

@@ -44,9 +44,9 @@ def pipeline_costs(
     Returns:
         float64 [n] each, for one sample:
 
-        - ``traffic_kb``: bytes sent over links / 1000, each link on the way counted.
+        - ``traffic_kb``: bytes sent over links / 1000, each link on the route counted.
         - ``latency_ms``: end to end, sum of the stages' times and of the messages' times; a message takes,
-          on every link of its way, latency + bytes x 8e-3 / mbps.
+          on every link of its route, latency + bytes x 8e-3 / mbps.
         - ``throughput_per_s``: of a full pipeline, 1000 / the largest of all devices' summed stage times and
           all links' summed sending times (bytes x 8e-3 / mbps, each direction by itself).
         - ``memory_mb:<device>``: weights of all its stages + the largest peak of its stages, 10^6 bytes;
@@ -59,23 +59,23 @@ def pipeline_costs(
         ValueError: links that do not fit the devices.
     """
     n, d, s = ms.shape
-    ways = routes([device.name for device in devices], links)
+    taken = routes([device.name for device in devices], links)
     total = np.concatenate([np.zeros((n, d, 1)), np.cumsum(ms, axis=2)], axis=2)  # [n, D, S + 1]
     held = np.concatenate([np.zeros((n, 1)), np.cumsum(weights, axis=1)], axis=1)  # [n, S + 1]
     edge = np.concatenate([np.zeros((n, 1), int), begins, np.full((n, 1), s)], axis=1).astype(np.intp)
     rows, segment = np.arange(n), np.arange(s)
     busy, kept, peak = np.zeros((n, d)), np.zeros((n, d)), np.zeros((n, d))
-    carried = np.zeros((n, len(ways.ms_per_byte)))  # bytes over each directed link
-    delay, stages = np.zeros(n), np.zeros(n)
+    carried = np.zeros((n, len(taken.ms_per_byte)))  # bytes over each directed link
+    latency, stages = np.zeros(n), np.zeros(n)
     start = np.array([device.per_stage_ms for device in devices], dtype=np.float64)
     at = np.zeros(n, dtype=np.intp)
     for k in range(on.shape[1]):
         first, last = edge[:, k], edge[:, k + 1]
         is_stage = last > first
         here = np.where(is_stage, on[:, k], at)
-        way = ways.passes[at, here]  # [n, L]; empty where nothing moves
-        carried += way * sent[rows, first][:, None]
-        delay += way @ ways.latency_ms
+        route = taken.passes[at, here]  # [n, L]; empty where nothing moves
+        carried += route * sent[rows, first][:, None]
+        latency += route @ taken.latency_ms
         busy[rows, here] += total[rows, here, last] - total[rows, here, first] + is_stage * start[here]
         kept[rows, here] += held[rows, last] - held[rows, first]
         inside = (segment >= first[:, None]) & (segment < last[:, None])
@@ -83,12 +83,12 @@ def pipeline_costs(
         peak[rows, here] = np.maximum(peak[rows, here], largest)
         stages += is_stage
         at = here
-    sending = carried * ways.ms_per_byte
+    sending = carried * taken.ms_per_byte
     slowest = np.maximum(busy.max(axis=1), sending.max(axis=1, initial=0.0))
     memory = (kept + peak) / _MEGA
     out = {
         "traffic_kb": carried.sum(axis=1) / 1000,
-        "latency_ms": busy.sum(axis=1) + delay + sending.sum(axis=1),
+        "latency_ms": busy.sum(axis=1) + latency + sending.sum(axis=1),
         "throughput_per_s": 1000 / np.maximum(slowest, _LEAST_MS),
         "memory_mb": memory.max(axis=1),
         **{f"memory_mb:{device.name}": memory[:, i] for i, device in enumerate(devices)},
@@ -97,7 +97,7 @@ def pipeline_costs(
     watts = [device.power_w for device in devices]
     if all(w is not None for w in watts):
         power = np.array([w or 0.0 for w in watts], dtype=np.float64)
-        out["energy_mj"] = busy @ power + carried @ ways.mj_per_byte
+        out["energy_mj"] = busy @ power + carried @ taken.mj_per_byte
     return out
 
 

@@ -170,7 +170,7 @@ def _deployment(
 
 def _simulated(deployment: Deployment) -> dict[str, Any]:
     return {
-        "links": [[link.to_json() for link in way] for way in deployment.ways],
+        "links": [[link.to_json() for link in route] for route in deployment.routes],
         "speeds": list(deployment.speeds),
     }
 

@@ -79,7 +79,7 @@ def sensitivity_rows(trial: Trial) -> list[tuple[str, ...]]:
     if not found:
         return []
     return [
-        ("if one speed, bandwidth or delay is 10 to 50 % other", "at worst"),
+        ("if one speed, bandwidth or latency is 10 to 50 % other", "at worst"),
         ("latency_ms (modelled)", f"{found['latency_change']:+.0%}"),
         ("throughput_per_s (modelled)", f"{-found['throughput_change']:+.0%}"),
     ]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from netcarve.deployment.alternatives import placements, robustness
 from netcarve.deployment.network import read_network
-from netcarve.deployment.partitioners import Host, chain, in_order, stage_costs
+from netcarve.deployment.partitioners import CostedDevice, chain, in_order, stage_costs
 from netcarve.deployment.picture import MOST, Box, GraphPicture, picture_of, plot_graph
 from netcarve.deployment.planning import plan_layout
 from netcarve.deployment.refining import measured_layout
-from netcarve.deployment.setting import METHODS, setting
+from netcarve.deployment.setting import METHODS, partition_settings
 from netcarve.devices import Device, Link, Profile
 from netcarve.model.stages import run_stages, split
 from torch import nn
@@ -56,7 +56,7 @@ def steady(network):
 
 
 def layout_of(network, *args, **options):
-    return plan_layout(network, setting(*args, **options))
+    return plan_layout(network, partition_settings(*args, **options))
 
 
 def same(network, stages):
@@ -194,7 +194,7 @@ def test_profiles_give_the_times_of_their_devices(steady):
 
 
 def test_two_devices_beside_every_other_placement(steady):
-    asked = setting(None, "latency", ["edge=0.1x", "server=1x"], "2mbps,1ms")
+    asked = partition_settings(None, "latency", ["edge=0.1x", "server=1x"], "2mbps,1ms")
     ways = {p.name: p for p in placements(steady, asked)}
     assert list(ways) == ["all on edge", "all on server", "best prefix", "minimum cut"]
     assert ways["all on edge"].latency_ms == pytest.approx(10 * steady.ms.sum())
@@ -206,13 +206,13 @@ def test_two_devices_beside_every_other_placement(steady):
     layout = plan_layout(steady, asked)
     assert layout.value == pytest.approx(cut.latency_ms)
     assert layout.plan.optimal
-    free = setting(None, "latency", ["edge=0.1x", "server=1x"], "2mbps,1ms", input_kb=0)
+    free = partition_settings(None, "latency", ["edge=0.1x", "server=1x"], "2mbps,1ms", input_kb=0)
     sent = {p.name: p.sent_kb for p in placements(steady, free)}
     assert sent["all on server"] == 0
 
 
 def test_robustness_changes_one_figure_at_a_time(steady):
-    asked = setting(None, "latency", ["edge=0.1x", "server=1x"], "2mbps,1ms")
+    asked = partition_settings(None, "latency", ["edge=0.1x", "server=1x"], "2mbps,1ms")
     layout = plan_layout(steady, asked)
     scenes = robustness(layout, asked, changes=(0.5, 1.5))
     assert [s.figure for s in scenes] == [
@@ -223,12 +223,12 @@ def test_robustness_changes_one_figure_at_a_time(steady):
         assert (scene.value > layout.value) == (scene.factor < 1) or scene.value == layout.value
     slow = next(s for s in scenes if s.figure == "bandwidth of edge - server" and s.factor == 0.5)
     assert slow.value == pytest.approx(layout.value + layout.costs.transfer.sum())
-    half = setting(None, "latency", ["edge=0.1x", "server=1x"], "1mbps,1ms")
+    half = partition_settings(None, "latency", ["edge=0.1x", "server=1x"], "1mbps,1ms")
     assert slow.best == pytest.approx(plan_layout(steady, half).value)
 
 
 def test_plans_are_what_their_real_stages_take(network):
-    asked = setting(2)
+    asked = partition_settings(2)
     measured = measured_layout(network, asked, seconds=0.02)
     assert measured.layout.value == pytest.approx(max(measured.here_ms))
     assert measured.layout.bound <= measured.layout.value
@@ -280,25 +280,25 @@ def test_a_picture_needs_boxes(tmp_path):
 )
 def test_what_cannot_be_asked(options, says):
     with pytest.raises(ValueError, match=says):
-        setting(**options)
+        partition_settings(**options)
 
 
 def test_links_by_name_join_neighbours():
     devices = ["a=1x", "b=1x", "c=1x"]
     slow, fast = Link(1, between=("b", "c")), Link(9, between=("a", "b"))
-    assert setting(devices=devices, links=[slow, fast]).links == (fast, slow)
+    assert partition_settings(devices=devices, links=[slow, fast]).links == (fast, slow)
     with pytest.raises(ValueError, match="no link joins 'a' and 'b'"):
-        setting(devices=devices, links=[slow, Link(9, between=("a", "c"))])
+        partition_settings(devices=devices, links=[slow, Link(9, between=("a", "c"))])
 
 
 def test_stage_costs_equal_the_chain(steady):
     graph = steady.chain(steady.cuts)
-    hosts = [Host("a", 1.0), Host("b", 3.0)]
+    devices = [CostedDevice("a", 1.0), CostedDevice("b", 3.0)]
     links = [Link(5, 0.3)]
     for minimise in ("throughput", "latency", "traffic"):
         for blocking in (False, True):
-            plan = chain(graph, hosts, links, minimise=minimise, blocking=blocking)
-            assert stage_costs(graph, plan.parts, hosts, links).value(
+            plan = chain(graph, devices, links, minimise=minimise, blocking=blocking)
+            assert stage_costs(graph, plan.parts, devices, links).value(
                 minimise, blocking=blocking
             ) == pytest.approx(plan.value)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from netcarve.deployment.partitioners import Graph, Host, Link, Node, chain
+from netcarve.deployment.partitioners import CostedDevice, Graph, Link, Node, chain
 from netcarve.deployment.partitioners.testing import random_graph
 
 
@@ -56,7 +56,7 @@ def case(seed):
     count = int(rng.integers(1, 5))
     total = graph.memory.sum()
     devices = [
-        Host(f"d{k}", float(rng.integers(1, 5)), float(rng.integers(total // 2, total + 2)))
+        CostedDevice(f"d{k}", float(rng.integers(1, 5)), float(rng.integers(total // 2, total + 2)))
         for k in range(count)
     ]
     links = [Link(float(rng.integers(1, 40)) / 100, float(rng.integers(0, 4))) for _ in range(count - 1)]
@@ -129,7 +129,7 @@ def test_optimal_where_activations_and_the_slowest_stage_are_bounded(goal):
 
 
 def test_blocks_of_rows_do_not_change_the_result(monkeypatch):
-    graph, devices = random_graph(3, 11), [Host(f"d{k}", 1.0 + k) for k in range(3)]
+    graph, devices = random_graph(3, 11), [CostedDevice(f"d{k}", 1.0 + k) for k in range(3)]
     whole = chain(graph, devices, Link(0.1, 2), empty=True)
     monkeypatch.setattr(sys.modules[chain.__module__], "BLOCK", 2)
     assert chain(graph, devices, Link(0.1, 2), empty=True) == whole
@@ -137,26 +137,31 @@ def test_blocks_of_rows_do_not_change_the_result(monkeypatch):
 
 def test_says_how_much_memory_is_missing():
     graph = Graph(tuple(Node(f"n{i}", 1.0, m) for i, m in enumerate([6.0, 6.0, 6.0])), ())
-    devices = [Host("x", memory_limit=9), Host("y", memory_limit=9)]
+    devices = [CostedDevice("x", memory_limit=9), CostedDevice("y", memory_limit=9)]
     with pytest.raises(ValueError, match="lacks 3 bytes"):
         chain(graph, devices)
-    raised = [Host("x", memory_limit=12), Host("y", memory_limit=12)]
+    raised = [CostedDevice("x", memory_limit=12), CostedDevice("y", memory_limit=12)]
     assert chain(graph, raised).value == 2
 
 
 def test_profiles_and_order_of_devices_count():
     graph = Graph(tuple(Node(f"n{i}", 1.0) for i in range(6)), ())
-    slow, fast = Host("slow", 1.0), Host("fast", 2.0)
+    slow, fast = CostedDevice("slow", 1.0), CostedDevice("fast", 2.0)
     assert chain(graph, [slow, fast]).parts == (0, 0, 1, 1, 1, 1)
     assert chain(graph, [fast, slow]).parts == (0, 0, 0, 0, 1, 1)
     profile = {f"n{i}": 100.0 if i == 0 else 1.0 for i in range(6)}
-    assert chain(graph, [Host("p", profile=profile), slow]).parts == (0, 1, 1, 1, 1, 1)
+    assert chain(graph, [CostedDevice("p", profile=profile), slow]).parts == (0, 1, 1, 1, 1, 1)
 
 
 def test_a_narrow_place_is_cut():
     nodes = [Node(f"n{i}", 1.0) for i in range(6)]
     edges = [(f"n{i}", f"n{i + 1}", 10.0 if i == 1 else 100_000.0) for i in range(5)]
-    plan = chain(Graph.of_edges(nodes, edges), [Host("x"), Host("y")], Link(8, 0), minimise="throughput")
+    plan = chain(
+        Graph.of_edges(nodes, edges),
+        [CostedDevice("x"), CostedDevice("y")],
+        Link(8, 0),
+        minimise="throughput",
+    )
     assert plan.parts == (0, 0, 1, 1, 1, 1)
     assert plan.value == pytest.approx(4)  # ms; the other stage needs 2 ms and 0.01 ms to send
 
@@ -175,12 +180,12 @@ def test_a_narrow_place_is_cut():
 def test_bad_arguments(options, says):
     graph = Graph(tuple(Node(f"n{i}", 1.0) for i in range(3)), ())
     with pytest.raises(ValueError, match=says):
-        chain(graph, [Host("x"), Host("y")], **options)
+        chain(graph, [CostedDevice("x"), CostedDevice("y")], **options)
 
 
 def test_more_stages_than_nodes():
     graph = Graph(tuple(Node(f"n{i}", 1.0) for i in range(3)), ())
-    devices = [Host(f"d{k}") for k in range(5)]
+    devices = [CostedDevice(f"d{k}") for k in range(5)]
     with pytest.raises(ValueError, match=re.escape("5 stages need 4 cuts")):
         chain(graph, devices)
     assert chain(graph, devices, empty=True).value == 1

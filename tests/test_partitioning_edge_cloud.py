@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from netcarve.deployment.partitioners import Graph, Host, Link, Node, Tensor, best_prefix, edge_cloud
+from netcarve.deployment.partitioners import CostedDevice, Graph, Link, Node, Tensor, best_prefix, edge_cloud
 from netcarve.deployment.partitioners.edge_cloud import latency
 from netcarve.deployment.partitioners.max_flow import FlowNetwork
 from netcarve.deployment.partitioners.testing import assignments, forward, random_graph
@@ -64,7 +64,7 @@ def milliseconds(graph, parts, edge, cloud, link, two_way):
 def case(seed):
     rng = np.random.default_rng(seed)
     graph = random_graph(seed, int(rng.integers(3, 9)), input_bytes=500)  # so that the edge is worth its time
-    edge, cloud = Host("edge"), Host("cloud", float(rng.integers(2, 20)))
+    edge, cloud = CostedDevice("edge"), CostedDevice("cloud", float(rng.integers(2, 20)))
     return rng, graph, edge, cloud, Link(float(rng.choice([0.02, 0.05, 0.1])), float(rng.integers(0, 4)))
 
 
@@ -102,8 +102,8 @@ def limited(seed, two_way):
     """A case with memory limits, and the ms of every placement that keeps them."""
     rng, graph, edge, cloud, link = case(seed)
     limits = rng.uniform(0.3, 1.1, 2) * graph.memory.sum()
-    edge = Host("edge", edge.speed, float(limits[0]))
-    cloud = Host("cloud", cloud.speed, float(limits[1]))
+    edge = CostedDevice("edge", edge.speed, float(limits[0]))
+    cloud = CostedDevice("cloud", cloud.speed, float(limits[1]))
     values = {
         parts: milliseconds(graph, parts, edge, cloud, link, two_way)
         for parts in assignments(len(graph), 2)
@@ -128,7 +128,9 @@ def test_optimal_among_all_placements_that_keep_memory_limits(block, two_way):
         assert values[plan.parts] == pytest.approx(min(values.values()))
         assert plan.value == pytest.approx(values[plan.parts])
         assert plan.optimal
-        free = edge_cloud(graph, Host("edge", edge.speed), Host("cloud", cloud.speed), link, two_way=two_way)
+        free = edge_cloud(
+            graph, CostedDevice("edge", edge.speed), CostedDevice("cloud", cloud.speed), link, two_way=two_way
+        )
         bound_by_memory += free.value < plan.value * (1 - 1e-9)
     assert bound_by_memory >= 5
 
@@ -161,7 +163,7 @@ def test_memory_prices_close_the_gap_where_they_can():
     # A chain whose every prefix is best at some price: the limit picks the prefix, and the bound meets it.
     nodes = [Node(f"n{i}", 10.0, 10.0) for i in range(4)]
     graph = Graph.of_edges(nodes, [(f"n{i}", f"n{i + 1}", 1.0) for i in range(3)], [("n0", 1e6)])
-    plan = edge_cloud(graph, Host("edge", 1.0, 20.0), Host("cloud", 0.5), Link(8, 0))
+    plan = edge_cloud(graph, CostedDevice("edge", 1.0, 20.0), CostedDevice("cloud", 0.5), Link(8, 0))
     assert plan.parts == (0, 0, 1, 1)
     assert plan.optimal
 
@@ -175,7 +177,7 @@ def test_one_copy_serves_all_readers():
         Tensor("w", 1e6, "c", ("d",)),
     ]
     graph = Graph(tuple(nodes), tuple(tensors))
-    plan = edge_cloud(graph, Host("edge"), Host("cloud", 100.0), Link(8, 5))
+    plan = edge_cloud(graph, CostedDevice("edge"), CostedDevice("cloud", 100.0), Link(8, 5))
     assert plan.parts == (0, 1, 1, 1)
     assert plan.value == pytest.approx(1 + 5 + 1 + 2)  # y is sent once: 1 ms
 
@@ -183,7 +185,7 @@ def test_one_copy_serves_all_readers():
 def test_tensors_come_back_only_when_that_is_asked_for():
     nodes = [Node("a", 100.0), Node("answer", 1.0)]
     graph = Graph.of_edges(nodes, [("a", "answer", 10.0)], [("a", 10.0)])
-    edge, cloud, link = Host("edge"), Host("cloud", 100.0), Link(8, 2)
+    edge, cloud, link = CostedDevice("edge"), CostedDevice("cloud", 100.0), Link(8, 2)
     pins = {"answer": "edge"}
     assert edge_cloud(graph, edge, cloud, link, pinned=pins).value == pytest.approx(101)
     plan = edge_cloud(graph, edge, cloud, link, pinned=pins, two_way=True)
@@ -197,10 +199,10 @@ def test_tensors_come_back_only_when_that_is_asked_for():
 
 def test_bad_arguments():
     graph = random_graph(0, 4)
-    edge, cloud = Host("edge"), Host("cloud")
+    edge, cloud = CostedDevice("edge"), CostedDevice("cloud")
     with pytest.raises(ValueError, match=r"pinned to \['moon'\]"):
         edge_cloud(graph, edge, cloud, Link(), pinned={"n0": "moon"})
     with pytest.raises(ValueError, match="no node 'nowhere'"):
         edge_cloud(graph, edge, cloud, Link(), pinned={"nowhere": "edge"})
     with pytest.raises(ValueError, match="are missing"):
-        edge_cloud(graph, Host("edge", 1.0, 0.0), Host("cloud", 1.0, 0.0), Link())
+        edge_cloud(graph, CostedDevice("edge", 1.0, 0.0), CostedDevice("cloud", 1.0, 0.0), Link())

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from netcarve.deployment.partitioners import Graph, Host, Link, Node, Plan, Tensor, traffic
+from netcarve.deployment.partitioners import CostedDevice, Graph, Link, Node, Plan, Tensor, traffic
 from netcarve.deployment.partitioners.graph import check_memory, parts_of
 from netcarve.deployment.partitioners.testing import random_graph, sent
 
@@ -15,9 +15,9 @@ def test_traffic_counts_each_tensor_once_per_receiving_part():
     graph = Graph((A, B, C), (Tensor("x", 5.0, None, ("a", "c")), Tensor("y", 7.0, "a", ("b", "c"))))
     assert traffic(graph, (0, 1, 1)) == 7  # b and c share one copy
     assert traffic(graph, (0, 1, 2)) == 14
-    assert traffic(graph, (0, 1, 1), host=0) == 12  # c's part is sent the input
-    assert traffic(graph, (0, 1, 1), host=2) == 17
-    assert traffic(graph, (1, 1, 1), host=1) == 0
+    assert traffic(graph, (0, 1, 1), origin=0) == 12  # c's part is sent the input
+    assert traffic(graph, (0, 1, 1), origin=2) == 17
+    assert traffic(graph, (1, 1, 1), origin=1) == 0
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -26,8 +26,8 @@ def test_traffic_and_crossing_by_definition(seed):
     graph = random_graph(seed, 9)
     for _ in range(10):
         parts = rng.integers(0, 3, 9)
-        for host in (None, 0, 2):
-            assert traffic(graph, parts, host=host) == sent(graph, parts.tolist(), host)
+        for origin in (None, 0, 2):
+            assert traffic(graph, parts, origin=origin) == sent(graph, parts.tolist(), origin)
     for at in range(10):
         live = [
             t.bytes
@@ -70,7 +70,7 @@ def test_bad_graphs(nodes, tensors, says):
 @pytest.mark.parametrize("options", [{"speed": 0.0}, {"speed": math.inf}, {"memory_limit": -1.0}])
 def test_bad_devices(options):
     with pytest.raises(ValueError, match="device 'board'"):
-        Host("board", **options)
+        CostedDevice("board", **options)
 
 
 def test_links():
@@ -86,24 +86,31 @@ def test_links():
 
 def test_profiles_replace_speed_and_must_be_complete():
     graph = Graph((A, B), ())
-    assert Host("d", speed=2.0).milliseconds(graph).tolist() == [0.5, 1.0]
-    assert Host("d", speed=2.0, profile={"a": 3.0, "b": 4.0}).milliseconds(graph).tolist() == [3, 4]
+    assert CostedDevice("d", speed=2.0).milliseconds(graph).tolist() == [0.5, 1.0]
+    assert CostedDevice("d", speed=2.0, profile={"a": 3.0, "b": 4.0}).milliseconds(graph).tolist() == [3, 4]
     with pytest.raises(ValueError, match=r"lacks 1 of 2 nodes: b;"):
-        Host("d", profile={"a": 3.0}).milliseconds(graph)
+        CostedDevice("d", profile={"a": 3.0}).milliseconds(graph)
     with pytest.raises(ValueError, match="nan ms for 'b'"):
-        Host("d", profile={"a": 3.0, "b": math.nan}).milliseconds(graph)
+        CostedDevice("d", profile={"a": 3.0, "b": math.nan}).milliseconds(graph)
 
 
 def test_memory_that_nothing_meets_is_refused_with_what_is_missing():
     graph = Graph((A, B, C), ())
     with pytest.raises(ValueError, match="15 are missing"):
-        check_memory(graph, [Host("x", memory_limit=25), Host("y", memory_limit=20)])
+        check_memory(graph, [CostedDevice("x", memory_limit=25), CostedDevice("y", memory_limit=20)])
     with pytest.raises(
         ValueError, match=r"'c' needs 30 bytes, the largest device 'x' holds 25: 5 are missing"
     ):
-        check_memory(graph, [Host("x", memory_limit=25), Host("y", memory_limit=25), Host("z", 1, 25)])
+        check_memory(
+            graph,
+            [
+                CostedDevice("x", memory_limit=25),
+                CostedDevice("y", memory_limit=25),
+                CostedDevice("z", 1, 25),
+            ],
+        )
     with pytest.raises(ValueError, match="distinct names"):
-        check_memory(graph, [Host("x"), Host("x")])
+        check_memory(graph, [CostedDevice("x"), CostedDevice("x")])
     with pytest.raises(ValueError, match="at least one device"):
         check_memory(graph, [])
 

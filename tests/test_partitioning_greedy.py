@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from netcarve.deployment.partitioners import Graph, Node, chain, greedy_merge, greedy_split, traffic
-from netcarve.deployment.partitioners.graph import Host, per_part
+from netcarve.deployment.partitioners.graph import CostedDevice, per_part
 from netcarve.deployment.partitioners.testing import random_graph
 
 
@@ -47,7 +47,7 @@ def test_greedy_meets_the_optimum_on_even_chains_and_is_never_better():
     assert greedy_split(graph, slowest_part, parts=2)[-1].parts == (0, 0, 0, 0, 1, 1, 1, 1)
     for seed in range(50):
         graph = random_graph(seed, 8)
-        optimum = chain(graph, [Host(f"d{k}") for k in range(3)]).value
+        optimum = chain(graph, [CostedDevice(f"d{k}") for k in range(3)]).value
         for walk in (greedy_merge, greedy_split):
             found = walk(graph, slowest_part, parts=3)[-1]
             assert found.value == per_part(graph.work, found.parts, 3).max() >= optimum

@@ -4,14 +4,14 @@ import math
 
 import numpy as np
 import pytest
-from netcarve.deployment.partitioners import Graph, Host, Node
+from netcarve.deployment.partitioners import CostedDevice, Graph, Node
 from netcarve.deployment.partitioners.graph import limits
 from netcarve.deployment.partitioners.mincut_pool import _objective
 
 
 def test_work_is_shared_by_speed_and_memory_as_the_devices_say():
     graph = Graph((Node("a", 4.0, 10.0), Node("b", 8.0, 30.0)), ())
-    bound = limits(graph, [Host("slow", 1.0, 25.0), Host("fast", 3.0)], 0.5)
+    bound = limits(graph, [CostedDevice("slow", 1.0, 25.0), CostedDevice("fast", 3.0)], 0.5)
     assert bound.caps.tolist() == [[4.5, 25.0], [13.5, np.inf]]
     assert bound.loads([0, 1]).tolist() == [[4, 10], [8, 30]]
     assert bound.fits([0, 1])

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from netcarve.deployment.partitioners import Graph, Host, Node, forward_parts, in_order, least_traffic
+from netcarve.deployment.partitioners import CostedDevice, Graph, Node, forward_parts, in_order, least_traffic
 from netcarve.deployment.partitioners.graph import limits
 from netcarve.deployment.partitioners.mincut_pool import mincut_pool
 from netcarve.deployment.partitioners.refine import kernighan_lin, refine
@@ -13,10 +13,10 @@ from netcarve.deployment.partitioners.spectral import affinity, eigenvalue_bound
 from netcarve.deployment.partitioners.testing import assignments, forward, planted_graph, random_graph, sent
 
 
-def best(graph, bound, ordered, host):
+def best(graph, bound, ordered, origin):
     """The least traffic by trying everything; None if nothing keeps the limits."""
     found = [
-        sent(graph, parts, host)
+        sent(graph, parts, origin)
         for parts in assignments(len(graph), bound.parts)
         if (not ordered or forward(graph, parts)) and bound.fits(parts)
     ]
@@ -29,7 +29,7 @@ def case(seed):
     graph = random_graph(seed, int(rng.integers(3, 9 if count == 2 else 7)))
     total = graph.memory.sum()
     devices = [
-        Host(f"d{k}", float(rng.integers(1, 3)), float(rng.choice([np.inf, 0.6 * total + 5])))
+        CostedDevice(f"d{k}", float(rng.integers(1, 3)), float(rng.choice([np.inf, 0.6 * total + 5])))
         for k in range(count)
     ]
     parts = devices if rng.random() < 0.5 else count
@@ -38,7 +38,7 @@ def case(seed):
         graph,
         parts,
         imbalance,
-        {"ordered": bool(rng.integers(2)), "host": rng.choice([None, 0, count - 1])},
+        {"ordered": bool(rng.integers(2)), "origin": rng.choice([None, 0, count - 1])},
     )
 
 
@@ -61,13 +61,13 @@ def test_optimal_among_all_partitions(block):
         solved += 1
         plan = least_traffic(graph, parts, imbalance=imbalance, **options)
         assert plan.optimal
-        assert plan.value == sent(graph, plan.parts, options["host"]) == least
+        assert plan.value == sent(graph, plan.parts, options["origin"]) == least
         assert bound.fits(plan.parts)
         assert not options["ordered"] or forward(graph, plan.parts)
         alone = russian_doll(graph, bound, **options)  # without a start
         assert alone.complete
         assert alone.bound == pytest.approx(least)
-        assert sent(graph, alone.parts, options["host"]) == least
+        assert sent(graph, alone.parts, options["origin"]) == least
         try:
             cut_short = least_traffic(graph, parts, imbalance=imbalance, visits=8, **options)
         except ValueError as error:  # parts so full that the starts could not be mended
@@ -137,13 +137,13 @@ def test_refinement_never_makes_worse_and_mends_what_exceeds_the_limits(ordered)
         graph = random_graph(seed, 16)
         bound = limits(graph, 3, 0.5)
         start = np.sort(rng.integers(0, 3, 16)) if ordered else rng.integers(0, 3, 16)
-        host = [None, 0, 2][seed % 3]
-        out = refine(graph, start, bound, ordered=ordered, host=host)
+        origin = [None, 0, 2][seed % 3]
+        out = refine(graph, start, bound, ordered=ordered, origin=origin)
         assert not ordered or forward(graph, out.tolist())
         if bound.fits(start):
             assert bound.fits(out)
-            assert sent(graph, out.tolist(), host) <= sent(graph, start.tolist(), host)
-            helped += sent(graph, out.tolist(), host) < sent(graph, start.tolist(), host)
+            assert sent(graph, out.tolist(), origin) <= sent(graph, start.tolist(), origin)
+            helped += sent(graph, out.tolist(), origin) < sent(graph, start.tolist(), origin)
         else:
             mended += bound.fits(out)
     assert helped >= 5
@@ -234,9 +234,9 @@ def test_same_seed_same_partition():
         (0, {}, "at least one part, got 0"),
         (2, {"imbalance": -0.1}, "imbalance must be 0 or more"),
         (2, {"method": "magic"}, "method is one of"),
-        (2, {"host": 2}, "host is one of the parts 0 to 1, got 2"),
+        (2, {"origin": 2}, "origin is one of the parts 0 to 1, got 2"),
         (8, {"imbalance": 0.0}, "alone is more work than a part may have; it needs imbalance="),
-        ([Host("x", 1.0, 1.0), Host("y", 1.0, 1.0)], {}, "are missing"),
+        ([CostedDevice("x", 1.0, 1.0), CostedDevice("y", 1.0, 1.0)], {}, "are missing"),
     ],
 )
 def test_bad_arguments(parts, options, says):

@@ -3,13 +3,13 @@
 from ...devices import Link
 from .chain import StageCosts, chain, stage_costs
 from .edge_cloud import best_prefix, edge_cloud
-from .graph import Graph, Host, Node, Plan, Tensor, traffic
+from .graph import CostedDevice, Graph, Node, Plan, Tensor, traffic
 from .greedy import greedy_merge, greedy_split
 from .least_traffic import forward_parts, in_order, least_traffic
 
 __all__ = [
     "Graph",
-    "Host",
+    "CostedDevice",
     "Link",
     "Node",
     "Plan",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...devices import Link
-from .graph import Graph, Host, Plan, check_memory, parts_of, per_part
+from .graph import CostedDevice, Graph, Plan, check_memory, parts_of, per_part
 
 ROUNDING = 1e-12  # of a limit
 BLOCK = 512  # rows of the table of stages that are in memory at a time
@@ -17,7 +17,7 @@ GOALS = ("throughput", "latency", "traffic")
 
 def chain(
     graph: Graph,
-    devices: Sequence[Host],
+    devices: Sequence[CostedDevice],
     links: Sequence[Link] | Link | None = None,
     *,
     minimise: str = "throughput",
@@ -78,10 +78,10 @@ def chain(
         """float64 [rows, boundaries]: of stage k; inf where it is impossible."""
         sends = (at[rows] < len(graph)) & (k < last)
         size = np.where(sends, crossing[rows], 0.0)
-        delay = np.where(sends, between[k].latency_ms, 0.0) if k < last else np.zeros(len(size))
-        transfer = size * between[k].ms_per_byte if k < last else delay
+        latency = np.where(sends, between[k].latency_ms, 0.0) if k < last else np.zeros(len(size))
+        transfer = size * between[k].ms_per_byte if k < last else latency
         compute = done[k][rows, None] - done[k][None, :]
-        through = compute + (delay + transfer)[:, None]
+        through = compute + (latency + transfer)[:, None]
         slowest = through if blocking else np.maximum(compute, transfer[:, None])
         if minimise == "traffic":
             value = np.broadcast_to(size[:, None], compute.shape)
@@ -178,36 +178,38 @@ class StageCosts:
     compute: np.ndarray  # float64 [K], ms
     sent: np.ndarray  # float64 [K - 1], bytes from each stage to the next
     transfer: np.ndarray  # float64 [K - 1], ms that these keep the link busy
-    delay: np.ndarray  # float64 [K - 1], ms of latency, 0 where nothing is sent
+    link_ms: np.ndarray  # float64 [K - 1], latency of the links, 0 where nothing is sent
 
     def value(self, minimise: str, *, blocking: bool) -> float:
         """Of a goal of :func:`chain`, in its unit."""
         if minimise == "traffic":
             return float(self.sent.sum())
         if minimise == "latency":
-            return float(self.compute.sum() + self.transfer.sum() + self.delay.sum())
+            return float(self.compute.sum() + self.transfer.sum() + self.link_ms.sum())
         return float(self.each(blocking=blocking).max())
 
     def each(self, *, blocking: bool) -> np.ndarray:
         """float64 [K]: ms between two inputs that each stage can take."""
-        transfer, delay = np.append(self.transfer, 0.0), np.append(self.delay, 0.0)
-        return self.compute + transfer + delay if blocking else np.maximum(self.compute, transfer)
+        transfer, latency = np.append(self.transfer, 0.0), np.append(self.link_ms, 0.0)
+        return self.compute + transfer + latency if blocking else np.maximum(self.compute, transfer)
 
 
 def stage_costs(
-    graph: Graph, parts: Sequence[int] | np.ndarray, hosts: Sequence[Host], links: Sequence[Link]
+    graph: Graph, parts: Sequence[int] | np.ndarray, devices: Sequence[CostedDevice], links: Sequence[Link]
 ) -> StageCosts:
-    """Costs of the stages of a plan on hosts in their order.
+    """Costs of the stages of a plan on devices in their order.
 
     Args:
         parts: [nodes], rising; a stage may be empty.
-        links: from each host to the next.
+        links: from each device to the next.
     """
-    on, count = np.asarray(parts, dtype=np.int64), len(hosts)
-    compute = np.array([per_part(host.milliseconds(graph), on, count)[k] for k, host in enumerate(hosts)])
+    on, count = np.asarray(parts, dtype=np.int64), len(devices)
+    compute = np.array(
+        [per_part(device.milliseconds(graph), on, count)[k] for k, device in enumerate(devices)]
+    )
     ends = np.searchsorted(on, np.arange(1, count))
     sent = graph.crossing[ends]
     used = ends < len(graph)
     transfer = np.array([b * link.ms_per_byte for b, link in zip(sent, links, strict=True)])
-    delay = np.array([link.latency_ms * go for go, link in zip(used, links, strict=True)])
-    return StageCosts(compute, sent, transfer, delay)
+    latency = np.array([link.latency_ms * go for go, link in zip(used, links, strict=True)])
+    return StageCosts(compute, sent, transfer, latency)

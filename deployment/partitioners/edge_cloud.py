@@ -11,7 +11,7 @@ import numpy as np
 
 from ...devices import Link
 from .chain import chain
-from .graph import SAME, Graph, Host, Plan, check_memory, per_part
+from .graph import SAME, CostedDevice, Graph, Plan, check_memory, per_part
 from .max_flow import FlowNetwork
 
 EDGE, CLOUD = 0, 1
@@ -21,7 +21,9 @@ BITS = 60  # the sum of all capacities becomes 2^60, so that rounding costs less
 class PlacementCut:
     """The cut problem, solved anew for every price of memory and every set of pinned nodes."""
 
-    def __init__(self, graph: Graph, edge: Host, cloud: Host, link: Link, *, two_way: bool) -> None:
+    def __init__(
+        self, graph: Graph, edge: CostedDevice, cloud: CostedDevice, link: Link, *, two_way: bool
+    ) -> None:
         self.graph, self.link, self.two_way = graph, link, two_way
         self.times = (edge.milliseconds(graph), cloud.milliseconds(graph))
         self.limits = np.array([edge.memory_limit, cloud.memory_limit])
@@ -243,8 +245,8 @@ def between(seen: Sequence[Sequence[int]]) -> list[list[int]]:
 
 def edge_cloud(
     graph: Graph,
-    edge: Host,
-    cloud: Host,
+    edge: CostedDevice,
+    cloud: CostedDevice,
     link: Link,
     *,
     two_way: bool = False,
@@ -301,7 +303,7 @@ def edge_cloud(
     return Plan(tuple(chosen), value, min(value, bound), "minimum cuts, memory priced", visited)
 
 
-def best_prefix(graph: Graph, edge: Host, cloud: Host, link: Link) -> Plan:
+def best_prefix(graph: Graph, edge: CostedDevice, cloud: CostedDevice, link: Link) -> Plan:
     """The best prefix of the given topological order on the edge, the rest in the cloud.
 
     Optimal among prefixes of this order; :func:`edge_cloud` looks at those of all orders.
@@ -315,8 +317,8 @@ def best_prefix(graph: Graph, edge: Host, cloud: Host, link: Link) -> Plan:
 def latency(
     graph: Graph,
     parts: Sequence[int] | np.ndarray,
-    edge: Host,
-    cloud: Host,
+    edge: CostedDevice,
+    cloud: CostedDevice,
     link: Link,
     *,
     two_way: bool = False,
@@ -344,7 +346,7 @@ def latency(
     return total + sum(link.milliseconds(size) for size in messages)
 
 
-def _pins(graph: Graph, edge: Host, cloud: Host, pinned: Mapping[str, str]) -> dict[int, int]:
+def _pins(graph: Graph, edge: CostedDevice, cloud: CostedDevice, pinned: Mapping[str, str]) -> dict[int, int]:
     places = {edge.name: EDGE, cloud.name: CLOUD}
     unknown = sorted(set(pinned.values()) - set(places))
     if unknown:

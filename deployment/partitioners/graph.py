@@ -1,4 +1,4 @@
-"""Problem and answer of a partitioner: graph, hosts, limits, and the plan that it finds."""
+"""Problem and answer of a partitioner: graph, devices, limits, and the plan that it finds."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def _check_figure(what: str, value: float) -> None:
 
 
 @dataclass(frozen=True)
-class Host:
+class CostedDevice:
     """What runs a part: a :class:`devices.Device` reduced to the times of a graph's nodes.
 
     Raises:
@@ -218,7 +218,7 @@ class Host:
         return times
 
 
-def check_memory(graph: Graph, devices: Sequence[Host]) -> None:
+def check_memory(graph: Graph, devices: Sequence[CostedDevice]) -> None:
     """Refuse what no placement of any kind can meet.
 
     Raises:
@@ -283,18 +283,18 @@ def parts_of(boundaries: Sequence[int] | np.ndarray, nodes: int) -> np.ndarray:
     return np.searchsorted(np.asarray(boundaries, dtype=np.int64), np.arange(nodes), side="right")
 
 
-def traffic(graph: Graph, parts: Sequence[int] | np.ndarray, *, host: int | None = None) -> float:
+def traffic(graph: Graph, parts: Sequence[int] | np.ndarray, *, origin: int | None = None) -> float:
     """Bytes that parts send each other for one inference, each tensor once per receiving part.
 
     Args:
         parts: [nodes].
-        host: the part that has the inputs, which it sends like tensors of its own; None: inputs are free.
+        origin: the part that has the inputs, which it sends like tensors of its own; None: inputs are free.
     """
     total = 0.0
     for size, source, targets in graph.links:
-        if source < 0 and host is None:
+        if source < 0 and origin is None:
             continue
-        home = host if source < 0 else int(parts[source])
+        home = origin if source < 0 else int(parts[source])
         total += size * len({int(parts[t]) for t in targets} - {home})
     return total
 
@@ -334,7 +334,7 @@ class Limits:
         return bool((self.loads(parts) <= self.slack).all())
 
 
-def limits(graph: Graph, parts: int | Sequence[Host], imbalance: float | None) -> Limits:
+def limits(graph: Graph, parts: int | Sequence[CostedDevice], imbalance: float | None) -> Limits:
     """Limits from devices: work in proportion to their speeds, memory as they say.
 
     Args:
@@ -347,7 +347,7 @@ def limits(graph: Graph, parts: int | Sequence[Host], imbalance: float | None) -
     if isinstance(parts, int):
         if parts < 1:
             raise ValueError(f"a partition needs at least one part, got {parts}")
-        devices: Sequence[Host] = [Host(f"part {k}") for k in range(parts)]
+        devices: Sequence[CostedDevice] = [CostedDevice(f"part {k}") for k in range(parts)]
     else:
         devices = parts
     check_memory(graph, devices)

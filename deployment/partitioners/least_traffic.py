@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .chain import best_intervals
-from .graph import Graph, Host, Limits, Plan, limits, parts_of, traffic
+from .graph import CostedDevice, Graph, Limits, Plan, limits, parts_of, traffic
 from .mincut_pool import mincut_pool
 from .refine import kernighan_lin, refine
 from .russian_doll import russian_doll
@@ -50,11 +50,11 @@ METHODS = ("auto", "intervals", "spectral", "kernighan-lin", "gcn")
 
 def least_traffic(
     graph: Graph,
-    parts: int | Sequence[Host],
+    parts: int | Sequence[CostedDevice],
     *,
     imbalance: float | None = 0.1,
     ordered: bool = False,
-    host: int | None = None,
+    origin: int | None = None,
     method: str = "auto",
     visits: int = 100_000,
     seed: int = 0,
@@ -70,7 +70,7 @@ def least_traffic(
         parts: how many equal parts, or devices; work is shared in proportion to their speeds.
         imbalance: a part's work is at most (1 + imbalance) times its share; None: any.
         ordered: tensors only go to the same or later parts: stages that run one after another.
-        host: the part that has the inputs, whose upload then counts; None: inputs are free.
+        origin: the part that has the inputs, whose upload then counts; None: inputs are free.
         method: "intervals", "spectral", "kernighan-lin" or "gcn" starts from that alone; "auto" from
             intervals, and spectrally unless ``ordered``. Clusters know no order: with ``ordered`` every node
             is moved behind what it reads (:func:`forward_parts`).
@@ -84,18 +84,18 @@ def least_traffic(
     if method not in METHODS:
         raise ValueError(f"method is one of {', '.join(METHODS)}, got {method!r}")
     bound_by = limits(graph, parts, imbalance)
-    if host is not None and not 0 <= host < bound_by.parts:
-        raise ValueError(f"host is one of the parts 0 to {bound_by.parts - 1}, got {host}")
+    if origin is not None and not 0 <= origin < bound_by.parts:
+        raise ValueError(f"origin is one of the parts 0 to {bound_by.parts - 1}, got {origin}")
     found = [
-        (refine(graph, start, bound_by, ordered=ordered, host=host), name)
+        (refine(graph, start, bound_by, ordered=ordered, origin=origin), name)
         for start, name in _starts(graph, bound_by, method, ordered, seed)
     ]
-    fitting = [(traffic(graph, p, host=host), name, p) for p, name in found if bound_by.fits(p)]
+    fitting = [(traffic(graph, p, origin=origin), name, p) for p, name in found if bound_by.fits(p)]
     value, name, best = min(fitting, key=lambda item: item[0]) if fitting else (np.inf, "", None)
-    outcome = russian_doll(graph, bound_by, ordered=ordered, host=host, start=best, visits=visits)
+    outcome = russian_doll(graph, bound_by, ordered=ordered, origin=origin, start=best, visits=visits)
     if outcome.parts is None:
         raise ValueError(_impossible(bound_by, outcome.complete, visits))
-    exact = traffic(graph, outcome.parts, host=host)
+    exact = traffic(graph, outcome.parts, origin=origin)
     if best is None or exact < value:
         value, name = exact, "branch and bound"
     bound = outcome.bound if outcome.complete else max(outcome.bound, eigenvalue_bound(graph, bound_by))

@@ -18,7 +18,7 @@ def refine(
     limits: Limits,
     *,
     ordered: bool = False,
-    host: int | None = None,
+    origin: int | None = None,
     passes: int = 20,
 ) -> np.ndarray:
     """A partition with at most the traffic of ``start``, or one that keeps the limits if that does not.
@@ -32,12 +32,12 @@ def refine(
     Args:
         start: [nodes], need not keep the limits; with ``ordered`` its tensors go to the same or later parts.
         ordered: tensors only go to the same or later parts.
-        host: the part that has the inputs; None: they are free.
+        origin: the part that has the inputs; None: they are free.
 
     Returns:
         int64 [nodes]; whether it keeps the limits is for ``limits.fits`` to say.
     """
-    state = _State(graph, np.array(start, dtype=np.int64), limits, ordered, host)
+    state = _State(graph, np.array(start, dtype=np.int64), limits, ordered, origin)
     for _ in range(passes):
         if not state.improve():
             break
@@ -46,11 +46,11 @@ def refine(
 
 class _State:
     def __init__(
-        self, graph: Graph, parts: np.ndarray, limits: Limits, ordered: bool, host: int | None
+        self, graph: Graph, parts: np.ndarray, limits: Limits, ordered: bool, origin: int | None
     ) -> None:
-        self.parts, self.limits, self.ordered, self.host = parts, limits, ordered, host
+        self.parts, self.limits, self.ordered, self.origin = parts, limits, ordered, origin
         self.n, self.k = len(graph), limits.parts
-        self.tensors = [link for link in graph.links if link[1] >= 0 or host is not None]
+        self.tensors = [link for link in graph.links if link[1] >= 0 or origin is not None]
         self.touched: list[list[int]] = [[] for _ in range(self.n)]  # tensors of each node, made or read
         for t, (_, source, targets) in enumerate(self.tensors):
             for v in targets if source < 0 else (source, *targets):
@@ -156,7 +156,7 @@ class _State:
             if source == v:  # parts other than its own that read it
                 change += size * (float(readers[a] > 0) - (readers > 0))
                 continue
-            home = self.host if source < 0 else self.parts[source]
+            home = self.origin if source < 0 else self.parts[source]
             joins = size * (readers == 0)
             joins[home] = 0.0
             leaves = size if a != home and readers[a] == 1 else 0.0

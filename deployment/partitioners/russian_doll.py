@@ -25,7 +25,7 @@ def russian_doll(
     limits: Limits,
     *,
     ordered: bool = False,
-    host: int | None = None,
+    origin: int | None = None,
     start: Sequence[int] | np.ndarray | None = None,
     visits: int = 100_000,
 ) -> ExactResult:
@@ -42,23 +42,23 @@ def russian_doll(
 
     Args:
         ordered: tensors only go to the same or later parts (stages that run one after another).
-        host: the part that has the inputs; None: they are free.
+        origin: the part that has the inputs; None: they are free.
         start: a partition known to keep the limits.
         visits: allowance of assignments tried.
     """
-    search = _Search(graph, limits, ordered, host, visits)
+    search = _Search(graph, limits, ordered, origin, visits)
     best: tuple[int, ...] | None = None if start is None else tuple(int(p) for p in start)
-    value = np.inf if best is None else traffic(graph, best, host=host)
+    value = np.inf if best is None else traffic(graph, best, origin=origin)
     return search.run(best, value)
 
 
 class _Search:
-    def __init__(self, graph: Graph, limits: Limits, ordered: bool, host: int | None, visits: int) -> None:
-        self.graph, self.ordered, self.host, self.visits = graph, ordered, host, visits
+    def __init__(self, graph: Graph, limits: Limits, ordered: bool, origin: int | None, visits: int) -> None:
+        self.graph, self.ordered, self.origin, self.visits = graph, ordered, origin, visits
         self.n, self.k = len(graph), limits.parts
         self.weights = limits.weights.tolist()
         self.caps = limits.slack.tolist()
-        used = [link for link in graph.links if link[1] >= 0 or host is not None]
+        used = [link for link in graph.links if link[1] >= 0 or origin is not None]
         self.size = [size for size, _, _ in used]
         self.source = [source for _, source, _ in used]
         self.makes: list[list[int]] = [[] for _ in range(self.n)]
@@ -71,7 +71,7 @@ class _Search:
         self.readers = [targets for _, _, targets in used]
         # Parts with equal limits are interchangeable while empty, unless order or inputs tell them apart.
         kinds = [
-            (tuple(cap), k if ordered or k == host else -1) for k, cap in enumerate(limits.caps.tolist())
+            (tuple(cap), k if ordered or k == origin else -1) for k, cap in enumerate(limits.caps.tolist())
         ]
         self.twins = [[q for q in range(k) if kinds[q] == kinds[k]] for k in range(self.k)]
         self.later = [self._readers_after(v) for v in range(self.n)]
@@ -128,7 +128,7 @@ class _Search:
         total = 0.0
         for size, source, readers in zip(self.size, self.source, self.readers, strict=True):
             if source >= first or (first == 0 and source < 0):
-                home = parts[source - first] if source >= 0 else self.host
+                home = parts[source - first] if source >= 0 else self.origin
                 total += size * len({parts[r - first] for r in readers} - {home})
         return total
 
@@ -144,10 +144,10 @@ class _Search:
         used = [0] * k  # nodes in each part
         loads = [[0.0, 0.0] for _ in range(k)]
         present = [0] * len(self.size)  # bits: the parts that have each tensor; 0 before it is made
-        if first == 0 and self.host is not None:
+        if first == 0 and self.origin is not None:
             for t, source in enumerate(self.source):
                 if source < 0:
-                    present[t] = 1 << self.host
+                    present[t] = 1 << self.origin
         spent = [0.0] * (n + 1)
         undo: list[list[tuple[int, int]]] = [[] for _ in range(n)]
         options: list[list[tuple[float, float, int]]] = [[] for _ in range(n)]

@@ -54,12 +54,12 @@ def planted_graph(seed: int, *, groups: int = 3, size: int = 20) -> tuple[Graph,
     return Graph(tuple(Node(name, 1.0, 1.0) for name in names), tuple(tensors)), group
 
 
-def sent(graph: Graph, parts: Sequence[int], host: int | None = None) -> float:
+def sent(graph: Graph, parts: Sequence[int], origin: int | None = None) -> float:
     """Traffic by definition: for every tensor and part, whether the part reads it and has to be sent it."""
     at = {node.name: part for node, part in zip(graph.nodes, parts, strict=True)}
     total = 0.0
     for tensor in graph.tensors:
-        home = host if tensor.source is None else at[tensor.source]
+        home = origin if tensor.source is None else at[tensor.source]
         for part in set(parts):
             if home is not None and part != home and any(at[name] == part for name in tensor.targets):
                 total += tensor.bytes

@@ -31,12 +31,12 @@ def simulated(on: Sequence[str], devices: Sequence[Device], links: Sequence[Link
         devices, links: as given to the space.
     """
     names = [device.name for device in devices]
-    ways = routes(names, links)
+    known = routes(names, links)
     at = [0, *(names.index(name) for name in on)]
     link = []
     for here, there in pairwise(at):
-        taken = np.flatnonzero(ways.passes[here, there])
-        link.append([_link(float(ways.ms_per_byte[i]), float(ways.latency_ms[i])) for i in taken])
+        taken = np.flatnonzero(known.passes[here, there])
+        link.append([_link(float(known.ms_per_byte[i]), float(known.latency_ms[i])) for i in taken])
     used = list(dict.fromkeys(at[1:]))
     cores = free_cores(len(used))
     return {
@@ -78,7 +78,7 @@ RUNTIMES = ("pt2", "onnx")
 LATENCY_PER_INPUT_MS = 2.0  # one more input under way for so much simulated latency, by default
 MOST_INFLIGHT = 64
 
-Way = Link | Sequence[Link] | None
+Route = Link | Sequence[Link] | None
 
 
 class Deployment:
@@ -94,7 +94,7 @@ class Deployment:
         transport: ``"tcp"``, processes connected directly, or ``"ray"``, one actor each.
         link: simulated between stages: ``None`` (none), a link for every boundary, or one entry per boundary,
             each a link, several that follow each other, or ``None``. A list with one entry more begins with
-            the way of the inputs to the first stage. A frame is held back at the sending side until it
+            the route of the inputs to the first stage. A frame is held back at the sending side until it
             would have arrived.
         speeds: of the stages' devices relative to this machine, in (0, 1]: slower ones are simulated by
             sleeping.
@@ -107,8 +107,8 @@ class Deployment:
         runtime: what runs the stages: ``"pt2"`` (torch) or ``"onnx"`` (onnxruntime; takes longer to start).
         hosts: ``"host:port"`` of each stage, where exported stages listen (TCP only).
         address: of a Ray cluster; ``None`` starts a private local one (Ray only).
-        pin: keep each stage on a core of its own, where there are enough (TCP on Linux only).
-        cores: the core of each stage, instead of the first ones that this process may use.
+        cores: the core of each stage (TCP on Linux only); by default each has one of its own, where this
+            process may use enough; ``None``: the system decides.
 
     Raises:
         ServeError: stages that do not follow each other.
@@ -120,7 +120,7 @@ class Deployment:
         stages: Sequence[Stage],
         *,
         transport: str = "tcp",
-        link: Way | Sequence[Way] = None,
+        link: Route | Sequence[Route] = None,
         speeds: Sequence[float] = (),
         restart: bool = False,
         inflight: int | None = None,
@@ -129,8 +129,7 @@ class Deployment:
         runtime: str = "pt2",
         hosts: Sequence[str] = (),
         address: str | None = None,
-        pin: bool = True,
-        cores: Sequence[int] = (),
+        cores: Sequence[int] | None = (),
     ) -> None:
         self.stages = list(stages)
         self._calls = Calls(self.stages)
@@ -148,21 +147,21 @@ class Deployment:
             raise ValueError("hosts are for transport='tcp', an address is for transport='ray'")
         if hosts and restart:
             raise ValueError("stages on other machines cannot be started again from here; leave out restart")
-        self.ways = _ways(link, len(self.stages))
+        self.routes = _routes(link, len(self.stages))
         # Without links to simulate, the stages are taken to be on devices of their own.
-        self._crossings = [0] + [1] * len(self.ways[1:]) if link is None else list(map(len, self.ways))
+        self._crossings = [0] + [1] * len(self.routes[1:]) if link is None else list(map(len, self.routes))
         self.speeds = tuple(speeds) or (1.0,) * len(self.stages)
-        self.inflight = _inflight(inflight, self.ways)
+        self.inflight = _inflight(inflight, self.routes)
         self.record: Record | None = None  # of the last stream
         self._options: dict[str, Any] = {
             "runtime": runtime,
-            "hops": [[(w.ms_per_byte / 1000, w.latency_ms / 1000) for w in way] for way in self.ways],
+            "hops": [[(w.ms_per_byte / 1000, w.latency_ms / 1000) for w in route] for route in self.routes],
             "slow": [1 / s for s in self.speeds],
             "threads": threads,
         }
         self._kind, self._hosts, self._address = transport, tuple(hosts), address
         self._timeout, self._restart = timeout, restart
-        chosen = list(cores) or (free_cores(len(self.stages)) if pin else [])
+        chosen = [] if cores is None else list(cores) or free_cores(len(self.stages))
         self._cores: list[int | None] = [*chosen] or [None] * len(self.stages)
         self._transport: Transport | None = None
         self._running = False
@@ -294,25 +293,25 @@ class Deployment:
         )
 
 
-def _ways(link: Any, stages: int) -> list[list[Link]]:
-    """The simulated links to each stage, in order; the first entry is the way of the inputs."""
+def _routes(link: Any, stages: int) -> list[list[Link]]:
+    """The simulated links to each stage, in order; the first entry is the route of the inputs."""
     if link is None or isinstance(link, Link):
         link = [link] * (stages - 1)
     entries = [[] if one is None else [one] if isinstance(one, Link) else list(one) for one in link]
     if len(entries) == stages - 1:
         entries.insert(0, [])
-    if len(entries) != stages or not all(isinstance(one, Link) for way in entries for one in way):
+    if len(entries) != stages or not all(isinstance(one, Link) for route in entries for one in route):
         raise ValueError(
             f"{stages} stages have {stages - 1} boundaries: give a Link for all, a list with one entry for "
-            f"each, or one entry more, the inputs' own way first; got {link!r}"
+            f"each, or one entry more, the inputs' own route first; got {link!r}"
         )
     return entries
 
 
-def _inflight(asked: int | None, ways: Sequence[Sequence[Link]]) -> int:
+def _inflight(asked: int | None, routes: Sequence[Sequence[Link]]) -> int:
     if asked is not None:
         if asked < 1:
             raise ValueError(f"inflight must be at least 1, got {asked}")
         return asked
-    latency = sum(link.latency_ms for way in ways for link in way)
-    return min(MOST_INFLIGHT, 2 * len(ways) + 2 + math.ceil(latency / LATENCY_PER_INPUT_MS))
+    latency = sum(link.latency_ms for route in routes for link in route)
+    return min(MOST_INFLIGHT, 2 * len(routes) + 2 + math.ceil(latency / LATENCY_PER_INPUT_MS))

@@ -26,7 +26,7 @@ class Boundary:
     receiver: str
     payload_bytes: int  # of tensors
     wire_bytes: int | None  # with the headers of frames, without those of TCP; None: not known (Ray)
-    crossings: int  # links on the way; 0: both ends are on one device
+    crossings: int  # links on the route; 0: both ends are on one device
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Tcp(Transport):
 
     Args:
         hosts: ``"host:port"`` of each stage; empty: processes are started here.
-        hops: the simulated way to each stage, see :class:`wire.Delay`.
+        hops: the simulated route to each stage, see :class:`wire.Delay`.
         slow: seconds that each stage takes for a second of computing.
         cores: of each stage; ``None``: any.
         patience: seconds that a stage may take to be ready for a session.

@@ -70,7 +70,7 @@ function trialStages(row) {
       h("tbody", null, way.map(([stage, device], k) => h("tr", null,
         h("td", { class: "words", title: stage }, tail(stage, 34)), h("td", { class: "words" }, device),
         measured ? td(`${plain(times[k], 3)} ms`) : null)))),
-    changes ? note(`If one speed, bandwidth or delay is 10 to 50 % other, latency rises by ${percent(changes[0])} and `
+    changes ? note(`If one speed, bandwidth or latency is 10 to 50 % other, latency rises by ${percent(changes[0])} and `
       + `throughput falls by ${percent(changes[1])} at worst (modelled).`) : null);
 }
 
