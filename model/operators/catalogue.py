@@ -15,6 +15,7 @@ from .site import Site, operator
 from .substitution import Substitution
 
 MOST = 8  # options of one layer
+STEPS = 30  # of the regression of those that are curved: enough to tell which are worth more
 SAMPLES = 32  # of a timing
 RUNS = 5  # of it, whose least counts
 FASTER = 0.97  # of the layer's own time: what is not below saves none
@@ -41,7 +42,7 @@ def lost(wanted: Substitution, site: Site, x: torch.Tensor) -> float:
     The first half of ``x`` fits, the second judges. Three significant digits, so that equal ones are equal.
     """
     half = max(len(x) // 2, 1)
-    new = initialise(operator(wanted.operator), site, wanted.option, x[:half])
+    new = initialise(operator(wanted.operator), site, wanted.option, x[:half], steps=STEPS)
     with torch.no_grad():
         y = site(x[half:] if half < len(x) else x)
         missed = (new(x[half:] if half < len(x) else x) - y).double()

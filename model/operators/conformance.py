@@ -5,14 +5,18 @@
     class TestMine(OperatorConformance):
         operator = "mine"
 
+        def formula(self, site, option):
+            return macs, params  # as published
+
 Runs under pytest, in seconds.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import torch
@@ -72,6 +76,10 @@ class OperatorConformance:
     """Inherit, and set ``operator`` to the name of one that is installed."""
 
     operator: ClassVar[str]
+
+    def formula(self, site: Site, option: float) -> tuple[int, int] | None:
+        """Multiply-accumulates of one sample, and parameters beside the layer's own bias, as published."""
+        return None
 
     @classmethod
     def made(cls) -> Operator:
@@ -159,9 +167,7 @@ class OperatorConformance:
         for site in self.sites():
             for option in self.sizes(site):
                 new = initialise(self.made(), site, option)
-                again = copy.deepcopy(new)
-                for value in again.state_dict().values():
-                    value.zero_()
+                again = self.made().build(site, option)
                 again.load_state_dict(new.state_dict())
                 assert torch.equal(again(inputs_of(site)), new(inputs_of(site)))
 
@@ -169,9 +175,23 @@ class OperatorConformance:
         for site in self.sites():
             for option in self.made().options(site):
                 new = initialise(self.made(), site, option)
-                new(inputs_of(site)).square().sum().backward()
+                (new(inputs_of(site)) - 1).square().sum().backward()
                 for name, value in new.named_parameters():
-                    assert value.grad is not None, name
+                    assert value.grad is not None, (site.name, option, name)
+                    assert value.grad.abs().sum() > 0, (site.name, option, name)
+
+    def test_costs_are_as_published(self) -> None:
+        """Counted from what is built, beside the formula."""
+        for bias in (True, False):
+            for site in self.sites(bias=bias):
+                for option in self.sizes(site):
+                    wanted = self.formula(site, option)
+                    if wanted is None:
+                        continue
+                    found = count(self.made().build(site, option), site.example())
+                    macs, params = wanted
+                    of_bias = site.outputs if bias else 0
+                    assert (found.macs, found.params) == (macs, params + of_bias), (site.name, option)
 
     def test_it_exports(self) -> None:
         for site in [*self.sites(kind=torch.float32)][:1]:
@@ -180,6 +200,18 @@ class OperatorConformance:
             batch = {0: torch.export.Dim("batch", min=2)}
             program = torch.export.export(new, (x,), dynamic_shapes=(batch,))
             torch.testing.assert_close(program.module()(x[:3]), new(x[:3]), rtol=1e-5, atol=1e-5)
+
+    def test_it_runs_in_onnx(self) -> None:
+        import onnxruntime  # type: ignore[import-untyped]
+
+        for site in [*self.sites(kind=torch.float32)][:1]:
+            new, x = self._some(site), inputs_of(site)
+            with TemporaryDirectory() as folder:
+                file = Path(folder, "operator.onnx")
+                torch.onnx.export(new, (x,), file, dynamo=True, verbose=False)
+                session = onnxruntime.InferenceSession(file)
+            found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+            torch.testing.assert_close(torch.from_numpy(found), new(x).detach(), rtol=1e-4, atol=1e-4)
 
     def test_it_says_why_where_it_does_not_apply(self) -> None:
         reasons = {name: self.made().refuses(site_of(name)) for name in GRID}

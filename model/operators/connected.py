@@ -6,6 +6,7 @@ They save by running as grouped layers behind gathers: a mask would save nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import nn
 from .assignment import assign, balanced_sizes
 from .site import Operator, Site, conv_reason, put
 from .stages import Gather, GroupLinear, Layer, Substitute, Tail, shuffle
+
+COPIES = 4  # of all channels that layers whose outputs read apart hold at once
 
 
 def _layer(site: Site, inputs: int, outputs: int, groups: int, *, bias: bool) -> Layer:
@@ -89,10 +92,11 @@ class LearnedGroups(Operator):
 
 
 class Expander(Operator):
-    """Every output reads a few inputs, chosen at random and evenly. Option: their share of the inputs.
+    """Every output reads a few inputs, chosen at random and evenly. Option: their share D of the inputs.
 
     A bipartite graph that is regular on both sides, as far as the widths divide, so that no input and no
-    output is left alone. Parameters and multiply-accumulates D/Ci.
+    output is left alone (the published sampling is regular on one side, which may leave some). Parameters and
+    multiply-accumulates D/Ci.
     """
 
     name = "expander"
@@ -108,43 +112,66 @@ class Expander(Operator):
         return 1.0
 
     def build(self, site: Site, option: float) -> Substitute:
-        degree = max(1, min(site.inputs, round(site.inputs * option)))
-        index = torch.from_numpy(regular(site.outputs, site.inputs, degree).reshape(-1))
-        layer = _layer(site, len(index), site.outputs, site.outputs, bias=site.bias is not None)
-        before = Gather(index.to(site.weight.device), site.axis)
-        return Substitute(nn.Identity(), Tail(layer, before), axis=site.axis)
+        degree = max(round(site.inputs * option), -(-site.inputs // site.outputs))
+        degree = max(1, min(site.inputs, degree))
+        if site.weight.is_meta:
+            index = np.zeros((site.outputs, degree), dtype=np.int64)
+        else:
+            index = regular(site.outputs, site.inputs, degree)
+        return Substitute(nn.Identity(), *reading(site, index, site.inputs), axis=site.axis)
 
     def start(self, new: Substitute, site: Site, option: float) -> None:
-        tail = new.tails[0]
-        assert isinstance(tail, Tail)
-        assert tail.before is not None
-        index = tail.before.index.view(site.outputs, -1)
-        put(tail.layer.weight, torch.stack([w[i] for w, i in zip(site.wide, index, strict=True)]))
-        put(tail.layer.bias, site.bias)
+        first = 0
+        for tail in new.tails:
+            assert isinstance(tail, Tail)
+            assert tail.before is not None
+            rows = torch.arange(first, first + len(tail.layer.weight), device=site.weight.device)
+            put(tail.layer.weight, site.wide[rows[:, None], tail.before.index.view(len(rows), -1)])
+            put(tail.layer.bias, None if site.bias is None else site.bias[rows])
+            first += len(rows)
 
 
-def regular(outputs: int, inputs: int, degree: int, *, seed: int = 0) -> np.ndarray:
+def reading(site: Site, index: np.ndarray, inputs: int, *, one_place: bool = False) -> list[Tail]:
+    """Tails whose every output reads channels of its own; so many outputs a tail that no more than
+    :data:`COPIES` times the channels there are copied at once.
+
+    Args:
+        index: [outputs, reads] which.
+        inputs: channels there are.
+        one_place: 1x1 layers with the site's stride, instead of ones with its kernel.
+    """
+    step, bias = max(1, COPIES * inputs // index.shape[1]), site.bias is not None
+    tails = []
+    for part in np.split(index, range(step, len(index), step)):
+        n = len(part)
+        if one_place:
+            layer = site.pointwise(part.size, n, groups=n, bias=bias, strided=site.dims > 0)
+        else:
+            layer = _layer(site, part.size, n, n, bias=bias)
+        before = torch.from_numpy(part.reshape(-1)).to(site.weight.device)
+        tails.append(Tail(layer, Gather(before, site.axis)))
+    return tails
+
+
+@lru_cache(maxsize=256)
+def regular(outputs: int, inputs: int, degree: int, *, seed: int = 0, rounds: int = 16) -> np.ndarray:
     """Inputs of each output in a random bipartite graph, int64 [outputs, degree], distinct within a row.
 
-    Inputs have degrees that differ by one at most. Rounds of random permutations; where one repeats an input
-    of a row, it is swapped with that of another row which takes it.
+    Inputs have degrees that differ by one at most. From a regular start, random pairs of outputs trade what
+    only one of them reads, which keeps all degrees (curveball, Strona et al. 2014,
+    doi 10.1038/ncomms5114).
     """
     rng = np.random.default_rng(seed)
-    copies = -(-outputs * degree // inputs)
-    pool = np.concatenate([rng.permutation(inputs) for _ in range(copies)])[: outputs * degree]
-    table = np.ascontiguousarray(pool.reshape(degree, outputs).T)
-    for row in range(outputs):
-        for place in range(degree):
-            while (table[row] == table[row, place]).sum() > 1:
-                for other in rng.permutation(outputs):
-                    mine, at = table[row, place], int(rng.integers(degree))
-                    theirs = table[other, at]
-                    if other != row and theirs not in table[row] and mine not in table[other]:
-                        table[row, place], table[other, at] = theirs, mine
-                        break
-                else:  # nobody can take it: any input that the row lacks
-                    table[row, place] = rng.choice(np.setdiff1d(np.arange(inputs), table[row]))
-    return np.sort(table, axis=1)
+    rows = [set(row) for row in (np.arange(outputs * degree) % inputs).reshape(outputs, degree).tolist()]
+    for _ in range(rounds if degree < inputs else 0):
+        order = rng.permutation(outputs).tolist()
+        for a, b in zip(order[::2], order[1::2], strict=False):
+            mine, theirs, both = rows[a] - rows[b], rows[b] - rows[a], rows[a] & rows[b]
+            pool = sorted(mine | theirs)
+            drawn = rng.permutation(len(pool)).tolist()
+            rows[a] = both | {pool[i] for i in drawn[: len(mine)]}
+            rows[b] = both | {pool[i] for i in drawn[len(mine) :]}
+    return np.array([sorted(row) for row in rows], dtype=np.int64)
 
 
 class Interleaved(Operator):
@@ -211,7 +238,8 @@ class ShuffleUnit(Operator):
     """A grouped 1x1 layer, ReLU, a channel shuffle, a depthwise convolution, a grouped 1x1 layer.
 
     Option: groups. A quarter of the outputs between, as published, without the shortcut: it stands for one
-    convolution. Parameters ``(Ci m + m Co) / g + k^2 m``.
+    convolution. Starts, and no more, from the leading singular vectors of each group's inputs and the filters
+    that fit behind them. Parameters ``(Ci m + m Co) / g + (k^2 + 1) m``.
     """
 
     name = "shuffle"
@@ -224,13 +252,17 @@ class ShuffleUnit(Operator):
     def options(self, site: Site) -> Sequence[float]:
         return [g for g in (1, 2, 4) if not (site.inputs % g or site.outputs % g or site.outputs < 4 * g)]
 
-    def build(self, site: Site, option: float) -> Substitute:
+    @staticmethod
+    def _sizes(site: Site, option: float) -> tuple[int, int]:
         groups = int(option)
         while site.inputs % groups or site.outputs % groups:
             groups -= 1
-        between = groups * max(1, round(site.outputs / 4 / groups))
+        return groups, groups * max(1, round(site.outputs / 4 / groups))
+
+    def build(self, site: Site, option: float) -> Substitute:
+        groups, between = self._sizes(site, option)
         front = nn.Sequential(
-            site.pointwise(site.inputs, between, groups=groups),
+            site.pointwise(site.inputs, between, groups=groups, bias=True),
             nn.ReLU(),
             Gather(shuffle(between, groups).to(site.weight.device), site.axis),
             site.spatial(between, between, groups=between),
@@ -239,12 +271,32 @@ class ShuffleUnit(Operator):
         return Substitute(front, Tail(tail), axis=site.axis)
 
     def start(self, new: Substitute, site: Site, option: float) -> None:
-        generator = torch.Generator().manual_seed(0)
-        for layer in new.layers:
-            fan = layer.weight[0].numel()
-            drawn = torch.randn(layer.weight.shape, generator=generator) * (2 / fan) ** 0.5
-            put(layer.weight, drawn)
-        put(new.layers[-1].bias, site.bias)
+        groups, between = self._sizes(site, option)
+        first, filters, tail = new.layers
+        each, made = between // groups, []
+        for part in site.wide.chunk(groups, 1):
+            unfolded = part.transpose(0, 1).flatten(1)
+            basis = torch.linalg.eigh(unfolded @ unfolded.T).eigenvectors.flip(1).T  # [inputs, inputs]
+            # One that answers positively is cut least.
+            basis = basis * torch.where(basis.sum(1) < 0, -1.0, 1.0)[:, None]
+            made.append(basis[torch.arange(each, device=basis.device) % len(basis)])
+        put(first.weight, torch.cat(made))
+        put(first.bias, torch.zeros(between))
+        inputs = site.inputs // groups
+        into = torch.cat(
+            [
+                nn.functional.pad(rows, (g * inputs, site.inputs - (g + 1) * inputs))
+                for g, rows in enumerate(made)
+            ]
+        )[shuffle(between, groups).to(site.weight.device)]
+        left, values, right = torch.linalg.svd(
+            torch.einsum("oit,mi->mot", site.wide, into), full_matrices=False
+        )
+        put(filters.weight, right[:, 0])
+        points = (left[:, :, 0] * values[:, :1]).T  # [outputs, between]
+        parts = zip(points.chunk(groups, 0), range(groups), strict=True)
+        put(tail.weight, torch.cat([rows.chunk(groups, 1)[g] for rows, g in parts]))
+        put(tail.bias, site.bias)
 
 
 def path_counts(new: Substitute, inputs: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -16,9 +16,10 @@ from .stages import GroupLinear, Layer, Substitute, Tail
 
 RIDGE = 1e-3  # of the mean variance of what a tail reads; pulls towards the started weights
 ROWS = 4096  # samples of one tail, or four a column
-STEPS = 250  # of the regression
-BATCH = 32  # its samples a step
-RATE = 3e-3  # its Adam's
+BLOCK = 2**22  # numbers of the small systems solved at once
+STEPS = 80  # of the regression
+BATCH = 16  # its samples a step
+RATE = 1.5e-2  # its Adam's
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +55,21 @@ class Targets:
 
 
 def initialise(
-    operator: Operator, site: Site, option: float, x: torch.Tensor | None = None, *, seed: int = 0
+    operator: Operator,
+    site: Site,
+    option: float,
+    x: torch.Tensor | None = None,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
 ) -> Substitute:
     """A substitute from the layer's weights and, with inputs ``x``, fitted to what the layer gives on them.
 
     Weights start in closed form; where the operator is curved they are regressed on ``x``; then the last
     linear stage is solved for.
     """
+    if x is not None and site.inputs_seen is None:
+        site = replace(site, inputs_seen=x)
     with torch.no_grad():
         new = operator.build(site, option)
         operator.start(new, site, option)
@@ -69,7 +78,7 @@ def initialise(
             return new
         y = site(x)
     if operator.curved:
-        regress(new, x, y, seed=seed)
+        regress(new, x, y, steps=steps, seed=seed)
     targets = Targets.of(y, site.axis, rows=max(ROWS, 4 * columns_of(new)), seed=seed)
     refit(new, x, targets, intercept=site.bias is not None)
     return new
@@ -93,31 +102,88 @@ def refit(
     """
     front = new.front(x)
     left_over = targets.values.new_zeros(targets.values.shape[1])
+    moments: _Moments | None = None  # of all that tails of one form gather from
     for tail, outputs in zip(new.tails, new.outputs(), strict=True):
         if not isinstance(tail, Tail):
             continue
-        layer = tail.layer
-        rows = windows(tail.reads(front), layer, targets.at)  # [rows, taps, inputs]
-        groups = getattr(layer, "groups", 1)
-        weight = layer.weight.detach()
-        priors = weight.movedim(1, -1).reshape(len(weight), -1).double()  # taps first, channels last
-        taken = (outputs >= 0).to(targets.values.device)
-        y = targets.values[:, outputs.clamp_min(0).to(targets.values.device)]
-        fitted, constants = [], []
-        for z, wanted, prior in zip(
-            rows.chunk(groups, 2), y.chunk(groups, 1), priors.chunk(groups, 0), strict=True
-        ):
-            w, c = fitted_layer(z.flatten(1), wanted, prior, intercept, ridge)
-            fitted.append(w)
-            constants.append(c)
-        solved = torch.where(taken[:, None], torch.cat(fitted), priors)
-        weight.copy_(solved.view(len(weight), *weight.shape[2:], -1).movedim(-1, 1))
-        constant = torch.cat(constants)
-        if layer.bias is not None:
-            layer.bias.copy_(torch.where(taken, constant, layer.bias))
+        layer, before = tail.layer, tail.before
+        outputs = outputs.to(targets.values.device)
+        read = outputs >= 0
+        y = targets.values[:, outputs.clamp(min=0)]
+        priors = layer.weight.detach().movedim(1, -1).flatten(1).double()  # taps first, channels last
+        if before is not None and len(before.index) > front.shape[new.axis]:
+            if moments is None:
+                moments = _Moments(windows(front, layer, targets.at), targets.values, intercept)
+            weight, constant = moments.solve(before.index, outputs.clamp(min=0), priors, ridge)
         else:
-            left_over[outputs[taken.cpu()].to(left_over.device)] = constant[taken].to(left_over)
+            weight, constant = _by_group(
+                windows(tail.reads(front), layer, targets.at), y, priors, intercept, ridge
+            )
+        moved = layer.weight.detach().movedim(1, -1)
+        moved.copy_(torch.where(read[:, None], weight, priors).view(moved.shape))
+        if layer.bias is not None:
+            layer.bias.copy_(torch.where(read, constant, layer.bias))
+        else:
+            left_over[outputs[read]] = constant[read].to(left_over)
     return left_over
+
+
+def _by_group(
+    x: torch.Tensor, y: torch.Tensor, priors: torch.Tensor, intercept: bool, ridge: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights and constants of a layer whose groups read different inputs ``x``, [rows, taps, inputs]."""
+    groups = x.shape[1] * x.shape[2] // priors.shape[1]
+    parts = zip(x.chunk(groups, 2), y.chunk(groups, 1), priors.chunk(groups, 0), strict=True)
+    fitted = [fitted_layer(a.flatten(1), b, prior, intercept, ridge) for a, b, prior in parts]
+    return torch.cat([w for w, _ in fitted]), torch.cat([c for _, c in fitted])
+
+
+class _Moments:
+    """Second moments of inputs that groups of a layer share, so that each group only takes its part.
+
+    Args:
+        x: [rows, taps, inputs].
+        y: [rows, outputs], of the whole layer.
+    """
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, intercept: bool) -> None:
+        self._taps, self._inputs = x.shape[1:]
+        kind = torch.promote_types(x.dtype, torch.float32)
+        x, y = x.flatten(1).to(kind), y.to(kind)
+        self._mx, self._my = (v.mean(0) * float(intercept) for v in (x, y))
+        x, y = x - self._mx, y - self._my
+        self._second, self._cross = (x.T @ x).double(), (x.T @ y).double()
+
+    def solve(
+        self, index: torch.Tensor, outputs: torch.Tensor, priors: torch.Tensor, ridge: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights and constants of a grouped layer; see :func:`.fitted_layer`.
+
+        Args:
+            index: what its groups read, one after the other.
+            outputs: which ones it gives.
+            priors: [outputs, taps x inputs of a group].
+        """
+        groups = self._taps * len(index) // priors.shape[1]
+        taps = torch.arange(self._taps, device=index.device)[:, None] * self._inputs
+        columns = (taps + index.view(groups, 1, -1)).flatten(1)  # [groups, unknowns]
+        made, constants = torch.empty_like(priors), []
+        step = max(1, BLOCK // columns.shape[1] ** 2)
+        each = len(outputs) // groups
+        for first in range(0, groups, step):
+            part = columns[first : first + step]
+            rows = slice(first * each, (first + len(part)) * each)
+            at, prior = outputs[rows].view(len(part), -1), priors[rows].view(len(part), each, -1)
+            second = self._second[part[:, :, None], part[:, None, :]]
+            diagonal = second.diagonal(dim1=1, dim2=2)
+            damping = ridge * diagonal.mean(1)[:, None, None] + 1e-30
+            diagonal.add_(damping[:, 0])
+            cross = self._cross[part[:, :, None], at[:, None, :]] + damping * prior.mT
+            w = torch.cholesky_solve(cross, torch.linalg.cholesky(second)).mT
+            made[rows] = w.flatten(0, 1)
+            mean = (w @ self._mx[part].double().unsqueeze(-1)).flatten()
+            constants.append(self._my[outputs[rows]].double() - mean)
+        return made, torch.cat(constants)
 
 
 def windows(z: torch.Tensor, layer: Layer, at: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -145,7 +211,10 @@ def columns_of(new: Substitute) -> int:
 
 
 def regress(new: Substitute, x: torch.Tensor, y: torch.Tensor, *, steps: int = STEPS, seed: int = 0) -> None:
-    """Train a substitute alone to give ``y`` from ``x``, in place: Adam on the mean squared error."""
+    """Train a substitute alone to give ``y`` from ``x``, in place: Adam on the mean squared error, from tails
+    that fit what its front gives at first.
+    """
+    refit(new, x, Targets.of(y, new.axis, seed=seed), intercept=False)
     generator = torch.Generator().manual_seed(seed)
     wanted = [p for p in new.parameters() if p.is_floating_point()]
     scale = y.detach().var().clamp_min(1e-12)

@@ -11,7 +11,8 @@ from .site import Operator, Site, conv_reason, put, share_of
 from .stages import Cat, Layer, Substitute, Tail
 
 SHARES = (0.125, 0.25, 0.5)  # of the full rank
-ROUNDS = 30  # of alternating least squares
+ROUNDS = 8  # of alternating least squares
+TURNS = 4  # in which Tucker's two subspaces better each other
 
 
 def _chain(site: Site, front: nn.Module, tail: Layer) -> Substitute:
@@ -78,9 +79,13 @@ class OutputPCA(ChannelSVD):
         y = site(site.inputs_seen).movedim(site.axis, -1).reshape(-1, site.outputs).double()
         bias = y.new_zeros(site.outputs) if site.bias is None else site.bias.double()
         mean = y.mean(0) if site.bias is not None else torch.zeros_like(bias)
-        _, vectors = torch.linalg.eigh((y - mean).T @ (y - mean))
-        q = vectors.flip(1)[:, :rank]
-        put(front.weight, q.T @ site.wide.flatten(1))
+        seen, weight = (y - mean).T @ (y - mean), site.wide.flatten(1)
+        spread = weight @ weight.T
+        # Directions that these inputs do not reach follow in the weight's own order.
+        q = torch.linalg.eigh(seen + 1e-9 * seen.trace() / spread.trace() * spread).eigenvectors.flip(1)[
+            :, :rank
+        ]
+        put(front.weight, q.T @ weight)
         put(tail.weight, q)
         put(tail.bias, mean + q @ (q.T @ (bias - mean)))
 
@@ -124,7 +129,7 @@ class Tucker(Operator):
     """Fewer inputs by a 1x1 layer, the kernel between few channels, more outputs by a 1x1 layer.
 
     Option: both ranks, as shares of inputs and outputs. Factors are the leading singular vectors of the
-    unfoldings along each. Parameters ``Ci r1 + k^2 r1 r2 + r2 Co``.
+    unfoldings along each, by orthogonal iteration (HOOI). Parameters ``Ci r1 + k^2 r1 r2 + r2 Co``.
     """
 
     name = "tucker"
@@ -147,13 +152,20 @@ class Tucker(Operator):
     def start(self, new: Substitute, site: Site, option: float) -> None:
         reduce, core, expand = new.layers
         first, second = len(reduce.weight), len(core.weight)
-        into = torch.linalg.svd(site.wide.transpose(0, 1).flatten(1), full_matrices=False)[0]
-        out = torch.linalg.svd(site.wide.flatten(1), full_matrices=False)[0]
-        into, out = _filled(into, first), _filled(out, second)
+        weight = site.wide
+        out = _leading(weight.flatten(1), second)
+        for _ in range(TURNS):  # HOOI: inputs as the outputs' subspace sees them, and the other way round
+            into = _leading(torch.einsum("oit,or->irt", weight, out).flatten(1), first)
+            out = _leading(torch.einsum("oit,is->ost", weight, into).flatten(1), second)
         put(reduce.weight, into.T)
-        put(core.weight, torch.einsum("oct,cr,os->srt", site.wide, into, out))
+        put(core.weight, torch.einsum("oct,cr,os->srt", weight, into, out))
         put(expand.weight, out)
         put(expand.bias, site.bias)
+
+
+def _leading(matrix: torch.Tensor, rank: int) -> torch.Tensor:
+    """Leading left singular vectors [rows, rank]; any others that are orthogonal to them where few are."""
+    return torch.linalg.eigh(matrix @ matrix.T).eigenvectors.flip(1)[:, :rank]
 
 
 def _filled(vectors: torch.Tensor, rank: int) -> torch.Tensor:
@@ -163,58 +175,92 @@ def _filled(vectors: torch.Tensor, rank: int) -> torch.Tensor:
 
 
 class CP(Operator):
-    """A 1x1 layer, a depthwise column, a depthwise row, a 1x1 layer. Option: rank, as a share of the outputs.
+    """A 1x1 layer, a depthwise filter along each axis in turn, a 1x1 layer. Option: rank, as a multiple of
+    the inputs.
 
-    ``W[o,c,i,j] ~ sum_r a[o,r] b[c,r] u[i,r] v[j,r]`` by alternating least squares. Parameters
-    ``r (Ci + 2k + Co)``.
+    ``W[o,c,i,j] ~ sum_r a[o,r] b[c,r] u[i,r] v[j,r]`` by alternating least squares, from terms of one input
+    each: leading singular triples of its [outputs, taps] slice, their filters of rank one. Exact at k^2,
+    where every tap of every input has a term. Parameters ``r (Ci + 2k + Co)``.
     """
 
     name = "cp"
     source = "Lebedev et al. 2015, arXiv 1412.6553"
 
     def refuses(self, site: Site) -> str:
-        return _plane_reason(site)
+        return conv_reason(site)
 
     def options(self, site: Site) -> Sequence[float]:
-        return (0.5, 1.0, 2.0)
+        return (0.5, 1, 2)
+
+    def exact(self, site: Site) -> float:
+        return site.taps
+
+    @staticmethod
+    def _rank(site: Site, option: float) -> int:
+        return max(1, min(round(option * site.inputs), site.inputs * site.taps))
 
     def build(self, site: Site, option: float) -> Substitute:
-        rank = max(1, round(site.outputs * option))
-        front = nn.Sequential(
-            site.pointwise(site.inputs, rank),
-            site.spatial(rank, rank, along=(0,), groups=rank),
-            site.spatial(rank, rank, along=(1,), groups=rank),
-        )
+        rank = self._rank(site, option)
+        filters = [site.spatial(rank, rank, along=(axis,), groups=rank) for axis in range(site.dims)]
+        front = nn.Sequential(site.pointwise(site.inputs, rank), *filters)
         return _chain(site, front, site.pointwise(rank, site.outputs, bias=site.bias is not None))
 
     def start(self, new: Substitute, site: Site, option: float) -> None:
-        reduce, column, row, expand = new.layers
-        rank = len(reduce.weight)
-        tensor = site.weight.detach().double()
-        generator = torch.Generator().manual_seed(0)
-        factors = [
-            torch.randn(n, rank, dtype=torch.float64, generator=generator).to(tensor.device)
-            for n in tensor.shape
-        ]
-        unfolded = [tensor.movedim(mode, 0).flatten(1) for mode in range(4)]
-        for _ in range(ROUNDS):
-            for mode in range(4):
-                others = [f for m, f in enumerate(factors) if m != mode]
-                products = torch.ones(1, rank, dtype=torch.float64, device=tensor.device)
-                gram = torch.ones(rank, rank, dtype=torch.float64, device=tensor.device)
-                for f in others:
-                    products = (products[:, None] * f[None]).flatten(0, 1)
-                    gram = gram * (f.T @ f)
-                gram.diagonal().add_(1e-9 * gram.diagonal().mean())
-                factors[mode] = torch.linalg.solve(gram, (unfolded[mode] @ products).T).T
-                if mode:  # lengths are kept in the outputs' factor
-                    factors[mode] = nn.functional.normalize(factors[mode], dim=0)
-        out, into, u, v = factors
+        rank = self._rank(site, option)
+        tensor = site.wide.unflatten(2, site.kernel)
+        if rank == site.inputs * site.taps:
+            places = torch.unravel_index(torch.arange(rank), tensor.shape[1:])
+            ones = [
+                nn.functional.one_hot(at, n).to(tensor)
+                for at, n in zip(places, tensor.shape[1:], strict=True)
+            ]
+            factors = [tensor.flatten(1), *(one.T for one in ones)]
+        else:
+            factors = alternating_terms(tensor, _terms_of_inputs(tensor, rank), ROUNDS)
+        out, into, *along = factors
+        reduce, *filters, expand = new.layers
         put(reduce.weight, into.T)
-        put(column.weight, u.T)
-        put(row.weight, v.T)
+        for layer, factor in zip(filters, along, strict=True):
+            put(layer.weight, factor.T)
         put(expand.weight, out)
         put(expand.bias, site.bias)
+
+
+def _terms_of_inputs(tensor: torch.Tensor, rank: int) -> list[torch.Tensor]:
+    """Factors [length, rank] along every axis of [outputs, inputs, *kernel], of one input a term."""
+    left, values, right = torch.linalg.svd(tensor.flatten(2).transpose(0, 1), full_matrices=False)
+    best = values.flatten().argsort(descending=True, stable=True)[:rank]
+    best = best.repeat(-(-rank // len(best)))[:rank]  # more terms than triples: ties are broken below
+    channel, place = best // values.shape[1], best % values.shape[1]
+    factors = [left[channel, :, place].T, nn.functional.one_hot(channel, tensor.shape[1]).to(tensor).T]
+    rest = right[channel, place].unflatten(1, tensor.shape[2:])
+    for _ in range(tensor.dim() - 3):
+        u, s, v = torch.linalg.svd(rest.flatten(2), full_matrices=False)
+        factors.append(u[:, :, 0].T)
+        rest = (s[:, :1] * v[:, 0]).unflatten(1, rest.shape[2:])
+    factors.append(rest.T)
+    generator = torch.Generator().manual_seed(0)
+    for factor in factors[2:]:  # terms of one input and one singular vector must not stay in step
+        noise = torch.randn(factor.shape, generator=generator, dtype=torch.float64).to(factor)
+        factor += 1e-2 * factor.norm(dim=0) * noise
+    return factors
+
+
+def alternating_terms(tensor: torch.Tensor, factors: list[torch.Tensor], rounds: int) -> list[torch.Tensor]:
+    """Alternating least squares of a sum of rank-one terms; lengths end in the first factor."""
+    for _ in range(rounds):
+        for axis in reversed(range(tensor.dim())):
+            others = [i for i in range(tensor.dim()) if i != axis]
+            product = tensor.movedim(axis, 0)
+            columns = factors[others[0]]
+            for i in others[1:]:
+                columns = (columns[:, None] * factors[i]).flatten(0, 1)
+            gram = torch.stack([factors[i].T @ factors[i] for i in others]).prod(0)
+            gram.diagonal().add_(1e-9 * gram.diagonal().mean() + 1e-30)
+            factors[axis] = torch.linalg.solve(gram, (product.flatten(1) @ columns).T).T
+            if axis:
+                factors[axis] = nn.functional.normalize(factors[axis], dim=0)
+    return factors
 
 
 class CrossBasis(Operator):

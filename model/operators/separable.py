@@ -26,7 +26,7 @@ class Separable(Operator):
         return conv_reason(site)
 
     def options(self, site: Site) -> Sequence[float]:
-        return [d for d in (1, 2, 3, 4) if d < min(site.taps, site.outputs)]
+        return [d for d in (1, 2, 4) if d < min(site.taps, site.outputs)]
 
     def exact(self, site: Site) -> float | None:
         return min(site.taps, site.outputs)
@@ -36,7 +36,8 @@ class Separable(Operator):
 
     def build(self, site: Site, option: float) -> Substitute:
         inner = site.inputs * max(1, min(int(option), site.taps, site.outputs))
-        front = nn.Sequential(site.spatial(site.inputs, inner, groups=site.inputs), *self._inside())
+        filters = site.spatial(site.inputs, inner, groups=site.inputs, bias=self.curved)
+        front = nn.Sequential(filters, *self._inside())
         tail = site.pointwise(inner, site.outputs, bias=site.bias is not None)
         return Substitute(front, Tail(tail), axis=site.axis)
 
@@ -49,12 +50,16 @@ class Separable(Operator):
             sign = torch.where(right.sum(2) < 0, -1.0, 1.0)
             left, right = left * sign[:, None], right * sign[:, :, None]
         put(depthwise.weight, right)
+        put(depthwise.bias, torch.zeros(len(depthwise.weight)))
         put(tail.weight, (left * values[:, None]).permute(1, 0, 2).flatten(1))
         put(tail.bias, site.bias)
 
 
 class MobileNetBlock(Separable):
-    """A depthwise convolution, ReLU, then a 1x1 layer. Option: depthwise filters of each channel."""
+    """A depthwise convolution with constants, ReLU, then a 1x1 layer. Option: filters of each channel.
+
+    Parameters ``D Ci (k^2 + 1 + Co)``.
+    """
 
     name = "mobilenet"
     source = "Howard et al. 2017, arXiv 1704.04861"
@@ -187,7 +192,7 @@ class LinearFire(Operator):
         tails = [Tail(site.spatial(between, site.outputs - point, bias=bias))]
         if point:
             tails.insert(0, Tail(site.pointwise(between, point, bias=bias, strided=True)))
-        front = nn.Sequential(site.pointwise(site.inputs, between), *self._inside())
+        front = nn.Sequential(site.pointwise(site.inputs, between, bias=self.curved), *self._inside())
         order = Gather(torch.arange(site.outputs, device=site.weight.device), site.axis)
         return Substitute(front, *tails, axis=site.axis, order=order)
 
@@ -204,8 +209,11 @@ class LinearFire(Operator):
                 :, :between
             ]
             basis = nn.functional.pad(basis, (0, between - basis.shape[1]))
+            # One that answers positively is cut least by a ReLU.
+            basis = basis * torch.where(basis.sum(0) < 0, -1.0, 1.0)
         projected = torch.einsum("oct,cr->ort", site.wide, basis)[order]
         put(squeeze.weight, basis.T)
+        put(squeeze.bias, torch.zeros(between))
         bias = None if site.bias is None else site.bias[order]
         at = 0
         for expand in expands:
@@ -219,7 +227,10 @@ class LinearFire(Operator):
 
 
 class Fire(LinearFire):
-    """As published: ReLU behind the first layer, which at full width cuts nothing from inputs of a ReLU."""
+    """As published: ReLU behind the first layer, which at full width cuts nothing from inputs of a ReLU.
+
+    That layer has constants: ``s`` parameters more.
+    """
 
     name = "fire"
     source = "Iandola et al. 2016, arXiv 1602.07360 (SqueezeNet)"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
 
+from .connected import reading
 from .site import Operator, Site, conv_reason, put, share_of
 from .stages import Gather, Shift, Substitute, Tail
 
@@ -46,32 +48,35 @@ class Dictionary(Operator):
 
     def build(self, site: Site, option: float) -> Substitute:
         size, each = self._sizes(site, option)
-        looked = site.outputs * site.taps * each
-        front: list[nn.Module] = [
-            site.pointwise(site.inputs, size),
-            Gather(torch.zeros(looked, dtype=torch.int64, device=site.weight.device), site.axis),
-        ]
-        if site.taps > 1:
-            offsets = _offsets(site)
-            front.append(Shift([offset for offset in offsets for _ in range(site.outputs * each)]))
-            # From taps first to outputs first.
-            places = torch.arange(looked, device=site.weight.device).view(site.taps, site.outputs, each)
-            front.append(Gather(places.permute(1, 0, 2).reshape(-1), site.axis))
-        tail = site.pointwise(
-            looked, site.outputs, groups=site.outputs, bias=site.bias is not None, strided=site.dims > 0
-        )
-        return Substitute(nn.Sequential(*front), Tail(tail), axis=site.axis)
+        front: nn.Module = site.pointwise(site.inputs, size)
+        if site.taps > 1:  # every map at every displacement, whatever filters look up
+            every = torch.arange(size, device=site.weight.device).repeat(site.taps)
+            shift = Shift([offset for offset in _offsets(site) for _ in range(size)])
+            front = nn.Sequential(front, Gather(every, site.axis), shift)
+        # One look-up of every tap after the other; start says which.
+        index = np.zeros((site.outputs, site.taps * each), dtype=np.int64)
+        tails = reading(site, index, size * site.taps, one_place=True)
+        return Substitute(front, *tails, axis=site.axis)
 
     def start(self, new: Substitute, site: Site, option: float) -> None:
         size, each = self._sizes(site, option)
         vectors = site.wide.permute(2, 0, 1).flatten(0, 1)  # [taps x outputs, inputs]
         atoms, index, values = learned_dictionary(vectors, size, each)
-        first, tail = new.layers
-        put(first.weight, atoms)
-        looked = next(m for m in new.modules() if isinstance(m, Gather))
-        looked.index.copy_(index.reshape(-1))
-        put(tail.weight, values.view(site.taps, site.outputs, each).permute(1, 0, 2))
-        put(tail.bias, site.bias)
+        put(new.layers[0].weight, atoms)
+        taps = size * torch.arange(site.taps, device=index.device)[:, None, None]
+        looked, values = (
+            t.view(site.taps, site.outputs, each).transpose(0, 1).flatten(1)
+            for t in (index.reshape(site.taps, site.outputs, each) + taps, values)
+        )
+        first = 0
+        for tail in new.tails:
+            assert isinstance(tail, Tail)
+            assert tail.before is not None
+            here = slice(first, first + len(tail.layer.weight))
+            tail.before.index.copy_(looked[here].reshape(-1))
+            put(tail.layer.weight, values[here])
+            put(tail.layer.bias, None if site.bias is None else site.bias[here])
+            first = here.stop
 
 
 def _offsets(site: Site) -> list[tuple[int, ...]]:
@@ -189,13 +194,15 @@ def k_means(numbers: torch.Tensor, size: int, *, rounds: int = 50) -> tuple[torc
 
     Starts from evenly spread centres, which Han et al. found to keep large weights best.
     """
-    ends = numbers.amin(), numbers.amax()
-    centres = torch.linspace(0, 1, size, dtype=numbers.dtype, device=numbers.device)
-    centres = ends[0] + centres * (ends[1] - ends[0])
+    ordered = numbers.sort().values
+    sums = functional.pad(ordered.cumsum(0), (1, 0))
+    steps = torch.linspace(0, 1, size, dtype=numbers.dtype, device=numbers.device)
+    centres = ordered[0] + steps * (ordered[-1] - ordered[0])
     for _ in range(rounds):
-        index = torch.bucketize(numbers, (centres[1:] + centres[:-1]) / 2)
-        total = torch.zeros_like(centres).index_add_(0, index, numbers)
-        count = torch.bincount(index, minlength=size)
+        # Of sorted numbers, those nearest to one centre lie together.
+        inner = torch.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)
+        ends = functional.pad(functional.pad(inner, (1, 0)), (0, 1), value=len(ordered))
+        count, total = ends.diff(), sums[ends].diff()
         moved = torch.where(count > 0, total / count.clamp_min(1), centres)
         if torch.equal(moved, centres):
             break

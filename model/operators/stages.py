@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,11 +49,17 @@ class Shift(nn.Module):
         displacements: one ``(a, b)`` for each channel, or ``(a,)`` for one spatial axis. Neighbours of equal
             displacement move together, so sorted ones are fastest.
         reach: the farthest that any moves along each axis; default: as far as any does.
+
+    Attributes:
+        moves: the displacements as int16 [channels, axes], for the state; loading one moves the channels.
     """
+
+    moves: torch.Tensor
 
     def __init__(self, displacements: Sequence[Sequence[int]], reach: Sequence[int] | None = None) -> None:
         super().__init__()
         self._reach: list[int] = [] if reach is None else list(reach)
+        self.register_buffer("moves", torch.tensor(displacements, dtype=torch.int16))
         self.move(displacements)
 
     def move(self, displacements: Sequence[Sequence[int]]) -> None:
@@ -61,6 +68,11 @@ class Shift(nn.Module):
         self._runs = [(moved, len(list(run))) for moved, run in groupby(self.displacements)]
         if not self._reach:
             self._reach = [max(abs(d[i]) for d in self.displacements) for i in range(self.dims)]
+        self.moves.copy_(torch.tensor(self.displacements, dtype=torch.int16))
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *others)
+        self.move(self.moves.tolist())
 
     @property
     def dims(self) -> int:
