@@ -20,12 +20,15 @@ class Tables:
     Attributes:
         shares: kinds that thin out a call of the captured graph say here how, as functions that give the
             share of its multiply-accumulates that stays, [n]; nothing else here counts it.
+        standing: kinds that let something stand for a call say here, by row, which shapes the weights of that
+            have: they are what a layer's weight is in those rows.
     """
 
     facts: Facts
     widths: np.ndarray  # [n, groups] int64, kept units
     dropped: np.ndarray  # [n, blocks] bool, blocks that are not there
     shares: dict[str, Callable[[], np.ndarray]] = field(default_factory=dict)
+    standing: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = field(default_factory=dict)
 
     @property
     def costs(self) -> Costs:
@@ -57,6 +60,10 @@ class Tables:
                     product *= self.count(labels)
                 total += product
         return total * self.present(node)
+
+    def share(self, node: str) -> np.ndarray | float:
+        """Of :attr:`shares`, 1 where nobody thins the call out."""
+        return self.shares[node]() if node in self.shares else 1.0
 
     def step(self, node: str) -> int:
         """Where a node of the captured graph stands among its steps (see :class:`.lifetimes.Lifetimes`)."""

@@ -15,6 +15,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "branch_macs": ("min", "MAC"),
     "params": ("min", ""),
     "nonzeros": ("min", ""),
+    "bops": ("min", ""),
     "size_mb": ("min", "MB"),
     "activation_mb": ("min", "MB"),
     "memory_mb": ("min", "MB"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .front import Front
 
-COUNTS = ("macs", "flops", "params", "nonzeros", "stages")  # large integers, shown with k, M, G
+COUNTS = ("macs", "flops", "params", "nonzeros", "bops", "stages")  # large integers, shown with k, M, G
 HEADINGS = {
     "macs": "MACs",
     "flops": "FLOPs",

@@ -18,7 +18,7 @@ from ..model.layer_widths import layer_widths
 from ..model.model_copy import plain_copy
 from ..model.operators.substitution import Place, Planting, Substitution, Substitutions
 from ..model.repair.gram import Inputs
-from ..model.surgery import Alive
+from ..model.surgery import Alive, Mend
 from ..model.threads import one_thread
 from .choice import Candidate, Choice
 from .decoding import Decoder
@@ -159,20 +159,28 @@ class Builder(ModelSide):
 
     def _context(self, candidate: Candidate, repair: Repair | None = None) -> Context:
         run = self.mending.sequential
-        parts = self._parts(candidate)
-        steps = [part.kind.mend(part.of(candidate)) for part in parts]
-        planting = self.planting(candidate, repair)
+        mend, planting = self.mend(candidate, repair)
         return Context(
             self.facts,
             self.alive(candidate),
             *self.decoder.widths(candidate.choices, np.array([candidate.indices], dtype=np.int64)),
             calibration=self.mending.calibration,
-            mend=in_turn([self.mending.step(self.facts.surgeon, repair, planting), planting.finish, *steps]),
+            mend=mend,
             sample=None if run is None else run.inputs,
             planting=planting,
         )
 
-    def planting(self, candidate: Candidate, repair: Repair | None = None) -> Planting:
+    def mend(self, candidate: Candidate, repair: Repair | None = None) -> tuple[Mend | None, Planting]:
+        """All that is done to sliced parameters, and what stands for layers once that is done."""
+        planting = self._planting(candidate, repair)
+        steps = [self.mending.step(self.facts.surgeon, repair, planting)]
+        if planting.wanted:
+            steps.append(planting.finish)
+        for part in self._parts(candidate):
+            steps.append(part.kind.mend(part.of(candidate), self.mending.calibration, planting))
+        return in_turn(steps), planting
+
+    def _planting(self, candidate: Candidate, repair: Repair | None) -> Planting:
         """What stands for layers of the candidate's network."""
         wanted: dict[str, Substitution] = {}
         for part in self._parts(candidate):
@@ -291,10 +299,7 @@ class Switch:
         kept = self.network.sizes.copy()
         for column, group, units in self._cuts:
             kept[group] = units[candidate.indices[column]]
-        planting = self._builder.planting(candidate, repair)
-        mend = self._builder.mending.step(self._builder.facts.surgeon, repair, planting)
-        if planting.wanted:
-            mend = in_turn([mend, planting.finish])
+        mend, planting = self._builder.mend(candidate, repair)
         return self.network.switch(kept, mend, copies=copies, planted=planting.made)
 
     @contextmanager

@@ -52,6 +52,18 @@ class TestOperators(KindConformance):
     kind, beside, options = "operators", ("prune", "drop"), {"operators": ("svd",)}
 
 
+class TestBits(KindConformance):
+    kind, beside = "bits", ("prune", "mask", "drop")
+
+
+class TestBitsOfOperators(KindConformance):
+    kind, beside, options = (
+        "bits",
+        ("operators", "prune"),
+        {"operators": ("svd", "codebook"), "bits_group": 8},
+    )
+
+
 def test_all_installed_kinds_are_tried():
     tried = {cls.kind for cls in KindConformance.__subclasses__()}
     assert tried >= set(known_kinds())

@@ -26,6 +26,7 @@ class Count:
     activations: int  # bytes of all tensors that it makes
     peak: int  # bytes of those alive at once, most; its input not among them
     output: int  # bytes of its output
+    weights: tuple[tuple[int, ...], ...]  # shapes of those of its parameters that are multiplied with
 
 
 def count(module: nn.Module, x: torch.Tensor) -> Count:
@@ -41,6 +42,7 @@ def count(module: nn.Module, x: torch.Tensor) -> Count:
         made.total,
         made.peak,
         y.numel() * y.element_size(),
+        tuple(tuple(p.shape) for p in params if p.dim() > 1),
     )
 
 

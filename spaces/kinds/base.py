@@ -119,7 +119,7 @@ class Kind(ABC):
     done: ClassVar[str]  # past participle for the message "nothing in this model may be ..."
     neutral: ClassVar[bool] = False  # decides where a network runs, and nothing about what it computes
     rewrites: ClassVar[bool] = False  # networks of other options than the first are captured graphs, edited
-    switches: ClassVar[bool] = False  # the resident network can take every option: see :meth:`keeps`
+    switches: ClassVar[bool] = False  # all it does is keep, replace and mend, so that no graph is edited
     measured: ClassVar[tuple[str, ...]] = ()  # costs that are not computed: the data decide
     turn: ClassVar[int] = 1
 
@@ -181,8 +181,15 @@ class Kind(ABC):
 
     # -- one network ---------------------------------------------------------------------------------
 
-    def mend(self, taken: Taken) -> Mend | None:
-        """Changes sliced and repaired parameters in place; ``None`` where there is nothing to change."""
+    def mend(
+        self, taken: Taken, calibration: Calibration | None = None, planting: Planting | None = None
+    ) -> Mend | None:
+        """Changes sliced and repaired parameters in place; ``None`` where there is nothing to change.
+
+        Args:
+            calibration: moments of what the unchanged network's layers read.
+            planting: what stands for layers; those substitutes may be changed too.
+        """
         return None
 
     def edit(self, network: CapturedModule, taken: Taken, context: Context) -> None:  # noqa: B027

@@ -210,6 +210,9 @@ class OperatorsKind(Kind):
             share = np.ones(len(column))
             share[rows] += more / np.maximum(dense[rows], 1.0)
             tables.shares[place.node] = partial(_same, share)
+            tables.standing[place.node] = {
+                int(row): counts[k].weights for row, k in zip(rows, which, strict=True)
+            }
         costs["memory_mb"] = costs["size_mb"] + peaks.max(axis=1) / _MEGA
 
 

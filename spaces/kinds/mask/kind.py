@@ -9,16 +9,17 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from torch import fx
 
-from ....model.coupling import Coupling
 from ...choice import Choice
 from ..base import Found, Kind, Making, Many, Taken
+from ..bits import multiplied
 from .program import Sparsify, make_masks, removed_blocks
 
 if TYPE_CHECKING:
     from ....model.cost_tables import Tables
     from ....model.facts import Facts
+    from ....model.operators.substitution import Planting
+    from ....model.repair import Calibration
     from ....model.surgery import Mend
 
 SPARSITIES = (0.0, 0.25, 0.5, 0.75, 0.875)
@@ -66,6 +67,7 @@ class MaskKind(Kind):
     norm: int = 1
 
     done: ClassVar[str] = "masked"
+    switches: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         shares = [float(s) for s in self.sparsities]
@@ -76,7 +78,7 @@ class MaskKind(Kind):
 
     def find(self, facts: Facts, making: Making) -> Found:
         shares = tuple(float(s) for s in self.sparsities)
-        weights = maskable(facts.captured.graph_module.graph, facts.coupling)
+        weights = multiplied(facts.captured.graph_module.graph, facts.coupling)
         abouts = [Masked(weight, self.granularity, self.norm) for weight in weights]
         return Found([Choice(f"mask:{about.parameter}", shares, self, about) for about in abouts])
 
@@ -95,21 +97,11 @@ class MaskKind(Kind):
     def falling(self, choices: Sequence[Choice], names: Sequence[str]) -> Sequence[str]:
         return names  # numbers are set to zero: those costs stay as they are
 
-    def mend(self, taken: Taken) -> Mend | None:
+    def mend(
+        self, taken: Taken, calibration: Calibration | None = None, planting: Planting | None = None
+    ) -> Mend | None:
         steps = {c.about.parameter: c.about.step(float(c.options[i])) for c, i in taken if i}
         return partial(mask_weights, steps) if steps else None
-
-
-def maskable(graph: fx.Graph, coupling: Coupling) -> list[str]:
-    """Canonical names of the weights [out, in, ...] that are multiplied with, in the graph's order."""
-    found: dict[str, None] = {}
-    counted = {node for node, _ in coupling.macs}
-    for node in graph.nodes:
-        if node.name in counted:
-            for operand in node.all_input_nodes:
-                if operand.op == "get_attr" and operand.meta["val"].dim() > 1:
-                    found[coupling.canonical[str(operand.target)]] = None
-    return list(found)
 
 
 def mask_weights(masks: Mapping[str, Sparsify], alive: Any, made: Mapping[str, Any]) -> None:

@@ -71,7 +71,7 @@ class WidthKind(Kind):
                 largest[call] = largest.get(call, np.ones(n)) * share
         saved = np.zeros(n)
         for call in {name for name, _ in tables.coupling.macs} & largest.keys():
-            thinned = tables.shares[call]() if call in tables.shares else 1.0
+            thinned = tables.share(call)
             saved += tables.macs(call) * thinned * (1 - largest[call])
         costs["branch_macs"] = costs["macs"] - saved
 

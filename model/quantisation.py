@@ -1,0 +1,219 @@
+"""Quantisation of weights: rounding to few bits, each column's error made up for by those after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .repair.consumers import Consumer, block_weights
+from .repair.gram import Calibration
+from .repair.least_squares import moments
+
+CLIPS = tuple(1 - 0.05 * step for step in range(13))  # of the largest weight, tried for the ends of a grid
+DAMPING = 0.01  # of the mean variance of the inputs
+WIDEST = 2048  # columns that are rounded together; wider layers are rounded plainly
+_SCALE, _ZERO = 4, 1  # bytes of a scale and of a zero point
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How one weight is stored.
+
+    Attributes:
+        bits: of a number, 2 to 8.
+        group: neighbouring inputs of an output that share a scale; 0: all of them.
+        symmetric: the grid is ``-n..n`` times the scale, ``n = 2^(bits - 1) - 1``; else ``2^bits`` levels
+            around a zero point.
+        compensated: rounded column by column, the error spread over the columns to come (Frantar et al.
+            2022, arXiv 2210.17323), where the inputs' second moments are known.
+    """
+
+    bits: int
+    group: int = 0
+    symmetric: bool = False
+    compensated: bool = True
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8 or int(self.bits) != self.bits:
+            raise ValueError(f"weights are stored in 2 to 8 bits, got {self.bits}")
+        if self.group < 0 or int(self.group) != self.group:
+            raise ValueError(f"a group is a number of inputs, or 0 for all of an output, got {self.group}")
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The least and the largest whole number stored."""
+        most = 2 ** (self.bits - 1) - 1
+        return (-most, most) if self.symmetric else (0, 2**self.bits - 1)
+
+    def nbytes(self, rows: np.ndarray, columns: np.ndarray, itemsize: int) -> np.ndarray:
+        """Bytes of weights of [rows, columns], packed, with scales and zero points; elementwise.
+
+        Where that is more than as they were, they are stored as they were.
+        """
+        rows, columns = np.asarray(rows, dtype=np.float64), np.asarray(columns, dtype=np.float64)
+        groups = np.ceil(columns / self.group) if self.group else np.ones_like(columns)
+        each = _SCALE + (0 if self.symmetric else _ZERO)
+        packed = np.ceil(rows * columns * self.bits / 8) + rows * groups * each
+        return np.minimum(packed, rows * columns * itemsize)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where each number of a weight may go: ``scale (q - zero)``, both of the weight's shape."""
+
+    scale: torch.Tensor
+    zero: torch.Tensor
+    low: int
+    high: int
+
+    def codes(self, weight: torch.Tensor) -> torch.Tensor:
+        """The nearest whole numbers q."""
+        return (torch.round(weight / self.scale) + self.zero).clamp(self.low, self.high)
+
+    def values(self, codes: torch.Tensor) -> torch.Tensor:
+        """What the whole numbers stand for."""
+        return self.scale * (codes - self.zero)
+
+    def nearest(self, weight: torch.Tensor) -> torch.Tensor:
+        """The nearest numbers of the grid."""
+        return self.values(self.codes(weight))
+
+
+def grid(weight: torch.Tensor, rounding: Rounding) -> Grid:
+    """The grid of least squared error for each output, or each group of its inputs, over some clippings.
+
+    Args:
+        weight: [outputs, columns] float64.
+    """
+    outputs, columns = weight.shape
+    group = rounding.group or columns
+    padded = torch.nn.functional.pad(weight, (0, -columns % group)).view(outputs, -1, group)
+    low, high = rounding.ends
+    best = torch.full(padded.shape[:2], torch.inf, dtype=weight.dtype, device=weight.device)
+    scales, zeros = torch.zeros_like(best), torch.zeros_like(best)
+    least, most = padded.amin(2).clamp_max(0), padded.amax(2).clamp_min(0)
+    for clip in CLIPS:
+        if rounding.symmetric:
+            scale = torch.maximum(-least, most) * clip / high
+            zero = torch.zeros_like(scale)
+        else:
+            scale = (most - least) * clip / high
+            zero = torch.round(-least * clip / scale.clamp_min(1e-30)).clamp(low, high)
+        scale = torch.where(scale > 0, scale, 1.0)
+        tried = Grid(scale[..., None], zero[..., None], low, high)
+        error = (tried.nearest(padded) - padded).square().sum(2)
+        better = error < best
+        best = torch.where(better, error, best)
+        scales, zeros = torch.where(better, scale, scales), torch.where(better, zero, zeros)
+
+    def spread(values: torch.Tensor) -> torch.Tensor:
+        return values.repeat_interleave(group, 1)[:, :columns]
+
+    return Grid(spread(scales), spread(zeros), low, high)
+
+
+def rounded(weight: torch.Tensor, on: Grid, second: torch.Tensor) -> torch.Tensor:
+    """Numbers of the grid, column by column; the error of each goes to those after it, where inputs allow.
+
+    The optimal brain surgeon's step (Hassibi & Stork 1993) for a number that is moved onto the grid:
+    ``w -= (w_j - q_j) [H^-1]_j: / [H^-1]_jj`` over the columns left, with H the second moments of the inputs.
+    Columns of the largest moments first.
+
+    Args:
+        weight: [rows, columns] float64.
+        second: [columns, columns] float64, positive definite.
+    """
+    order = second.diagonal().argsort(descending=True, stable=True)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(second[order][:, order]))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    left = weight[:, order].clone()
+    out = torch.empty_like(left)
+    scale, zero = on.scale[:, order], on.zero[:, order]
+    for j in range(len(order)):
+        here = Grid(scale[:, j], zero[:, j], on.low, on.high)
+        out[:, j] = here.nearest(left[:, j])
+        off = (left[:, j] - out[:, j]) / upper[j, j]
+        left[:, j + 1 :] -= torch.outer(off, upper[j, j + 1 :])
+    return out[:, order.argsort()]
+
+
+def quantise(
+    roundings: Mapping[str, Rounding],
+    calibration: Calibration | None,
+    alive: np.ndarray,
+    made: Mapping[str, Any],
+) -> None:
+    """Round sliced weights in place; a :data:`.surgery.Mend` once bound.
+
+    The mean of the outputs' error goes to the bias, or to the mean of the batch norm behind.
+
+    Args:
+        roundings: by canonical name.
+        calibration: moments of what the uncut network's layers read.
+        made: sliced parameters by canonical name.
+    """
+    consumers = {} if calibration is None else {c.weight: c for c in calibration.consumers}
+    for name, rounding in roundings.items():
+        weight = made[name].detach()
+        if weight.numel() == 0:
+            continue
+        consumer = consumers.get(name)
+        if consumer is None or calibration is None or not rounding.compensated:
+            flat = weight.double().flatten(1)
+            weight.copy_(grid(flat, rounding).nearest(flat).view(weight.shape))
+            continue
+        shift = _quantise_consumer(weight, rounding, calibration, consumer, alive)
+        if consumer.offset is not None:
+            offset, sign = consumer.offset
+            made[offset].detach().add_(shift.to(made[offset].dtype), alpha=sign)
+
+
+def _quantise_consumer(
+    weight: torch.Tensor, rounding: Rounding, calibration: Calibration, consumer: Consumer, alive: np.ndarray
+) -> torch.Tensor:
+    """Round in place; what the outputs then lack on average, [outputs]."""
+    source = calibration.sources[consumer.source]
+    stays = alive[source.columns]
+    size = len(source.columns) // source.groups
+    coverage = torch.from_numpy(consumer.coverage if source.patch is None else np.ones(1))
+    new, shifts = [], []
+    for group, part in enumerate(block_weights(consumer, source, weight)):  # [outputs, columns, shared]
+        outputs, _, shared = part.shape
+        flat = part.flatten(1)
+        on = grid(flat, rounding)
+        out = on.nearest(flat).view(part.shape)
+        scale, zero = on.scale.view(part.shape), on.zero.view(part.shape)
+        place = np.cumsum(stays[group * size : (group + 1) * size]) - 1
+        shift = part.new_zeros(outputs)
+        for block in calibration.blocks[consumer.source]:
+            if int(block.columns[0]) // size != group:
+                continue
+            kept = np.flatnonzero(stays[block.columns])
+            if not 0 < len(kept) <= WIDEST:
+                continue
+            at = torch.from_numpy(place[block.columns[kept] - group * size])
+            picked = np.append(kept, len(block.gram) - 1)
+            gram = block.gram[np.ix_(picked, picked)]
+            second = moments(gram, intercept=consumer.offset is not None, ridge=DAMPING)
+            rows = [t[:, at].transpose(1, 2).flatten(0, 1) for t in (part, scale, zero)]
+            here = rounded(rows[0], Grid(rows[1], rows[2], on.low, on.high), torch.from_numpy(second))
+            out[:, at] = here.view(outputs, shared, -1).transpose(1, 2)
+            mean = torch.from_numpy(gram[:-1, -1] / max(gram[-1, -1], 1.0))
+            shift += torch.einsum("oct,c,t->o", part[:, at] - out[:, at], mean, coverage)
+        new.append(out)
+        shifts.append(shift)
+    moved = weight.movedim((consumer.out, consumer.axis), (0, 1))
+    moved.copy_(torch.cat(new).view(moved.shape))
+    return torch.cat(shifts)
+
+
+def plain(module: torch.nn.Module, rounding: Rounding) -> None:
+    """Round all weights of a module that are multiplied with, to the nearest, in place."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1 and parameter.is_floating_point():
+            flat = parameter.detach().double().flatten(1)
+            parameter.data.copy_(grid(flat, rounding).nearest(flat).view(parameter.shape))

@@ -1,0 +1,164 @@
+"""Bits: in how many bits each layer's weights are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import fx
+
+from ...model.coupling import Coupling
+from ...model.quantisation import Rounding, plain, quantise
+from ..choice import Choice
+from .base import Found, Kind, Making, Many, Taken
+
+if TYPE_CHECKING:
+    from ...model.cost_tables import Tables
+    from ...model.facts import Facts
+    from ...model.operators.substitution import Planting
+    from ...model.repair import Calibration
+    from ...model.surgery import Mend
+
+_MEGA = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a choice is about: a weight that is multiplied with, as whole numbers with a scale."""
+
+    parameter: str  # canonical name
+    nodes: tuple[str, ...]  # calls that multiply with it
+    itemsize: int  # bytes of a number as given
+    by: Mapping[int, Rounding]  # by option
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitsKind(Kind):
+    """A choice ``bits:<layer>`` for every weight that is multiplied with: bits of a stored number.
+
+    Options: as given (32, say), then fewer. Weights are rounded after pruning, repair and substitution; with
+    calibration data the error of each column is spread over those after it. Networks compute with what the
+    stored numbers stand for; ``size_mb`` and ``memory_mb`` are those of packed numbers with their scales.
+    ``bops`` is a cost of such spaces: multiply-accumulates times bits of the weight times bits of the
+    activation (Wang et al. 2020, arXiv 2005.07093, section 2).
+
+    Raises:
+        ValueError: numbers of bits that are not whole, fall outside 2 to 8, or do not fall; another scheme or
+            rounding; a negative group.
+    """
+
+    bits: Sequence[int] = (8, 6, 4, 3, 2)
+    bits_group: int = 0  # inputs that share a scale; 0: all of an output
+    bits_scheme: Literal["affine", "symmetric"] = "affine"
+    bits_rounding: Literal["compensated", "plain"] = "compensated"
+
+    done: ClassVar[str] = "stored in fewer bits"
+    switches: ClassVar[bool] = True
+    turn: ClassVar[int] = 2  # after all that changes weights
+
+    def __post_init__(self) -> None:
+        given = list(self.bits)
+        if not given or given != sorted(set(given), reverse=True):
+            raise ValueError(f"bits are numbers that fall, 8 to 2, got {given}")
+        if self.bits_scheme not in ("affine", "symmetric"):
+            raise ValueError(f"bits_scheme is 'affine' or 'symmetric', got {self.bits_scheme!r}")
+        if self.bits_rounding not in ("compensated", "plain"):
+            raise ValueError(f"bits_rounding is 'compensated' or 'plain', got {self.bits_rounding!r}")
+        for bits in given:
+            self._rounding(bits)
+
+    def _rounding(self, bits: int) -> Rounding:
+        return Rounding(
+            bits, self.bits_group, self.bits_scheme == "symmetric", self.bits_rounding == "compensated"
+        )
+
+    def find(self, facts: Facts, making: Making) -> Found:
+        graph, tensors = facts.captured.graph_module.graph, facts.surgeon.tensors
+        made: list[Choice] = []
+        reasons: dict[str, str] = {}
+        found = multiplied(graph, facts.coupling)
+        layers = [name.rpartition(".")[0] or name for name in found]
+        for (name, nodes), layer in zip(found.items(), layers, strict=True):
+            label = layer if layers.count(layer) == 1 else name
+            value = tensors[name]
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+                reasons[f"bits:{label}"] = "holds whole numbers already"
+                continue
+            full = 8 * value.element_size()
+            by = {bits: self._rounding(bits) for bits in self.bits if bits < full}
+            about = Stored(name, tuple(nodes), value.element_size(), by)
+            made.append(Choice(f"bits:{label}", (full, *by), self, about))
+        return Found(made, reasons)
+
+    def costs(self, many: Many, costs: dict[str, np.ndarray], tables: Tables) -> None:
+        whole = 8 * many[0][0].about.itemsize if many else 32
+        costs["bops"] = costs["macs"] * whole * whole
+        for choice, column in many:
+            about: Stored = choice.about
+            lengths = tables.lengths(about.parameter)  # zeros where it has gone
+            macs = sum((tables.macs(n) * tables.share(n) for n in about.nodes), np.zeros(len(column)))
+            for index, bits in enumerate(choice.options[1:], start=1):
+                rows = np.flatnonzero(column == index)
+                if not len(rows):
+                    continue
+                rounding = about.by[int(bits)]
+                now = _nbytes(rounding, lengths[rows], about.itemsize)
+                saved = lengths[rows].prod(axis=1) * about.itemsize - now
+                multiplied = np.ones(len(rows))
+                for node in about.nodes:
+                    for row, shapes in tables.standing.get(node, {}).items():
+                        if (at := np.searchsorted(rows, row)) < len(rows) and rows[at] == row:
+                            dims = np.array([(s[0], np.prod(s[1:])) for s in shapes]).reshape(-1, 2)
+                            less = dims.prod(axis=1) * about.itemsize
+                            saved[at] = (less - rounding.nbytes(dims[:, 0], dims[:, 1], about.itemsize)).sum()
+                            multiplied[at] = bool(shapes)
+                costs["size_mb"][rows] -= saved / _MEGA
+                costs["memory_mb"][rows] -= saved / _MEGA
+                costs["bops"][rows] -= macs[rows] * multiplied * (whole - int(bits)) * whole
+
+    def falling(self, choices: Sequence[Choice], names: Sequence[str]) -> Sequence[str]:
+        return names  # a packed weight is never larger; those that count no bits stay as they are
+
+    def mend(
+        self, taken: Taken, calibration: Calibration | None = None, planting: Planting | None = None
+    ) -> Mend | None:
+        wanted = {c.about.parameter: c.about.by[int(c.options[i])] for c, i in taken if i}
+        if not wanted:
+            return None
+        nodes = {node: c.about.by[int(c.options[i])] for c, i in taken if i for node in c.about.nodes}
+        return partial(_store, wanted, nodes, calibration, planting)
+
+
+def _store(
+    wanted: Mapping[str, Rounding],
+    nodes: Mapping[str, Rounding],
+    calibration: Calibration | None,
+    planting: Planting | None,
+    alive: np.ndarray,
+    made: Mapping[str, Any],
+) -> None:
+    quantise(wanted, calibration, alive, made)
+    if planting is not None:
+        for node, substitute in planting.made.items():
+            if node in nodes:
+                plain(substitute, nodes[node])
+
+
+def _nbytes(rounding: Rounding, lengths: np.ndarray, itemsize: int) -> np.ndarray:
+    return rounding.nbytes(lengths[:, 0], lengths[:, 1:].prod(axis=1), itemsize)
+
+
+def multiplied(graph: fx.Graph, coupling: Coupling) -> dict[str, list[str]]:
+    """Weights [out, in, ...] that are multiplied with, by canonical name, and the calls that do, in order."""
+    found: dict[str, list[str]] = {}
+    counted = {node for node, _ in coupling.macs}
+    for node in graph.nodes:
+        if node.name in counted:
+            for operand in node.all_input_nodes:
+                if operand.op == "get_attr" and operand.meta["val"].dim() > 1:
+                    found.setdefault(coupling.canonical[str(operand.target)], []).append(node.name)
+    return found
