@@ -4,6 +4,7 @@ import math
 
 import pytest
 from netcarve.model.operators.conformance import OperatorConformance
+from netcarve.model.operators.connected import balanced_chain
 from netcarve.model.operators.shared import ATOMS
 from netcarve.model.operators.site import known_operators, operator
 
@@ -112,19 +113,53 @@ def dictionary(site, option):
     return size * site.inputs * read(site) + looked * given(site), params
 
 
+def chain(site, into, out):
+    """Of grouped layers, the first with the kernel: every width times the outputs of a group."""
+    width, params, taps = math.prod(into), 0, site.taps
+    for i, o in zip(into, out, strict=True):
+        params += taps * width * o
+        width, taps = width // i * o, 1
+    filled = width - site.outputs if site.bias is not None else 0
+    return params * given(site), params + filled
+
+
 def interleaved(site, option):
-    """G^2 (k^2 / L + 1 / M) with G = L M channels, filled up."""
-    each = math.ceil(max(site.inputs, site.outputs) / option)
-    wide = int(option * each)
-    first, second = site.taps * wide * each, wide * int(option)
-    filled = wide - site.outputs if site.bias is not None else 0
-    return (first + second) * given(site), first + second + filled
+    """G^2 (k^2 / L + 1 / M) with G = L M channels on both sides."""
+    return chain(site, *([math.ceil(n / option), option] for n in (site.inputs, site.outputs)))
+
+
+def interleaved_v2(site, option):
+    return chain(site, *(balanced_chain(n, option, site.taps) for n in (site.inputs, site.outputs)))
 
 
 def shuffle(site, option):
     between = option * max(1, round(site.outputs / 4 / option))
     first, rest = between * site.inputs // option, between * (site.taps + site.outputs // option)
     return first * read(site) + rest * given(site), first + between + rest
+
+
+def shuffle_v2(site, option):
+    """c^2 / 2 + (k^2 + 1) c / 2 at stride 1 with c channels."""
+    first = min(site.inputs, site.outputs) // 2 if site.same else site.outputs // 2
+    between = max(1, round(option * (site.outputs - first)))
+    params = between * (site.inputs - first if site.same else site.inputs)
+    macs = params * read(site)
+    rest = between * (site.taps + site.outputs - first)
+    if not site.same:
+        rest += site.inputs * (site.taps + first)
+    copied = first if site.same and site.bias is not None else 0  # they have no constants
+    return macs + rest * given(site), params + between + rest - copied
+
+
+def collaborative(site, option):
+    """The layer, and 1 / k^2 of it for the gates, which have constants."""
+    gate = site.inputs * site.outputs
+    return site.macs + gate * given(site), site.weight.numel() + gate + site.outputs
+
+
+def circulant(site, option):
+    blocks = math.ceil(site.outputs / option) * math.ceil(site.inputs / option)
+    return site.macs, site.taps * option * blocks
 
 
 def codebook(site, option):
@@ -153,13 +188,16 @@ def versatile(site, option):
 
 FORMULAS = {
     "basis": basis,
+    "circulant": circulant,
     "codebook": codebook,
+    "collaborative": collaborative,
     "cp": cp,
     "dictionary": dictionary,
     "expander": expander,
     "fire": fire,
     "fire-linear": fire_linear,
     "interleaved": interleaved,
+    "interleaved-v2": interleaved_v2,
     "inverted-residual": inverted_residual,
     "kronecker": kronecker,
     "learned-groups": learned_groups,
@@ -168,6 +206,7 @@ FORMULAS = {
     "separable": separable,
     "shift": shift,
     "shuffle": shuffle,
+    "shuffle-v2": shuffle_v2,
     "spatial-svd": spatial_svd,
     "svd": svd,
     "tucker": tucker,
@@ -193,7 +232,11 @@ class _Others(OperatorConformance):
 
 for _name in known_operators():
     if _name != "svd":
-        _class = type(f"Test_{_name.replace('-', '_')}", (_Others,), {"operator": _name})
+        _class = type(
+            f"Test_{_name.replace('-', '_')}",
+            (_Others,),
+            {"operator": _name, "saves": _name != "collaborative"},
+        )
         globals()[_class.__name__] = _class
 
 

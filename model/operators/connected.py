@@ -1,10 +1,11 @@
-"""Operators of sparse connectivity between channels: groups, interleaved groups, expanders, shuffled units.
+"""Operators of sparse connectivity between channels: groups, interleaved groups, expanders.
 
 They save by running as grouped layers behind gathers: a mask would save nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from .assignment import assign, balanced_sizes
 from .site import Operator, Site, conv_reason, put
-from .stages import Gather, GroupLinear, Layer, Substitute, Tail, shuffle
+from .stages import Gather, GroupLinear, Layer, Substitute, Tail
 
 COPIES = 4  # of all channels that layers whose outputs read apart hold at once
 
@@ -177,126 +178,118 @@ def regular(outputs: int, inputs: int, degree: int, *, seed: int = 0, rounds: in
 class Interleaved(Operator):
     """A grouped convolution of L groups of M channels, then a grouped 1x1 layer across the groups. Option: L.
 
-    Every output is joined with every input by exactly one path. In closed form: the weight between secondary
-    group m (outputs, L) and primary group l (inputs and taps, M k^2) by its leading singular pair, which is
-    the closest, since these blocks do not overlap. Exact at one group. Widths are filled up to L M by
-    channels that occur twice. Parameters ``G^2 (k^2 / L + 1 / M)`` with G = L M.
+    Every output is joined with every input by exactly one path: the m-th outputs of all primary groups are
+    the m-th secondary group. In closed form, see :func:`interleaved_factors`; exact at one group. Widths that
+    do not divide are filled up. Parameters ``G^2 (k^2 / L + 1 / M)`` with G = L M channels on both sides.
     """
 
     name = "interleaved"
     source = "Zhang et al. 2017, arXiv 1707.02725 (IGC)"
 
     def refuses(self, site: Site) -> str:
-        if reason := conv_reason(site):
-            return reason
-        wide, thin = max(site.inputs, site.outputs), min(site.inputs, site.outputs)
-        return "" if wide < 2 * thin else "has twice as many channels on one side as on the other"
+        return conv_reason(site)
 
     def options(self, site: Site) -> Sequence[float]:
-        wide = max(site.inputs, site.outputs)
-        return [groups for groups in (2, 4, 8, 16) if groups <= wide // 2]
+        return [groups for groups in (2, 4, 8, 16) if groups <= min(site.inputs, site.outputs) // 2]
 
     def exact(self, site: Site) -> float:
         return 1
 
     @staticmethod
-    def _sizes(site: Site, option: float) -> tuple[int, int]:
-        wide = max(site.inputs, site.outputs)
-        groups = max(1, min(int(option), wide))
-        return groups, -(-wide // groups)
+    def _sizes(site: Site, option: float) -> tuple[list[int], list[int]]:
+        """By stage, inputs and outputs of a group."""
+        groups = max(1, min(int(option), site.inputs, site.outputs))
+        return [-(-site.inputs // groups), groups], [-(-site.outputs // groups), groups]
 
     def build(self, site: Site, option: float) -> Substitute:
-        groups, each = self._sizes(site, option)
-        wide, device = groups * each, site.weight.device
-        front: list[nn.Module] = [site.spatial(wide, wide, groups=groups)]
-        if wide > site.inputs:
-            front.insert(0, Gather(torch.arange(wide, device=device) % site.inputs, site.axis))
-        front.append(Gather(shuffle(wide, groups).to(device), site.axis))
-        tail = site.pointwise(wide, wide, groups=each, bias=site.bias is not None)
-        # Secondary group m gives the m-th output of every primary group.
-        order = Gather(shuffle(wide, each)[: site.outputs].to(device), site.axis)
-        return Substitute(nn.Sequential(*front), Tail(tail), axis=site.axis, order=order)
+        into, out = self._sizes(site, option)
+        width, done, device = math.prod(into), 1, site.weight.device
+        layers: list[nn.Module] = []
+        for stage, (i, o) in enumerate(zip(into, out, strict=True)):
+            # Channels lie as (inputs of later stages, those of this one, outputs of earlier ones).
+            order = torch.arange(width, device=device).view(-1, i, done).transpose(1, 2).reshape(-1)
+            before = Gather(order, site.axis) if done > 1 else None
+            if not stage and width > site.inputs:
+                before = Gather(order % site.inputs, site.axis)
+            last = stage == len(into) - 1
+            make = site.pointwise if stage or not site.dims else site.spatial
+            layer = make(width, width // i * o, groups=width // i, bias=last and site.bias is not None)
+            width, done = width // i * o, done * o
+            layers += [Tail(layer, before)] if last else [m for m in (before, layer) if m is not None]
+        places = torch.arange(width, device=device).view(out)
+        index = places.permute(*reversed(range(len(out)))).reshape(-1)[: site.outputs]
+        return Substitute(
+            nn.Sequential(*layers[:-1]), layers[-1], axis=site.axis, order=Gather(index, site.axis)
+        )
 
     def start(self, new: Substitute, site: Site, option: float) -> None:
-        groups, each = self._sizes(site, option)
-        wide = groups * each
-        weight = nn.functional.pad(
-            site.wide, (0, 0, 0, wide - site.inputs, 0, wide - site.outputs)
-        )  # the outputs of l * each + m are those of secondary group m
-        blocks = weight.view(groups, each, groups, each, site.taps).permute(1, 2, 0, 3, 4).flatten(3)
-        left, values, right = torch.linalg.svd(blocks, full_matrices=False)  # [m, l, outputs, inputs x taps]
-        root = values[..., 0].sqrt()
-        primary, tail = new.layers
-        put(primary.weight, (right[:, :, 0] * root[..., None]).transpose(0, 1))
-        put(tail.weight, (left[..., 0] * root[..., None]).transpose(1, 2))
+        into, out = self._sizes(site, option)
+        more = (math.prod(out) - site.outputs, math.prod(into) - site.inputs)
+        weight = nn.functional.pad(site.wide, (0, 0, 0, more[1], 0, more[0]))
+        for layer, factor in zip(new.layers, interleaved_factors(weight, into, out), strict=True):
+            put(layer.weight, factor)
         if site.bias is not None:
-            bias = nn.functional.pad(site.bias, (0, wide - site.outputs))
-            put(tail.bias, bias.view(groups, each).T)
+            bias = nn.functional.pad(site.bias, (0, more[0])).view(out[::-1])
+            put(new.layers[-1].bias, bias.permute(*reversed(range(len(out)))))
 
 
-class ShuffleUnit(Operator):
-    """A grouped 1x1 layer, ReLU, a channel shuffle, a depthwise convolution, a grouped 1x1 layer.
+class InterleavedV2(Interleaved):
+    """A chain of grouped layers, the first with the kernel, of groups of ``K_1, ..., K_S`` channels whose
+    product is the width, each across the groups of those before. Option: number of stages S.
 
-    Option: groups. A quarter of the outputs between, as published, without the shortcut: it stands for one
-    convolution. Starts, and no more, from the leading singular vectors of each group's inputs and the filters
-    that fit behind them. Parameters ``(Ci m + m Co) / g + (k^2 + 1) m``.
+    Sizes are balanced, ``k^2 K_1 = K_2 = ... = K_S``, as near as whole numbers are: the kernel becomes
+    depthwise. One path for every pair, found as for two stages; exact at one. Parameters
+    ``C (k^2 K_1 + K_2 + ... + K_S)`` with C channels on both sides.
     """
 
-    name = "shuffle"
-    source = "Zhang et al. 2018, arXiv 1707.01083 (ShuffleNet)"
-    curved = True
+    name = "interleaved-v2"
+    source = "Xie et al. 2018, arXiv 1804.06202 (IGCV2)"
 
     def refuses(self, site: Site) -> str:
-        return conv_reason(site)
+        return conv_reason(site, kernel=False)
 
     def options(self, site: Site) -> Sequence[float]:
-        return [g for g in (1, 2, 4) if not (site.inputs % g or site.outputs % g or site.outputs < 4 * g)]
+        return [stages for stages in (2, 3, 4) if 2 ** (stages - 1) <= min(site.inputs, site.outputs)]
 
     @staticmethod
-    def _sizes(site: Site, option: float) -> tuple[int, int]:
-        groups = int(option)
-        while site.inputs % groups or site.outputs % groups:
-            groups -= 1
-        return groups, groups * max(1, round(site.outputs / 4 / groups))
+    def _sizes(site: Site, option: float) -> tuple[list[int], list[int]]:
+        stages = max(1, int(option))
+        return balanced_chain(site.inputs, stages, site.taps), balanced_chain(site.outputs, stages, site.taps)
 
-    def build(self, site: Site, option: float) -> Substitute:
-        groups, between = self._sizes(site, option)
-        front = nn.Sequential(
-            site.pointwise(site.inputs, between, groups=groups, bias=True),
-            nn.ReLU(),
-            Gather(shuffle(between, groups).to(site.weight.device), site.axis),
-            site.spatial(between, between, groups=between),
-        )
-        tail = site.pointwise(between, site.outputs, groups=groups, bias=site.bias is not None)
-        return Substitute(front, Tail(tail), axis=site.axis)
 
-    def start(self, new: Substitute, site: Site, option: float) -> None:
-        groups, between = self._sizes(site, option)
-        first, filters, tail = new.layers
-        each, made = between // groups, []
-        for part in site.wide.chunk(groups, 1):
-            unfolded = part.transpose(0, 1).flatten(1)
-            basis = torch.linalg.eigh(unfolded @ unfolded.T).eigenvectors.flip(1).T  # [inputs, inputs]
-            # One that answers positively is cut least.
-            basis = basis * torch.where(basis.sum(1) < 0, -1.0, 1.0)[:, None]
-            made.append(basis[torch.arange(each, device=basis.device) % len(basis)])
-        put(first.weight, torch.cat(made))
-        put(first.bias, torch.zeros(between))
-        inputs = site.inputs // groups
-        into = torch.cat(
-            [
-                nn.functional.pad(rows, (g * inputs, site.inputs - (g + 1) * inputs))
-                for g, rows in enumerate(made)
-            ]
-        )[shuffle(between, groups).to(site.weight.device)]
-        left, values, right = torch.linalg.svd(
-            torch.einsum("oit,mi->mot", site.wide, into), full_matrices=False
-        )
-        put(filters.weight, right[:, 0])
-        points = (left[:, :, 0] * values[:, :1]).T  # [outputs, between]
-        parts = zip(points.chunk(groups, 0), range(groups), strict=True)
-        put(tail.weight, torch.cat([rows.chunk(groups, 1)[g] for rows, g in parts]))
-        put(tail.bias, site.bias)
+def balanced_chain(channels: int, stages: int, taps: int = 1) -> list[int]:
+    """Sizes of the groups of each stage, whose product is ``channels`` or little more."""
+    if stages == 1:
+        return [channels]
+    even = (taps * channels) ** (1 / stages) / taps
+    near = range(max(1, int(even / 1.5)), max(1, round(even * 1.5)) + 1)
+    size = min(near, key=lambda k: (-(-channels // k) * k - channels, abs(math.log(k / even))))
+    return [size, *balanced_chain(-(-channels // size), stages - 1)]
+
+
+def interleaved_factors(weight: torch.Tensor, into: Sequence[int], out: Sequence[int]) -> list[torch.Tensor]:
+    """Weights of a chain of grouped layers with one path for every pair of channels, closest to a dense one.
+
+    For every output of a group of the first stage, the weight from that group to all outputs reached through
+    it is a block; blocks do not overlap, and the path makes each of rank one: its leading singular pair. What
+    is left between later stages is treated in the same way (butterfly factorisation), stage by stage.
+
+    Args:
+        weight: [outputs, inputs, taps]; the channels of the first stage's groups are neighbours, outputs
+            count its members fastest.
+        into, out: by stage, inputs and outputs of a group; their products are the widths.
+
+    Returns:
+        [outputs of all groups, inputs of a group, taps] each, one tap but for the first.
+    """
+    rest, made = weight[None], []  # [outputs of earlier stages, later outputs, later inputs, taps]
+    for i, o in zip(into[:-1], out[:-1], strict=True):
+        blocks = rest.unflatten(2, (-1, i)).unflatten(1, (-1, o)).permute(0, 2, 3, 1, 4, 5).flatten(4)
+        left, values, right = torch.linalg.svd(blocks, full_matrices=False)
+        root = values[..., :1].sqrt()
+        made.append((right[..., 0, :] * root).unflatten(-1, (i, -1)).permute(2, 0, 1, 3, 4).flatten(0, 2))
+        rest = (left[..., 0] * root).flatten(0, 1).transpose(1, 2).unsqueeze(-1)
+    return [*made, rest.flatten(0, 1)]
 
 
 def path_counts(new: Substitute, inputs: int) -> torch.Tensor:

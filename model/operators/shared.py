@@ -1,8 +1,7 @@
-"""Operators that share weights: dictionaries, codebooks, Kronecker products, versatile filters."""
+"""Operators that share weights: dictionaries, codebooks, versatile filters."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -208,77 +207,6 @@ def k_means(numbers: torch.Tensor, size: int, *, rounds: int = 50) -> tuple[torc
             break
         centres = moved
     return centres, torch.bucketize(numbers, (centres[1:] + centres[:-1]) / 2)
-
-
-class Kronecker(Operator):
-    """A linear layer as a sum of Kronecker products of two small matrices. Option: terms.
-
-    ``W = sum_r A_r (x) B_r``, the closest by the singular vectors of a rearranged weight. Runs as two linear
-    layers: parameters and multiply-accumulates ``R (o1 i1 + o2 i2)`` a weight and ``R (o2 Ci + o1 o2 i1)`` a
-    row, with Co = o1 o2 and Ci = i1 i2.
-    """
-
-    name = "kronecker"
-    source = "Van Loan & Pitsianis 1993; Zhou et al. 2015, arXiv 1507.05775"
-
-    def refuses(self, site: Site) -> str:
-        if site.dims:
-            return "is a convolution"
-        return "" if min(*_factors(site.outputs), *_factors(site.inputs)) > 1 else "has a prime width"
-
-    def options(self, site: Site) -> Sequence[float]:
-        return (1, 2, 4)
-
-    def build(self, site: Site, option: float) -> Substitute:
-        sizes = (*_factors(site.outputs), *_factors(site.inputs))
-        terms = max(1, int(option))
-        return Substitute(nn.Identity(), KroneckerLinear(sizes, terms, site), axis=site.axis)
-
-    def start(self, new: Substitute, site: Site, option: float) -> None:
-        layer = new.tails[0]
-        assert isinstance(layer, KroneckerLinear)
-        o1, o2, i1, i2 = layer.sizes
-        blocks = site.wide[..., 0].view(o1, o2, i1, i2).transpose(1, 2).reshape(o1 * i1, o2 * i2)
-        left, values, right = torch.linalg.svd(blocks, full_matrices=False)
-        terms = len(layer.first)
-        root = functional.pad(values, (0, terms))[:terms].sqrt()
-        put(layer.first, functional.pad(left, (0, terms))[:, :terms].T * root[:, None])
-        put(layer.second, functional.pad(right, (0, 0, 0, terms))[:terms] * root[:, None])
-        put(layer.bias, site.bias)
-
-
-def _factors(n: int) -> tuple[int, int]:
-    """Two factors of ``n``, as equal as can be, the smaller first."""
-    small = next(f for f in range(math.isqrt(n), 0, -1) if n % f == 0)
-    return small, n // small
-
-
-class KroneckerLinear(nn.Module):
-    """``y = sum_r (A_r (x) B_r) x`` by two products of small matrices.
-
-    Attributes:
-        first, second: A [terms, o1, i1] and B [terms, o2, i2].
-    """
-
-    def __init__(self, sizes: tuple[int, int, int, int], terms: int, site: Site) -> None:
-        super().__init__()
-        self.sizes = o1, o2, i1, i2 = sizes
-        self.first = nn.Parameter(site.weight.new_zeros(terms, o1, i1))
-        self.second = nn.Parameter(site.weight.new_zeros(terms, o2, i2))
-        self.bias = nn.Parameter(torch.zeros_like(site.bias)) if site.bias is not None else None
-
-    @property
-    def out_features(self) -> int:
-        return self.sizes[0] * self.sizes[1]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        _, o2, i1, i2 = self.sizes
-        blocks = x.unflatten(-1, (i1, i2))
-        between = functional.linear(blocks, self.second.flatten(0, 1))  # [..., i1, terms x o2]
-        between = between.unflatten(-1, (-1, o2)).transpose(-3, -1).flatten(-2)  # [..., o2, terms x i1]
-        y = functional.linear(between, self.first.transpose(0, 1).flatten(1))  # [..., o2, o1]
-        y = y.transpose(-1, -2).flatten(-2)
-        return y if self.bias is None else y + self.bias
 
 
 def _inner(weight: torch.Tensor, ring: int) -> torch.Tensor:

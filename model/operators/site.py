@@ -297,6 +297,13 @@ def conv_reason(site: Site, *, kernel: bool = True) -> str:
     return ""
 
 
+def map_reason(site: Site) -> str:
+    """The same for one that reads places around the output's own: the kernel's padding must be centred."""
+    if not site.dims:
+        return "is linear: there is no map"
+    return conv_reason(site) or ("" if site.centred else "has a kernel without a centre on its input")
+
+
 def put(parameter: torch.Tensor | None, value: torch.Tensor | None) -> None:
     """Set a parameter of a started substitute, where there is one (a bias may be none)."""
     if parameter is not None and value is not None:
