@@ -11,6 +11,7 @@ import inspect
 import keyword
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from ..model.captured_module import frozen_flags
 from ..model.coupling.walk import get_attribute
+from .packing import Form, source
 
 _NAMESPACES = {"aten", "prims", "prim"}
 _MODULES = {"torch", "_operator", "operator", "math", "builtins"}  # of functions that are no operators
@@ -78,7 +80,7 @@ def load(weights=None):
     """The network in eval mode, with the weights beside this file or those of another safetensors file."""
     folder = Path(__file__).parent
     model = Model()
-    load_model(model, str(weights or folder / "weights.safetensors"))
+    {loading}
 {constants}    return model
 
 
@@ -105,6 +107,14 @@ def _check(inputs):
         if len(sizes) != len(expected) or sizes != [n if e is None else e for e, n in zip(wanted, sizes)]:
             raise ValueError(f"{{name}} must have the sizes {{expected}}; got {{sizes}}")
 '''
+_LOAD = 'load_model(model, str(weights or folder / "weights.safetensors"))'
+_LOAD_PACKED = """state = load_file(str(weights or folder / "weights.safetensors"))
+    for name, form in PACKED.items():
+        parts = [state.pop(f"{name}.{part}") for part in ("codes", "scale", "zero")]
+        state[name] = unpacked(*parts, *form)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    if unexpected or set(missing) - set(SHARED) - set(SHARED.values()):
+        raise ValueError(f"the weights do not fit: missing {missing}, unexpected {unexpected}")"""
 _LOAD_CONSTANTS = """\
     for name, value in load_file(str(folder / "constants.safetensors")).items():
         model.get_buffer(name).copy_(value)
@@ -123,6 +133,7 @@ class ModelCode:
         program: of it, in eval mode; of :class:`.source.PlainOutput` around it where outputs are not plain.
         module: what was captured.
         title: the first line of the file.
+        packed: how weights are packed that are (see :mod:`.packing`), by name.
 
     Attributes:
         text: of the file.
@@ -133,7 +144,12 @@ class ModelCode:
     """
 
     def __init__(
-        self, model: nn.Module, program: torch.export.ExportedProgram, module: nn.Module, title: str
+        self,
+        model: nn.Module,
+        program: torch.export.ExportedProgram,
+        module: nn.Module,
+        title: str,
+        packed: Mapping[str, Form] = MappingProxyType({}),
     ) -> None:
         prefix = "" if module is model else "model."
         unlifted = program.module()
@@ -150,7 +166,8 @@ class ModelCode:
         tensors = _declared(state, self.constants)
         lines = [f"        {line}" for line in first] + [f"    {line}" for line in src.splitlines()]
         used = {name for name in _IMPORTS if re.search(rf"(?<![\w.]){name}\b", src)}
-        safetensors = "load_file, load_model" if self.constants else "load_model"
+        read = [*(["load_file"] if self.constants or packed else []), *([] if packed else ["load_model"])]
+        safetensors = ", ".join(read)
         imports = [
             *sorted(_IMPORTS[name] for name in used if _IMPORTS[name].startswith("import")),
             *sorted(_IMPORTS[name] for name in used if "from math" in _IMPORTS[name]),
@@ -166,8 +183,15 @@ class ModelCode:
             signature=signature,
             body="\n".join(line.rstrip() for line in lines if line.strip()),
             constants=_LOAD_CONSTANTS if self.constants else "",
+            loading=_LOAD_PACKED if packed else _LOAD,
             **tensors,
         )
+        if packed:
+            rows = "".join(f"\n    {name!r}: {form!r}," for name, form in packed.items())
+            about = (
+                "# Name: bits of a number, inputs that share a scale (0: all), shape, axis of the outputs."
+            )
+            self.text += f"\n\n{about}\nPACKED = {{{rows}\n}}\n\n\n{source()}"
 
 
 def _strip(graph: fx.Graph, module: fx.GraphModule, prefix: str) -> dict[str, torch.Tensor]:

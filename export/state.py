@@ -7,6 +7,7 @@ that the exporter was given (candidate, choices, task, ...) and under ``rebuild`
 function that makes the module: ``{"function": "package.module:function", "arguments": {...}}``. The weights
 are then loaded over whatever that function gives. A network that cannot be printed (see :mod:`.model_code`)
 goes without ``model.py``; ``constants.safetensors`` holds tensors that it needs and that are not weights.
+Weights that the kind ``bits`` has rounded are packed (:mod:`.packing`).
 """
 
 from __future__ import annotations
@@ -61,14 +62,16 @@ def write(source: Source, folder: Path) -> tuple[str, ...]:
 
     from .error import ExportError
     from .model_code import ModelCode, UnprintableError
+    from .packing import pack_file
 
     save_model(source.model, str(folder / WEIGHTS))  # unlike save_file, takes tied weights
+    packed = pack_file(folder / WEIGHTS, groups) if (groups := _groups(source.describe)) else {}
     text = json.dumps(dict(source.describe), indent=2, allow_nan=False)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
     about = source.describe
     title = f"{about.get('task') or 'network'}, trial {about['trial']}" if "trial" in about else "network"
     try:
-        code = ModelCode(source.model, source.program, source.captured_module, title)
+        code = ModelCode(source.model, source.program, source.captured_module, title, packed)
         if code.constants:
             save_file(code.constants, str(folder / CONSTANTS))
     except (ExportError, UnprintableError, SafetensorError) as error:
@@ -81,6 +84,15 @@ def write(source: Source, folder: Path) -> tuple[str, ...]:
         ) from error
     (folder / MODEL).write_text(code.text, encoding="utf-8")
     return (WEIGHTS, MODEL, *((CONSTANTS,) if code.constants else ()), DESCRIPTION)
+
+
+def _groups(describe: Mapping[str, Any]) -> tuple[int, ...]:
+    """How many inputs may share a scale where weights were rounded to few bits; else nothing."""
+    try:
+        space = describe["rebuild"]["arguments"]["space"]
+        return tuple({0, int(space["options"]["bits_group"])}) if "bits" in space["kinds"] else ()
+    except (KeyError, TypeError):
+        return ()
 
 
 def load(folder: Path, structure: str, threads: int) -> Callable[[list[Any]], list[Any]]:
@@ -215,7 +227,7 @@ def _description(folder: Path) -> dict[str, Any]:
 
 
 def _rebuilt(folder: Path, description: Mapping[str, Any], task: Any = None) -> nn.Module:
-    from safetensors.torch import load_model
+    from netcarve.export.packing import load_into  # by its full name, as above
     from torch import nn
 
     rebuild = description["rebuild"]
@@ -230,5 +242,5 @@ def _rebuilt(folder: Path, description: Mapping[str, Any], task: Any = None) -> 
     module = function(**arguments)
     if not isinstance(module, nn.Module):
         raise TypeError(f"{rebuild['function']} must return an nn.Module, got {type(module).__name__}")
-    load_model(module, str(folder / WEIGHTS))
+    load_into(module, folder / WEIGHTS)
     return module.eval()

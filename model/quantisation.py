@@ -103,7 +103,8 @@ def grid(weight: torch.Tensor, rounding: Rounding) -> Grid:
         else:
             scale = (most - least) * clip / high
             zero = torch.round(-least * clip / scale.clamp_min(1e-30)).clamp(low, high)
-        scale = torch.where(scale > 0, scale, 1.0)
+        # As it is stored, so that a packed weight is the same number for number.
+        scale = torch.where(scale > 0, scale, 1.0).float().double()
         tried = Grid(scale[..., None], zero[..., None], low, high)
         error = (tried.nearest(padded) - padded).square().sum(2)
         better = error < best

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from netcarve import trace
+from netcarve.export.packing import pack, unpacked
 from netcarve.model.quantisation import Grid, Rounding, grid, rounded
 from netcarve.spaces.kinds.bits import BitsKind
 from netcarve.spaces.testing import KindConformance, ToyNet
@@ -157,3 +158,22 @@ def test_size_is_that_of_the_layers_together():
     )
     assert whole["bops"] == whole["macs"] * 32 * 32
     assert costs["bops"] == whole["macs"] * 4 * 32
+
+
+@pytest.mark.parametrize("rounding", [Rounding(8), Rounding(4), Rounding(3, 16), Rounding(2, symmetric=True)])
+@pytest.mark.parametrize("shape", [(24, 40), (16, 8, 3, 3)])
+def test_packed_weights_are_the_same_numbers_in_few_bytes(rounding, shape):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    flat = weight.double().flatten(1)
+    weight = grid(flat, rounding).nearest(flat).float().view(shape)
+    found = pack(weight, (0, 16))
+    assert found is not None
+    form, parts = found
+    assert torch.equal(unpacked(*parts.values(), *form), weight)
+    stored = sum(p.numel() * p.element_size() for p in parts.values())
+    said = int(rounding.nbytes(np.array([flat.shape[0]]), np.array([flat.shape[1]]), 4)[0])
+    assert stored <= said + parts["zero"].numel()
+
+
+def test_weights_of_no_grid_are_not_packed():
+    assert pack(torch.randn(24, 40, generator=torch.Generator().manual_seed(0))) is None
