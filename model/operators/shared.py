@@ -21,7 +21,7 @@ class Dictionary(Operator):
     """A 1x1 layer to a dictionary of maps; every tap of every filter sums a few of them. Option: its size.
 
     That is a share of the inputs. ``W[o,:,t] = sum_s C[o,t,s] D[I[o,t,s]]``: atoms and look-ups alternate
-    between orthogonal matching pursuit and least squares, from the leading right singular vectors. At 1 the
+    between orthogonal matching pursuit and least squares, from filters' taps that are far apart. At 1 the
     dictionary and all look-ups are whole, and it is exact. Parameters ``K Ci + s k^2 Co``, which is also the
     multiply-accumulates of a place.
     """
@@ -99,6 +99,8 @@ def learned_dictionary(
     if each >= size:
         index = torch.arange(size, device=vectors.device).expand(len(vectors), size)
         return atoms, index, torch.linalg.lstsq(atoms.T, vectors.T, driver="gelsd").solution.T
+    if len(vectors) > size:
+        atoms = _apart(vectors, size)
     index, values = pursuit(vectors, atoms, each)
     for _ in range(rounds):
         codes = torch.zeros(len(vectors), size, dtype=vectors.dtype, device=vectors.device)
@@ -110,6 +112,19 @@ def learned_dictionary(
         atoms = torch.where(length > 1e-9 * length.max(), moved / length.clamp_min(1e-30), atoms)
         index, values = pursuit(vectors, atoms, each)
     return atoms, index, values
+
+
+def _apart(vectors: torch.Tensor, size: int) -> torch.Tensor:
+    """Directions [size, n] of vectors each of which those before explain least: a start in which planted
+    atoms show, which singular vectors mix.
+    """
+    length, unit = vectors.norm(dim=1), functional.normalize(vectors, dim=1)
+    taken = [int(length.argmax())]
+    alike = (unit @ unit[taken[0]]).abs()
+    for _ in range(size - 1):
+        taken.append(int(((1 - alike.square()) * length).argmax()))
+        alike = torch.maximum(alike, (unit @ unit[taken[-1]]).abs())
+    return unit[taken]
 
 
 def pursuit(vectors: torch.Tensor, atoms: torch.Tensor, each: int) -> tuple[torch.Tensor, torch.Tensor]:
