@@ -26,7 +26,7 @@ class Entry(NamedTuple):
 COMMANDS = {
     "sweep": Entry("sweep", "sweep", "Search the Pareto front of a task."),
     "inspect": Entry("models", "inspect", "Show what may be changed in a model, and what its layers cost."),
-    "partition": Entry("partition", "partition", "Cut a model into stages for several devices."),
+    "partition": Entry("models", "partition", "Cut a model into stages for several devices."),
     "profile": Entry("models", "profile", "Measure how long a task's operators take on this machine."),
     "list": Entry("runs", "list_runs", "List the runs in a folder."),
     "front": Entry("runs", "front", "Show the Pareto front of a run."),

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from netcarve import Link, Task
 from netcarve.deployment import partitioners
-from netcarve.deployment.partitioners.testing import random_graph
+from netcarve.deployment.partitioners.oracles import random_graph
 from repair_nets import ResNet20, ViT
 from search_bought import HalfAlexNet
 from torch import Tensor, nn

@@ -29,7 +29,7 @@ def list_runs(
     as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder."""
-    from ..engine.listing import runs_in
+    from ..engine.opening import runs_in
 
     runs = runs_in(folder)
     if as_json:
@@ -79,7 +79,7 @@ def front(
 ) -> None:
     """Show the Pareto front of a run."""
     from ..engine import load
-    from ..results.document import front_document
+    from ..results.table import front_document
 
     if plot is not None and plot.suffix.lower() not in PICTURES:
         raise typer.BadParameter(f"--plot writes {', '.join(PICTURES)}, got {str(plot)!r}")

@@ -12,8 +12,7 @@ import typer
 
 from ..engine.read_settings import REPAIRS, TRIALS, SweepSettings
 from .arguments import AsJson, about, check_place, cores, kinds_of, rungs_of, traced
-from .options import check_kind_options, settings_of, with_options
-from .platform import Platform, platform_of
+from .options import Platform, check_kind_options, platform_of, settings_of, with_options
 from .terminal import CTRL_C, busy, program, proving, tell
 from .views import print_busy, print_front, print_json, print_modelled, print_next
 
@@ -226,7 +225,7 @@ def _show(run: Run, searcher: str, as_json: bool) -> None:
     Raises:
         typer.Exit: the front is empty.
     """
-    from ..results.document import sweep_document
+    from ..results.table import sweep_document
 
     front, failed = run.front, sum(t.failed for t in run.trials)
     if as_json:

@@ -92,7 +92,7 @@ def print_sketch(front: Front, trials: Sequence[Trial]) -> None:
         return
     from rich.text import Text
 
-    from ..results.sketch import COLUMNS, sketch
+    from ..results.plot import COLUMNS, sketch
 
     for line in sketch(front, trials, columns=min(COLUMNS, console.width - 16)):
         console.print(Text.assemble(*line))

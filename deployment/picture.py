@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .decompose import MeasuredLayout
 from .network import Network
-from .refining import MeasuredLayout
 from .setting import PartitionSettings
 
 if TYPE_CHECKING:

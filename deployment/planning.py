@@ -20,7 +20,7 @@ from .partitioners import (
     least_traffic,
     stage_costs,
 )
-from .partitioners.greedy import greedy_merge, greedy_split
+from .partitioners.chain import greedy_merge, greedy_split
 from .setting import PartitionSettings
 
 IMBALANCES = (0.1, 0.5)  # at which methods that know no times are asked

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..deployment.serving import Deployment
-    from ..deployment.serving.record import Record
+    from ..deployment.serving.stream import Record
     from ..model.stages import Stage
     from .run import Run
 

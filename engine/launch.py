@@ -12,7 +12,7 @@ from ..results.ledger import Ledger
 from ..results.objective import Limit, Objective
 from ..search.base import Searcher
 from ..spaces import Space
-from .budget import Budget
+from .budget import Budget, watched
 from .known import Driver
 from .lane_pool import make_pool
 from .measured_front import confirm_front, measure_front
@@ -24,7 +24,6 @@ from .rebuild import write_recipe
 from .run import Run
 from .settings import close_run, note_environment, open_run, read_settings
 from .warm_start import Source
-from .watch import watched
 
 if TYPE_CHECKING:
     from ..evaluators.base import Scorer

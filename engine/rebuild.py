@@ -9,9 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..results.fidelity import FIDELITIES, Fidelity
+from ..results.fidelity import FIDELITIES, NAME, Fidelity, RungChoice
 from ..results.objective import METRICS, Limit, Objective
-from ..results.rung_choice import NAME, RungChoice
 from ..spaces import Choice, Option, Space
 from ..spaces.kinds import kind_class
 from .read_settings import RECIPE, REPAIRS, SweepSettings

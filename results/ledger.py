@@ -28,8 +28,7 @@ from .database import (
     rescue,
     with_checksums,
 )
-from .fidelity import FULL, Proposal, proposal_row
-from .rung_choice import RungChoice
+from .fidelity import FULL, Proposal, RungChoice, proposal_row
 from .trial import Measurement, Trial, is_score, outcome_row, scores_text
 
 __all__ = ["Ledger", "LedgerError"]

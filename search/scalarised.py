@@ -13,8 +13,7 @@ from ..results.trial import Trial
 from ..spaces import Candidate, Space
 from .base import Searcher
 from .evolutionary import ranking
-from .evolutionary.evolution import first_population
-from .evolutionary.genetic import Genetic
+from .evolutionary.evolution import Genetic, first_population
 
 SCALAR = Objective("scalarised", "min")
 MOVED = 0.1  # of the normalisation, by which it may have changed before the inner searches start again

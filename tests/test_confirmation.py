@@ -22,10 +22,9 @@ from netcarve.results.confirmation import (
     samples_right,
     value_of,
 )
-from netcarve.results.document import front_document
 from netcarve.results.plot import plot_front
 from netcarve.results.significance import mcnemar, wilson
-from netcarve.results.table import front_rows
+from netcarve.results.table import front_document, front_rows
 from torch import nn
 
 SPACE = Space([Choice("cut", tuple(i / 10 for i in range(10)))])

@@ -14,7 +14,7 @@ import optuna
 import pytest
 from netcarve.engine import sweep
 from netcarve.engine.mirrors import MIRRORS, Mirror, mirror
-from netcarve.engine.mirrors.tensorboard import TensorBoard
+from netcarve.engine.trackers import TensorBoard
 from netcarve.results import Objective
 from netcarve.spaces import Choice, Space
 
@@ -157,7 +157,7 @@ def test_bad_names_are_refused_before_any_work(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unknown mirror 'wandb'; known are mlflow, optuna, tensorboard"):
         run(tmp_path / "r", "wandb")
     assert not (tmp_path / "r").exists()
-    monkeypatch.setattr("netcarve.engine.mirrors.mirroring.find_spec", lambda name: None)
+    monkeypatch.setattr("netcarve.engine.mirrors.find_spec", lambda name: None)
     for name in MIRRORS:
         with pytest.raises(ValueError, match="is not installed: pip install"):
             mirror(name)
@@ -216,7 +216,7 @@ def test_latency_is_measured_when_the_mirrors_are_at_rest(tmp_path, monkeypatch)
 
 
 def test_mirrors_that_never_catch_up_are_left(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("netcarve.engine.mirrors.mirroring.PATIENCE", 0.15)
+    monkeypatch.setattr("netcarve.engine.mirrors.PATIENCE", 0.15)
     slow = Slow()
     with caplog.at_level(logging.WARNING, logger="netcarve"):
         assert len(run(tmp_path / "r", slow).trials) == 18
@@ -230,7 +230,7 @@ class Stuck(Slow):
 
 
 def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("netcarve.engine.mirrors.mirroring.STALL", 0.2)
+    monkeypatch.setattr("netcarve.engine.mirrors.STALL", 0.2)
     start = time.monotonic()
     with caplog.at_level(logging.WARNING, logger="netcarve"):
         assert len(run(tmp_path / "r", Stuck()).trials) == 18

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from netcarve.deployment.alternatives import placements, robustness
+from netcarve.deployment.decompose import measured_layout
 from netcarve.deployment.network import read_network
 from netcarve.deployment.partitioners import CostedDevice, chain, in_order, stage_costs
 from netcarve.deployment.picture import MOST, Box, GraphPicture, picture_of, plot_graph
 from netcarve.deployment.planning import plan_layout
-from netcarve.deployment.refining import measured_layout
 from netcarve.deployment.setting import METHODS, partition_settings
 from netcarve.devices import Device, Link, Profile
 from netcarve.model.stages import run_stages, split

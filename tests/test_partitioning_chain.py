@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from netcarve.deployment.partitioners import CostedDevice, Graph, Link, Node, chain
-from netcarve.deployment.partitioners.testing import random_graph
+from netcarve.deployment.partitioners.oracles import random_graph
 
 
 def stages(graph, count, *, empty, forced=(), forbidden=()):

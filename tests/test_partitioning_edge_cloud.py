@@ -8,7 +8,7 @@ import pytest
 from netcarve.deployment.partitioners import CostedDevice, Graph, Link, Node, Tensor, best_prefix, edge_cloud
 from netcarve.deployment.partitioners.edge_cloud import latency
 from netcarve.deployment.partitioners.max_flow import FlowNetwork
-from netcarve.deployment.partitioners.testing import assignments, forward, random_graph
+from netcarve.deployment.partitioners.oracles import assignments, forward, random_graph
 
 
 @pytest.mark.parametrize("block", range(4))

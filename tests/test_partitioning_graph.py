@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from netcarve.deployment.partitioners import CostedDevice, Graph, Link, Node, Plan, Tensor, traffic
 from netcarve.deployment.partitioners.graph import check_memory, parts_of
-from netcarve.deployment.partitioners.testing import random_graph, sent
+from netcarve.deployment.partitioners.oracles import random_graph, sent
 
 A, B, C = Node("a", 1.0, 10.0), Node("b", 2.0, 20.0), Node("c", 3.0, 30.0)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from netcarve.deployment.partitioners import Graph, Node, chain, greedy_merge, greedy_split, traffic
 from netcarve.deployment.partitioners.graph import CostedDevice, per_part
-from netcarve.deployment.partitioners.testing import random_graph
+from netcarve.deployment.partitioners.oracles import random_graph
 
 
 def cuts_of(parts):

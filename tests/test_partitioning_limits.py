@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from netcarve.deployment.partitioners import CostedDevice, Graph, Node
 from netcarve.deployment.partitioners.graph import limits
-from netcarve.deployment.partitioners.mincut_pool import _objective
+from netcarve.deployment.partitioners.spectral import _objective
 
 
 def test_work_is_shared_by_speed_and_memory_as_the_devices_say():

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from netcarve.deployment.partitioners import CostedDevice, Graph, Node, forward_parts, in_order, least_traffic
 from netcarve.deployment.partitioners.graph import limits
-from netcarve.deployment.partitioners.mincut_pool import mincut_pool
+from netcarve.deployment.partitioners.oracles import assignments, forward, planted_graph, random_graph, sent
 from netcarve.deployment.partitioners.refine import kernighan_lin, refine
 from netcarve.deployment.partitioners.russian_doll import russian_doll
-from netcarve.deployment.partitioners.spectral import affinity, eigenvalue_bound, spectral
-from netcarve.deployment.partitioners.testing import assignments, forward, planted_graph, random_graph, sent
+from netcarve.deployment.partitioners.spectral import affinity, eigenvalue_bound, mincut_pool, spectral
 
 
 def best(graph, bound, ordered, origin):

@@ -8,7 +8,7 @@ import pytest
 from netcarve.engine import Run, RunError, load, sweep
 from netcarve.engine import settings as run_settings
 from netcarve.engine.budget import Budget
-from netcarve.engine.listing import runs_in
+from netcarve.engine.opening import runs_in
 from netcarve.engine.progress import Lines, RichProgress, Silent
 from netcarve.engine.settings import LEDGER
 from netcarve.report import write_report

@@ -11,7 +11,7 @@ from netcarve.results.trial import Trial
 from netcarve.search.baselines import Random
 from netcarve.search.evolutionary import age_moea, evolution, particle_swarm, ranking
 from netcarve.search.evolutionary.age_moea import AGEMOEA
-from netcarve.search.evolutionary.genetic import Ageing, Genetic
+from netcarve.search.evolutionary.evolution import Ageing, Genetic
 from netcarve.search.evolutionary.moead import MOEAD
 from netcarve.search.evolutionary.particle_swarm import ParticleSwarm
 from netcarve.search.evolutionary.pymoo_algorithms import NSGA2, NSGA3, SMSEMOA

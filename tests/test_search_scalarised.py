@@ -9,8 +9,7 @@ from netcarve.results.trial import Trial
 from netcarve.search.baselines import Random
 from netcarve.search.bayesian.optuna_samplers import TPE
 from netcarve.search.evolutionary import ranking
-from netcarve.search.evolutionary.evolution import first_population
-from netcarve.search.evolutionary.genetic import Ageing
+from netcarve.search.evolutionary.evolution import Ageing, first_population
 from netcarve.search.evolutionary.particle_swarm import ParticleSwarm
 from netcarve.search.registry import guard
 from netcarve.search.scalarised import Chebyshev, WeightedSum

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from netcarve.results.hypervolume import hypervolume, nondominated
 from netcarve.results.trial import Trial
-from netcarve.search.bayesian.spread import area_gains, most_gaining
+from netcarve.search.bayesian.acquisition import area_gains, most_gaining
 from netcarve.search.greedy.additive import model
 from netcarve.search.greedy.sensitivity import (
     additive_front,

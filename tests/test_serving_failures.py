@@ -191,7 +191,7 @@ def test_ctrl_c_leaves_nothing_behind(made) -> None:
 
 def test_a_stage_that_does_not_start_says_why(made, monkeypatch) -> None:
     _, stages = made
-    monkeypatch.setattr("netcarve.deployment.serving.process.START_SECONDS", 0.0)
+    monkeypatch.setattr("netcarve.deployment.serving.tcp.START_SECONDS", 0.0)
     with pytest.raises(StageError, match="within 0 s") as found, Deployment(stages, runtime="onnx"):
         pass
     assert found.value.stage == stages[0].name

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from netcarve import Candidate, Front, Objective, Trial
-from netcarve.results.sketch import DOTS, braille, sketch
+from netcarve.results.plot import DOTS, braille, sketch
 
 GOALS = (Objective("accuracy"), Objective("macs"))
 

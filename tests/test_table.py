@@ -5,9 +5,17 @@ import json
 
 import pytest
 from netcarve import Choice, Front, Space, Trial
-from netcarve.results.document import front_document, sweep_document
 from netcarve.results.plot import plot_front
-from netcarve.results.table import front_rows, metric_text, plain, ratio_text, render_front, si
+from netcarve.results.table import (
+    front_document,
+    front_rows,
+    metric_text,
+    plain,
+    ratio_text,
+    render_front,
+    si,
+    sweep_document,
+)
 
 SPACE = Space([Choice("width", (1.0, 0.5, 0.25)), Choice("kind", ("conv", "separable"))])
 

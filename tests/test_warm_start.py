@@ -97,7 +97,7 @@ def test_another_space_gives_its_front_in_the_nearest_options(tmp_path: Path) ->
 
 
 def test_the_front_as_printed_can_be_begun_with(tmp_path: Path) -> None:
-    from netcarve.results.document import front_document
+    from netcarve.results.table import front_document
 
     first = _sweep(tmp_path / "first", trials=40)
     file = tmp_path / "front.json"

@@ -8,10 +8,9 @@ import numpy as np
 
 from .chain import best_intervals
 from .graph import CostedDevice, Graph, Limits, Plan, limits, parts_of, traffic
-from .mincut_pool import mincut_pool
 from .refine import kernighan_lin, refine
 from .russian_doll import russian_doll
-from .spectral import eigenvalue_bound, fiedler_order, spectral
+from .spectral import eigenvalue_bound, fiedler_order, mincut_pool, spectral
 
 
 def forward_parts(graph: Graph, clusters: Sequence[int] | np.ndarray) -> np.ndarray:

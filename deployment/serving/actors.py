@@ -16,7 +16,7 @@ from ...evaluators.ray_session import RaySession
 from ...export.stages import write_stages
 from ...model.stages import Stage
 from ...standalone import wire
-from .process import START_SECONDS
+from .tcp import START_SECONDS
 from .transport import Answer, Lost, StageError, Transport
 
 STATUS_SECONDS = 2.0  # for an actor to say how it is

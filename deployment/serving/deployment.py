@@ -14,10 +14,8 @@ import numpy as np
 
 from ...devices import Device, Link, routes
 from ...model.stages import Stage
-from .calls import Calls
-from .record import Boundary, Record, StageRecord, quartiles
-from .stream import Stream
-from .transport import InputError, ServeError, StageError, Transport
+from .stream import Boundary, Record, StageRecord, Stream, quartiles
+from .transport import Calls, InputError, ServeError, StageError, Transport
 
 
 def simulated(on: Sequence[str], devices: Sequence[Device], links: Sequence[Link]) -> dict[str, Any]:

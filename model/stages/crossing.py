@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import fx
+
+from ..blocks import Block
+from .cuts import Order
+from .provenance import Provenance, Sized
 
 NONE = -1
 
@@ -100,3 +106,71 @@ class Crossing:
 
     def _kept(self, out: int) -> int:
         return next(i for i, v in enumerate(self._values) if out in v.keeps)
+
+
+# -- A call of a network as the cost tables of its segments see it --------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentCall:
+    """A call of the unchanged network's functional graph."""
+
+    name: str
+    operator: str  # as a profile names it
+    kind: str  # bare name of the operator: "conv2d"
+    segment: int
+    condition: int  # of :class:`Liveness`
+    gate: int  # block that ends here, or -1: dropped, the call is not there
+    copies: bool  # or is a copy of what the block was entered with
+    is_view: bool  # gives no new memory, and is made where it is read
+
+
+# -- The values of a functional graph as :class:`Crossing` reads them -----------------------------------
+
+
+def crossing_values(
+    order: Order,
+    origin: Provenance,
+    calls: Sequence[SegmentCall],
+    blocks: Sequence[Block],
+    conditions: Mapping[str, int],
+) -> tuple[list[CrossingValue], list[Sized | None]]:
+    """What calls and inputs give, for :class:`Crossing`, with bytes where these are followed."""
+    nodes = list(order.at)
+    at = {n: i for i, n in enumerate(nodes)}
+    by_source: dict[str, fx.Node] = {}
+    for n in nodes:
+        source = origin.source(n)
+        if source is not None:
+            by_source.setdefault(source, n)
+    keeps: dict[int, list[int]] = {}
+    for block in blocks:
+        keep = origin.functional(block.keep, by_source)
+        out = by_source.get(block.out)
+        if keep is not None and out is not None:
+            keeps.setdefault(at[keep], []).append(at[out])
+    values = []
+    for i, n in enumerate(nodes):
+        call = calls[order.at[n]] if order.at[n] >= 0 else None
+        readers = [at[u] for u in n.users if u in at]
+        readers += [NONE for u in n.users if u.op == "output"]
+        size = order.bytes(n)
+        base = at[b] if order.is_view(n) and (b := _base(n)) in at else NONE
+        values.append(
+            CrossingValue(
+                order.at[n],
+                math.inf if size is None else size,
+                call.condition if call else 0,
+                tuple(readers),
+                base,
+                call.gate if call else NONE,
+                bool(call and call.copies),
+                tuple(keeps.get(i, ())),
+            )
+        )
+    return values, [origin.bytes(n) for n in nodes]
+
+
+def _base(n: fx.Node) -> fx.Node | None:
+    first = n.args[0] if n.args else None
+    return first if isinstance(first, fx.Node) else None

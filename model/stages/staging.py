@@ -16,12 +16,10 @@ from ..costs import Costs, Forms
 from ..costs import evaluate as product_of
 from ..coupling import Coupling
 from ..coupling.walk import operator_name
-from .crossing import NONE, Crossing
-from .crossing_values import crossing_values
+from .crossing import NONE, Crossing, SegmentCall, crossing_values
 from .cuts import Cut, Order
 from .functional import Functional
 from .provenance import Provenance, Sized
-from .segment_call import SegmentCall
 
 _ROWS = 4096  # candidates at a time: [rows, calls] arrays stay in the cache
 

@@ -11,7 +11,7 @@ from ...results.objective import Objective
 from ...results.trial import Trial
 from ...spaces import Candidate, Space
 from ..base import Searcher
-from ..bayesian.spread import most_gaining
+from ..bayesian.acquisition import most_gaining
 from ..generator import diagonal
 from .certificate import Certificate, contradictions
 from .discrepancy import RISES, Discrepancies, MonotoneTrials, directions

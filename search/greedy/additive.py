@@ -11,7 +11,7 @@ from ...results.hypervolume import nondominated
 from ...results.objective import METRICS, Limit, Objective
 from ...results.trial import Trial
 from ...spaces import Candidate, Space
-from ..bayesian.spread import most_gaining
+from ..bayesian.acquisition import most_gaining
 from ..evolutionary.ranking import simplex
 from ..generator import Remembering, Steps, diagonal
 from .sensitivity import combinations, damage_table, fill, fit, losses_of, predict, probes

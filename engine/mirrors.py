@@ -13,13 +13,13 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar
 
-from ...evaluators.errors import first_line
-from ...results.front import FrontTracker
-from ...results.objective import Limit, Objective
-from ...results.settings import RunSettings
-from ...results.trial import Trial
-from ..budget import Budget
-from ..progress import Progress
+from ..evaluators.errors import first_line
+from ..results.front import FrontTracker
+from ..results.objective import Limit, Objective
+from ..results.settings import RunSettings
+from ..results.trial import Trial
+from .budget import Budget
+from .progress import Progress
 
 
 class Mirror(ABC):
@@ -65,10 +65,10 @@ class Mirror(ABC):
 
 # -- Mirrors by name, as the command line gives them ----------------------------------------------------
 
-MIRRORS = {  # module of this folder, class
-    "mlflow": (".mlflow", "MLflow"),
-    "optuna": (".optuna", "Optuna"),
-    "tensorboard": (".tensorboard", "TensorBoard"),
+MIRRORS = {  # name: class in `trackers`, which is imported where one is asked for
+    "mlflow": "MLflow",
+    "optuna": "Optuna",
+    "tensorboard": "TensorBoard",
 }
 
 
@@ -81,8 +81,7 @@ def mirror(text: str) -> Mirror:
     name, _, where = text.partition(":")
     if name not in MIRRORS:
         raise ValueError(f"unknown mirror {name!r}; known are {', '.join(MIRRORS)}, each also as NAME:WHERE")
-    module, cls = MIRRORS[name]
-    made: type[Mirror] = getattr(import_module(module, __package__), cls)
+    made: type[Mirror] = getattr(import_module(".trackers", __package__), MIRRORS[name])
     if find_spec(made.needs) is None:
         raise ValueError(
             f"the mirror {name!r} needs {made.needs}, which is not installed: pip install 'netcarve[{name}]'"
