@@ -14,7 +14,7 @@ import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -34,6 +34,9 @@ from .search.base import Searcher
 from .search.exact.certificate import Certificate
 from .search.registry import guard
 from .spaces import Candidate, Choice, ModelSide, Space
+
+if TYPE_CHECKING:
+    pass
 
 OBJECTIVES = (Objective("quality", "max"), Objective("cost", "min"))
 

@@ -19,6 +19,7 @@ from .views import print_inspection, print_json, print_table
 if TYPE_CHECKING:
     from ..deployment.alternatives import Placement, Scene
     from ..deployment.decompose import Decomposition
+    from ..devices import Device, Link
     from ..evaluators.profiling import Profiled
 
 
@@ -133,7 +134,7 @@ class _Asked:
     )
     seed: int = field(default=0, metadata=shown(DETAIL, "of the methods that draw", "S", least=0))
 
-    def settings(self, devices: Any, links: Any) -> Any:
+    def settings(self, devices: Sequence[Device | str], links: Sequence[Link | str]) -> Any:
         """The question to the partitioners, for these devices and links.
 
         Raises:

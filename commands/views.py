@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..standalone import Json
 from .terminal import printer, program, tell
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 SPARE_BUDGETS = ("0.75x", "0.35x", "0.15x")  # where a table has no room for all
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Json) -> None:
     """One JSON object on stdout, and nothing else."""
     print(json.dumps(value, indent=2, allow_nan=False))
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..evaluators.stage_timing import stage_times
+from ..model.capture import Example
 from ..model.stages import Stage, verify
 from ..model.threads import one_thread
-from .network import Network, read_network
+from .network import CostedCall, Network, read_network
 from .planning import Layout, plan_layout
 from .setting import PartitionSettings, partition_settings
 
@@ -77,7 +78,7 @@ def rows_of(measured: MeasuredLayout, asked: PartitionSettings) -> tuple[Row, ..
     return tuple(rows)
 
 
-def _module(calls: Any) -> str:
+def _module(calls: Sequence[CostedCall]) -> str:
     return next((call.modules[-1] for call in calls if call.modules), "")
 
 
@@ -121,7 +122,7 @@ class Decomposition:
 
 def decompose(
     model: nn.Module,
-    example: Any,
+    example: Example,
     parts: int | None = None,
     minimise: str = "throughput",
     devices: Iterable[Device | str] | None = None,

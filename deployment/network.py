@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from ..devices import Device
 from ..evaluators.batches import Inputs, resize
 from ..evaluators.profiling import Clocked
 from ..evaluators.stage_timing import stopwatch, taking_turns
-from ..model.capture import capture
+from ..model.capture import Example, capture
 from ..model.stages import Cut, CutError, Functional, Stage, find_cuts, functionalise, split
 from ..model.stages.cuts import Order
 from ..model.stages.functional import modules
@@ -294,7 +293,7 @@ class Network:
         return np.cumsum(change)[:-1]
 
 
-def read_network(model: nn.Module, example: Any, *, batch: int = 1, seconds: float = 1.0) -> Network:
+def read_network(model: nn.Module, example: Example, *, batch: int = 1, seconds: float = 1.0) -> Network:
     """Capture and measure a model.
 
     Raises:

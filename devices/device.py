@@ -12,7 +12,7 @@ from typing import Any
 from .profile import Profile
 
 
-def number(value: Any, what: str) -> float:
+def number(value: object, what: str) -> float:
     """
     Raises:
         ValueError: it is no number.

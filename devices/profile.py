@@ -8,9 +8,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ..standalone import Json
+
+if TYPE_CHECKING:
+    from torch import fx
 
 
 def operator_of(node: Any) -> str:
@@ -38,7 +43,7 @@ def operator_of(node: Any) -> str:
     return name
 
 
-def moved_bytes(node: Any, samples: int = 1, constant: Container[Any] = ()) -> float:
+def moved_bytes(node: fx.Node, samples: int = 1, constant: Container[Any] = ()) -> float:
     """Bytes of all tensors that a call reads and writes, weights included; activations for one sample.
 
     Args:
@@ -49,14 +54,14 @@ def moved_bytes(node: Any, samples: int = 1, constant: Container[Any] = ()) -> f
     return sum(_bytes(n) / (1 if n.op == "get_attr" or n in constant else samples) for n in values)
 
 
-def _plain_name(target: Any) -> str:
+def _plain_name(target: object) -> str:
     """``"conv2d"`` of ``aten.conv2d.default``, without the underscores of functions that write in place."""
     schema = getattr(target, "_schema", None)
     name = schema.name.partition("::")[2] if schema is not None else getattr(target, "__name__", str(target))
     return name.strip("_")
 
 
-def _shape(node: Any) -> tuple[Any, ...]:
+def _shape(node: fx.Node) -> tuple[Any, ...]:
     value = getattr(node, "meta", {}).get("val")
     return tuple(getattr(value, "shape", ()))
 
@@ -67,7 +72,7 @@ def _bytes(node: Any) -> float:
     return float(sum(_hint(_numel(v.shape)) * v.element_size() for v in values if hasattr(v, "element_size")))
 
 
-def _numel(sizes: Any) -> Any:
+def _numel(sizes: Sequence[Any]) -> Any:
     out: Any = 1
     for size in sizes:
         out = out * _hint(size)
@@ -82,7 +87,7 @@ def _hint(size: Any) -> int:
     return 1 if node.hint is None else int(node.hint)
 
 
-def _by(sizes: Any) -> str:
+def _by(sizes: Sequence[Any]) -> str:
     return "x".join(str(_hint(s)) for s in sizes)
 
 
@@ -266,7 +271,7 @@ class Profile:
         }
 
     @classmethod
-    def from_json(cls, made: Any) -> Profile:
+    def from_json(cls, made: Json) -> Profile:
         """
         Raises:
             ProfileError: it is no profile, or one of another version.

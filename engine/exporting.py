@@ -103,7 +103,7 @@ def _check_like(model: nn.Module, built: nn.Module, number: int) -> None:
         )
 
 
-def stages_of(run: Run, model: Any, number: int) -> list[PlacedStage]:
+def stages_of(run: Run, model: nn.Module, number: int) -> list[PlacedStage]:
     """The stages of a trial's built model.
 
     Raises:

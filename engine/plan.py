@@ -113,7 +113,7 @@ def prepare(
     return SweepPlan(task, space, search, scorers, asked, settings, recipe, tuple(given), begin.scored)
 
 
-def check_types(task: Any, space: Any) -> None:
+def check_types(task: object, space: object) -> None:
     """
     Raises:
         TypeError: a model in place of its task, a blueprint in place of its space, and the like.

@@ -321,7 +321,7 @@ def near(name: str, known: list[str]) -> str:
     return f"; did you mean {asked}?" if found else "; `netcarve sweep --help` lists them"
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _fits(value: object, hint: object) -> bool:
     """Is a value, as TOML or Python has it, of an annotated type?"""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
@@ -346,7 +346,7 @@ def _words(hint: Any) -> str:
     return names.get(hint, "a table")
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     """Is it written on one line, not as tables?"""
     if isinstance(value, list):
         return not value or not all(isinstance(v, Mapping) for v in value)
@@ -358,7 +358,7 @@ def _key(name: str) -> str:
     return name if bare else _toml(name)
 
 
-def _toml(value: Any) -> str:
+def _toml(value: object) -> str:
     """A value as TOML 1.0 writes it, on one line; what is None is left out of tables."""
     import json
 

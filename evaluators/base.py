@@ -73,7 +73,7 @@ class GivenFunction(Evaluator):
     """A function, or an object of an evaluator's form, as an evaluator; defaults for what it does not say."""
 
     def __init__(self, function: Scorer) -> None:
-        def said(attribute: str, otherwise: Any) -> Any:
+        def said(attribute: str, otherwise: object) -> Any:
             return getattr(function, attribute, otherwise)
 
         self.function = function

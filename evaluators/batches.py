@@ -17,13 +17,15 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Inputs = tuple[Args, Kwargs]  # one call of the model
 Batch = tuple[Args, Kwargs, Any]  # one call and its targets
+Outputs = Any  # what a model returns: a tensor, or tuples, lists, mappings and dataclasses of tensors
+Targets = Any  # of a batch: what the metric takes, a tensor for the built-in ones
 
 SCORING_BATCH = 100  # samples: larger batches leave a core's cache and are slower on CPUs
 CALIBRATION_BATCH = 128  # samples: larger than for scoring, since BatchNorm averages over the batch
 CALIBRATION_SAMPLES = 512
 
 
-def call_of(inputs: Any) -> Inputs:
+def call_of(inputs: object) -> Inputs:
     """``inputs`` as ``(args, kwargs)``, on the CPU: a tensor, a tuple, a dict or ``(args, kwargs)``."""
     if isinstance(inputs, Mapping):
         return (), {str(k): on_cpu(v) for k, v in inputs.items()}
@@ -34,10 +36,10 @@ def call_of(inputs: Any) -> Inputs:
     return (on_cpu(inputs),), {}
 
 
-def on_cpu(value: Any) -> Any:
+def on_cpu(value: object) -> Any:
     """Tensors and arrays, nested ones too, as CPU tensors without gradients; anything else as it is."""
 
-    def turn(leaf: Any) -> Any:
+    def turn(leaf: object) -> Any:
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
             leaf = torch.as_tensor(leaf)
         return leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf
@@ -52,7 +54,7 @@ def arguments(inputs: Inputs) -> dict[str, Any]:
     return positional | {f"input {k!r}": v for k, v in kwargs.items()}
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """``float32[64, 3, 8, 8]`` for a tensor, every argument of a call, the type's name for the rest."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
@@ -83,7 +85,7 @@ def resize(inputs: Inputs, batch: int) -> Inputs:
         return inputs
     rows = torch.arange(batch) % have
 
-    def turn(value: Any) -> Any:
+    def turn(value: object) -> Any:
         return value[rows] if isinstance(value, Tensor) else value
 
     args, kwargs = inputs
@@ -273,7 +275,7 @@ def sample_digests(batches: Iterable[Batch]) -> set[bytes]:
     return found
 
 
-def hash_into(digest: Any, key: str, value: Any) -> None:
+def hash_into(digest: hashlib._Hash, key: str, value: object) -> None:
     """Add a named value to a digest: tensors, nested ones too, by their bytes."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from .batches import (
     SCORING_BATCH,
     Batch,
     Inputs,
+    Targets,
     batch_size,
     call_of,
     describe,
@@ -31,9 +32,10 @@ _FORMS = (
     "or a tuple of two tensors (inputs, targets)"
 )
 _Array = Tensor | np.ndarray
+Data = DataLoader[Any] | Dataset[Any] | Iterable[Any]  # see `_FORMS`; two tensors are a tuple
 
 
-def read(source: Any, what: str) -> list[Batch]:
+def read(source: Data, what: str) -> list[Batch]:
     """All batches of ``source``, in memory. Repeatable: shuffling and augmentation are seeded.
 
     Raises:
@@ -46,7 +48,7 @@ def read(source: Any, what: str) -> list[Batch]:
     return batches
 
 
-def sample_inputs(source: Any, what: str, takes: int = 1) -> list[Inputs]:
+def sample_inputs(source: Data, what: str, takes: int = 1) -> list[Inputs]:
     """Inputs of about :data:`CALIBRATION_SAMPLES` samples spread over ``source``; targets are not used.
 
     An indexable dataset is read at evenly spaced indices, because the first samples of one that is
@@ -73,7 +75,7 @@ def sample_inputs(source: Any, what: str, takes: int = 1) -> list[Inputs]:
     return spread(taken)
 
 
-def _thinned(source: Any) -> Any:
+def _thinned(source: Data) -> Any:
     """A loader over evenly spaced samples, where the data can be indexed."""
     dataset = source.dataset if isinstance(source, DataLoader) else source
     if not isinstance(dataset, Dataset) or isinstance(dataset, IterableDataset):
@@ -87,7 +89,7 @@ def _thinned(source: Any) -> Any:
     return DataLoader(picked, batch_size=CALIBRATION_BATCH, collate_fn=collate)
 
 
-def batches_of(source: Any, what: str, *, needs_targets: bool = True, takes: int = 1) -> Iterator[Batch]:
+def batches_of(source: Data, what: str, *, needs_targets: bool = True, takes: int = 1) -> Iterator[Batch]:
     """The batches of ``source``, read one at a time.
 
     Raises:
@@ -115,7 +117,7 @@ def batches_of(source: Any, what: str, *, needs_targets: bool = True, takes: int
         number += 1
 
 
-def _is_whole(source: Any, what: str, needs_targets: bool) -> bool:
+def _is_whole(source: Data, what: str, needs_targets: bool) -> bool:
     """Is this all the data at once: ``(inputs, targets)``, or a dict of tensors?
 
     Raises:
@@ -139,14 +141,14 @@ def _is_whole(source: Any, what: str, needs_targets: bool) -> bool:
     return isinstance(first, _Array) and isinstance(second, Mapping | tuple | list)
 
 
-def _alike(first: Any, second: Any, needs_targets: bool) -> bool:
+def _alike(first: object, second: object, needs_targets: bool) -> bool:
     """Could the second be a batch of inputs, as the first is?"""
     if not (isinstance(first, _Array) and isinstance(second, _Array)) or first.dtype != second.dtype:
         return False
     return first.shape[1:] == second.shape[1:] or (not needs_targets and first.ndim == second.ndim)
 
 
-def _batch(item: Any, where: str, needs_targets: bool, takes: int) -> Batch:
+def _batch(item: object, where: str, needs_targets: bool, takes: int) -> Batch:
     inputs, targets = _pair(item, where, needs_targets, takes)
     if needs_targets and targets is None:
         raise TaskError(f"{where} has no targets: give (inputs, targets), or a dict with 'labels'")
@@ -160,7 +162,7 @@ def _batch(item: Any, where: str, needs_targets: bool, takes: int) -> Batch:
     return args, kwargs, targets
 
 
-def _pair(item: Any, where: str, needs_targets: bool, takes: int) -> tuple[Any, Any]:
+def _pair(item: object, where: str, needs_targets: bool, takes: int) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
         return {k: v for k, v in item.items() if k != "labels"}, item.get("labels")
     if isinstance(item, tuple | list) and len(item) == 2:
@@ -176,7 +178,7 @@ def _pair(item: Any, where: str, needs_targets: bool, takes: int) -> tuple[Any, 
     raise TaskError(f"{where} is {describe(item)}, not a pair (inputs, targets)")
 
 
-def _targets(targets: Any) -> Any:
+def _targets(targets: Targets) -> Any:
     numbers = targets if isinstance(targets, list | tuple) else [targets]
     if all(isinstance(t, bool | int | float) for t in numbers):
         targets = np.asarray(targets)

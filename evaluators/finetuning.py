@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from .batches import on_cpu
-from .data import batches_of
+from .data import Data, batches_of
 from .errors import TaskError, first_line
 from .judge import Judge
 from .seeding import seeded
@@ -22,7 +22,7 @@ WEIGHT_DECAY = 0.01
 
 def finetune(
     model: nn.Module,
-    train: Any,
+    train: Data | None,
     *,
     epochs: int,
     loss: Callable[[Any, Any], Tensor] | None = None,
@@ -70,7 +70,7 @@ def finetune(
             model.eval()
 
 
-def check_training(model: nn.Module, train: Any, loss: Callable[[Any, Any], Tensor]) -> None:
+def check_training(model: nn.Module, train: Data | None, loss: Callable[[Any, Any], Tensor]) -> None:
     """Fine-tuning would work: the loss of ``model``, as it stands, on the first batch has gradients.
 
     Raises:
@@ -91,7 +91,7 @@ def check_training(model: nn.Module, train: Any, loss: Callable[[Any, Any], Tens
     raise TaskError("train is empty: it yields no batch")
 
 
-def _trainable(model: nn.Module, train: Any) -> list[nn.Parameter]:
+def _trainable(model: nn.Module, train: Data | None) -> list[nn.Parameter]:
     if train is None:
         raise TaskError("fine-tuning needs training data: Task(..., train=...)")
     weights = [p for p in model.parameters() if p.requires_grad]
@@ -100,7 +100,7 @@ def _trainable(model: nn.Module, train: Any) -> list[nn.Parameter]:
     return weights
 
 
-def _shuffled(train: Any) -> Any:
+def _shuffled(train: Data | None) -> Any:
     if isinstance(train, tuple) and len(train) == 2:
         train = TensorDataset(*(torch.as_tensor(on_cpu(t)) for t in train))
     if isinstance(train, Dataset) and not isinstance(train, IterableDataset):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..results.objective import METRICS
-from .batches import describe
+from .batches import Outputs, Targets, describe
 from .errors import TaskError, first_line
 from .metrics import IGNORED, Classification, Meter, Running, Summed, Whole, class_scores, classes_second
 from .outputs import Choice, choose, detached, listed, pick
@@ -35,7 +35,7 @@ class Judge:
     last: bool = False  # whether classes are the last axis where the shapes allow both
 
     @classmethod
-    def of(cls, metric: Any, output: Any, goal: Any, loss: Any) -> Judge:
+    def of(cls, metric: Metric, output: Choice | None, goal: str | None, loss: Loss | None) -> Judge:
         """
         Raises:
             TaskError: one of them is nothing that can be used.
@@ -61,7 +61,7 @@ class Judge:
         """Are outputs class scores, and targets class indices? Only where the task says so."""
         return isinstance(self.metric, str) or self.loss == CROSS_ENTROPY
 
-    def fitted(self, outputs: Any, targets: Any) -> Judge:
+    def fitted(self, outputs: Outputs, targets: Targets) -> Judge:
         """The judge that knows which of these outputs, of one batch, is judged.
 
         Raises:
@@ -77,7 +77,7 @@ class Judge:
         except TaskError:
             return self  # the metric takes all; what needs one tensor asks then
 
-    def unsettled(self, outputs: Any, targets: Any) -> bool:
+    def unsettled(self, outputs: Outputs, targets: Targets) -> bool:
         """Could both the second and the last axis of these class scores be the classes?"""
         if not self.classifies:
             return False
@@ -85,7 +85,7 @@ class Judge:
         both = (classes_second(scores, targets, last=last) for last in (False, True))
         return scores.dim() > 2 and scores.shape[1] == scores.shape[-1] and all(s is not None for s in both)
 
-    def judged(self, outputs: Any) -> Tensor:
+    def judged(self, outputs: Outputs) -> Tensor:
         """The one tensor that is judged, of what the model returns for a batch.
 
         Raises:
@@ -93,7 +93,7 @@ class Judge:
         """
         return outputs if isinstance(outputs, Tensor) and not self.named else pick(outputs, self.output)
 
-    def seen(self, outputs: Any, by: Any) -> Any:
+    def seen(self, outputs: Outputs, by: object) -> Any:
         """What a metric or a loss is given.
 
         Functions: all that the model returns. Running metrics and the losses of ``torch.nn``, which take a
@@ -103,7 +103,7 @@ class Judge:
             return self.judged(outputs)
         return pick(outputs, self.output) if self.named and isinstance(by, nn.Module | Running) else outputs
 
-    def class_scores(self, outputs: Any, targets: Any) -> Tensor:
+    def class_scores(self, outputs: Outputs, targets: Targets) -> Tensor:
         """Scores [N, C, ...] for class indices [N, ...].
 
         Raises:
@@ -146,7 +146,7 @@ class Judge:
             return classes.scores()
         return ({"loss": classes.scores()["loss"]} if self.classifies else {}) | meter.scores()
 
-    def training_loss(self, outputs: Any, targets: Any) -> Tensor:
+    def training_loss(self, outputs: Outputs, targets: Targets) -> Tensor:
         """The loss of a batch, to be minimised.
 
         Raises:
@@ -181,7 +181,7 @@ _DECLARE = (
 )
 
 
-def _metric_name(metric: Any) -> str:
+def _metric_name(metric: object) -> str:
     if isinstance(metric, str):
         if metric not in ("accuracy", "loss"):
             raise TaskError(
@@ -204,7 +204,7 @@ def _metric_name(metric: Any) -> str:
     return name
 
 
-def _goal(metric: Any, name: str, goal: Any) -> str:
+def _goal(metric: object, name: str, goal: object) -> str:
     """Which way is better: as known, as said, or as a metric of torchmetrics says of itself."""
     if goal not in (None, "min", "max"):
         raise TaskError(f"goal must be 'min' or 'max', got {goal!r}")

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from .batches import describe
+from .batches import Outputs, Targets, describe
 from .errors import TaskError, first_line
 from .outputs import joined, listed
 
@@ -19,7 +19,7 @@ IGNORED = -100  # targets of this class are left out, as torch's cross_entropy d
 class Meter(Protocol):
     """Collects batches, then gives scores. Made anew for each measurement."""
 
-    def add(self, outputs: Any, targets: Any, count: int | None) -> None:
+    def add(self, outputs: Outputs, targets: Targets, count: int | None) -> None:
         """One batch of ``count`` samples, ``None`` where that cannot be told."""
 
     def scores(self) -> dict[str, float]:
@@ -30,7 +30,7 @@ class Meter(Protocol):
 class Running(Protocol):
     """A metric that keeps sums and not samples, as those of torchmetrics do."""
 
-    def update(self, outputs: Any, targets: Any) -> Any:
+    def update(self, outputs: Outputs, targets: Targets) -> Any:
         """Take in a batch."""
 
     def compute(self) -> Any:
@@ -56,7 +56,7 @@ class Classification:
         self.count = 0
 
     @staticmethod
-    def refusal(outputs: Tensor, targets: Any, *, last: bool = False) -> str:
+    def refusal(outputs: Tensor, targets: Targets, *, last: bool = False) -> str:
         """Why these are not class scores and class indices; empty when they are."""
         got = f"outputs {describe(outputs)}, targets {describe(targets)}"
         if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.is_complex():
@@ -74,7 +74,7 @@ class Classification:
             return f"the model scores {classes} classes, but the targets run {kept.min()}..{kept.max()}"
         return ""
 
-    def add(self, outputs: Tensor, targets: Any, count: int | None = None) -> None:
+    def add(self, outputs: Tensor, targets: Targets, count: int | None = None) -> None:
         """One batch.
 
         Raises:
@@ -102,7 +102,7 @@ class Whole:
         self.name = name
         self.batches: list[tuple[Any, Any, int | None]] = []
 
-    def add(self, outputs: Any, targets: Any, count: int | None) -> None:
+    def add(self, outputs: Outputs, targets: Targets, count: int | None) -> None:
         self.batches.append((outputs, targets, count))
 
     def scores(self) -> dict[str, float]:
@@ -130,7 +130,7 @@ class Summed:
         self.metric.reset()
         self.name = name
 
-    def add(self, outputs: Any, targets: Any, count: int | None) -> None:
+    def add(self, outputs: Outputs, targets: Targets, count: int | None) -> None:
         """
         Raises:
             TaskError: the metric raises.
@@ -155,7 +155,7 @@ class Summed:
         return {self.name: _number(value, self.name)}
 
 
-def class_scores(outputs: Tensor, targets: Any, *, last: bool = False) -> Tensor:
+def class_scores(outputs: Tensor, targets: Targets, *, last: bool = False) -> Tensor:
     """Scores [N, C, ...] for targets [N, ...].
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from .batches import describe
+from .batches import Outputs, describe
 from .errors import TaskError, first_line
 
 Choice = (
@@ -20,12 +20,12 @@ Choice = (
 LISTED = 8  # tensors that a message names
 
 
-def named_tensors(outputs: Any) -> dict[str, Tensor]:
+def named_tensors(outputs: Outputs) -> dict[str, Tensor]:
     """The tensors in nested tuples, lists, mappings and dataclasses, by path: ``"logits"``, ``"heads.0"``."""
     return dict(_walk(outputs, ""))
 
 
-def pick(outputs: Any, choice: Choice | None) -> Tensor:
+def pick(outputs: Outputs, choice: Choice | None) -> Tensor:
     """The tensor of ``outputs`` that ``choice`` names.
 
     Args:
@@ -62,7 +62,7 @@ def pick(outputs: Any, choice: Choice | None) -> Tensor:
     raise TaskError(f"the model returns {listed(outputs)}, no single tensor; {name_it(outputs)}")
 
 
-def choose(outputs: Any, fits: Callable[[Tensor], bool]) -> Choice | None:
+def choose(outputs: Outputs, fits: Callable[[Tensor], bool]) -> Choice | None:
     """Which tensor is judged where the task does not say: the only one, ``"logits"``, the only one that fits.
 
     Args:
@@ -90,7 +90,7 @@ def choose(outputs: Any, fits: Callable[[Tensor], bool]) -> Choice | None:
     raise TaskError(f"the model returns several tensors, {listed(outputs)}; {name_it(outputs)}")
 
 
-def listed(outputs: Any) -> str:
+def listed(outputs: Outputs) -> str:
     """``a tuple of 0: float32[8, 64], 1: float32[8, 10]``, for messages."""
     if isinstance(outputs, Tensor):
         return describe(outputs)
@@ -99,7 +99,7 @@ def listed(outputs: Any) -> str:
     return describe(outputs) + (f" of {', '.join(names[:LISTED])}{more}" if names else "")
 
 
-def name_it(outputs: Any) -> str:
+def name_it(outputs: Outputs) -> str:
     """The cure for outputs of several tensors."""
     names = list(named_tensors(outputs))
     example = names[-1] if names else "logits"
@@ -107,7 +107,7 @@ def name_it(outputs: Any) -> str:
     return f"say which one is judged, Task(output={said}), or give a function, output=lambda outputs: ..."
 
 
-def check_finite(outputs: Any, where: str) -> None:
+def check_finite(outputs: Outputs, where: str) -> None:
     """
     Raises:
         TaskError: NaN in a model's outputs, or infinities where it returns one tensor.
@@ -125,7 +125,7 @@ def check_finite(outputs: Any, where: str) -> None:
             )
 
 
-def detached(outputs: Any) -> Any:
+def detached(outputs: Outputs) -> Any:
     """The same structure, its tensors without gradients."""
     return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, outputs)
 
@@ -156,7 +156,7 @@ def joined(values: Sequence[Any], counts: Sequence[int | None]) -> Any:
     return first if _equal(values) else list(values)
 
 
-def rows_of(tree: Any, rows: Tensor, count: int) -> Any:
+def rows_of(tree: Outputs, rows: Tensor, count: int) -> Any:
     """Some samples of what :func:`joined` gave for ``count`` samples; ``rows`` may repeat.
 
     A sample may own several rows of a tensor, equally many each: tokens that were flattened.
@@ -175,12 +175,12 @@ def rows_of(tree: Any, rows: Tensor, count: int) -> Any:
     )
 
 
-def _children(value: Any) -> tuple[list[Any], Any]:
+def _children(value: object) -> tuple[list[Any], Any]:
     """A container's own items, and the structure to put them back into; a leaf's only item is itself."""
     return pytree.tree_flatten(value, is_leaf=lambda part: part is not value)
 
 
-def _walk(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+def _walk(value: object, path: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield path, value
         return
@@ -197,7 +197,7 @@ def _walk(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
         yield from _walk(part, f"{path}.{key}" if path else str(key))
 
 
-def _at(outputs: Any, position: int) -> Any:
+def _at(outputs: Outputs, position: int) -> Any:
     parts = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
     try:
         return parts[position]
@@ -205,7 +205,7 @@ def _at(outputs: Any, position: int) -> Any:
         return None
 
 
-def _named(choice: Any) -> str:
+def _named(choice: object) -> str:
     return getattr(choice, "__name__", type(choice).__name__)
 
 

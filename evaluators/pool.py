@@ -25,6 +25,8 @@ from .base import Evaluator, as_evaluators, detail_of
 from .seeding import seeded
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..spaces.kinds.splits.staged import PlacedStage
     from .task import Task
 
@@ -141,7 +143,7 @@ class Job:
         """Is it the network that was given? The scores of that are those of the task's model, untouched."""
         return self.space.side.unchanged(candidate)
 
-    def _repaired(self, model: Any, candidate: Candidate, on: Fidelity) -> Any:
+    def _repaired(self, model: nn.Module, candidate: Candidate, on: Fidelity) -> Any:
         if self.task is not None and not self._unchanged(candidate):
             if self.repair is None:
                 self._settle(model, candidate, on)
@@ -153,7 +155,7 @@ class Job:
                 refit(self.task.calibration_batches)
         return model
 
-    def _settle(self, model: Any, candidate: Candidate, on: Fidelity) -> None:
+    def _settle(self, model: nn.Module, candidate: Candidate, on: Fidelity) -> None:
         """Let BatchNorm's statistics follow the change, where the space's own repair has not done so."""
         if not self.space.side.moves_statistics(candidate, on.repair):
             from .batchnorm import reestimate_if_better
@@ -161,7 +163,7 @@ class Job:
             assert self.task is not None
             reestimate_if_better(model, self.task)
 
-    def _tune(self, model: Any, candidate: Candidate, on: Fidelity) -> None:
+    def _tune(self, model: nn.Module, candidate: Candidate, on: Fidelity) -> None:
         from .finetuning import finetune
 
         assert self.task is not None
@@ -300,7 +302,7 @@ def worker_name() -> str:
     return f"{platform.node()}:{os.getpid()}"
 
 
-def _check(given: Any, scores: Mapping[str, float], name: str) -> None:
+def _check(given: object, scores: Mapping[str, float], name: str) -> None:
     if not isinstance(given, Mapping):
         raise TypeError(f"evaluator {name!r} must return {{metric: number}}, got {type(given).__name__}")
     for metric, value in given.items():

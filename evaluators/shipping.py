@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import cloudpickle
 import numpy as np
@@ -190,7 +190,7 @@ def check_sendable(task: Task | None) -> None:
                 )
 
 
-def _refusal(value: Any) -> str:
+def _refusal(value: object) -> str:
     """Why ``value`` cannot be pickled, its tensors apart, or ""."""
     pickler = _Probe(io.BytesIO())
     try:
@@ -205,7 +205,7 @@ def _refusal(value: Any) -> str:
 class _Pickler(cloudpickle.Pickler):
     """Registers, while it dumps, the modules whose contents must go by value."""
 
-    def __init__(self, file: Any, spec: str | None = None) -> None:
+    def __init__(self, file: IO[bytes], spec: str | None = None) -> None:
         super().__init__(file, protocol=5)
         self.registered: list[ModuleType] = []
         module = None if spec is None else module_of(spec)
@@ -223,7 +223,7 @@ class _Pickler(cloudpickle.Pickler):
         for module in self.registered:
             cloudpickle.unregister_pickle_by_value(module)
 
-    def reducer_override(self, obj: Any) -> Any:
+    def reducer_override(self, obj: object) -> Any:
         if type(obj) in self._locks:
             return self._locks[type(obj)], ()  # a lock of its own does for each process
         name = obj.__name__ if isinstance(obj, ModuleType) else None
@@ -256,11 +256,11 @@ def _global(module: str, name: str) -> Any:
 class _Probe(_Pickler):
     """Leaves out the values of tensors of ``least`` bytes or more, which always travel."""
 
-    def __init__(self, file: Any, spec: str | None = None, *, least: int = 0) -> None:
+    def __init__(self, file: IO[bytes], spec: str | None = None, *, least: int = 0) -> None:
         super().__init__(file, spec)
         self._least = least
 
-    def persistent_id(self, obj: Any) -> Any:
+    def persistent_id(self, obj: object) -> Any:
         import torch
 
         if not isinstance(obj, torch.Tensor) or obj.nbytes < self._least:
@@ -324,7 +324,7 @@ class _Array:
     values: np.ndarray
 
 
-def _to_array(value: Any) -> Any:
+def _to_array(value: object) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor) and value.layout is torch.strided:
@@ -335,7 +335,7 @@ def _to_array(value: Any) -> Any:
     return value
 
 
-def _to_tensor(value: Any) -> Any:
+def _to_tensor(value: object) -> Any:
     import torch
 
     return torch.from_numpy(value.values) if isinstance(value, _Array) else value
@@ -349,7 +349,7 @@ def _map(change: Callable[[Any], Any], value: Any) -> Any:
     return change(value)
 
 
-def _array_bytes(value: Any) -> int:
+def _array_bytes(value: object) -> int:
     if isinstance(value, dict):
         return sum(map(_array_bytes, value.values()))
     if isinstance(value, list | tuple):

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from ..devices import Device, Link, devices_of, links_of
+from ..model.capture import Example
 from ..model.refusal import unloaded
 from ..results.objective import METRICS
 from .batches import (
     Batch,
     Inputs,
+    Outputs,
+    Targets,
     arguments,
     batch_size,
     call_of,
@@ -32,7 +35,7 @@ from .batches import (
     sample_digests,
     spread,
 )
-from .data import read, sample_inputs
+from .data import Data, read, sample_inputs
 from .errors import TaskError, first_line
 from .judge import Judge, Loss, Metric
 from .outputs import Choice, check_finite
@@ -101,13 +104,13 @@ class Task:
     def __init__(
         self,
         model: nn.Module,
-        example: Any,
-        validation: Any,
+        example: Example,
+        validation: Data,
         *,
-        train: Any = None,
-        calibration: Any = None,
-        test: Any = None,
-        confirm: Any = None,
+        train: Data | None = None,
+        calibration: Data | None = None,
+        test: Data | None = None,
+        confirm: Data | float | None = None,
         metric: Metric = "accuracy",
         goal: str | None = None,
         output: Choice | None = None,
@@ -167,7 +170,7 @@ class Task:
         """The metric of outputs for other batches than :attr:`batches`."""
         return self._measure(outputs, batches)[self.metric_name]
 
-    def score(self, outputs: Any, targets: Any) -> float:
+    def score(self, outputs: Outputs, targets: Targets) -> float:
         """The metric for one batch."""
         return self.judge.measure([(outputs, targets, None)])[self.metric_name]
 
@@ -308,7 +311,7 @@ class Task:
             raise TaskError("validation is too small to hold a share of it back; give confirm=data, or False")
         return held, "validation data held back from the search"
 
-    def _calibration(self, calibration: Any) -> list[Inputs]:
+    def _calibration(self, calibration: Data | None) -> list[Inputs]:
         if calibration is not None:
             source, what = calibration, "calibration"
         elif self.train is not None:
@@ -374,7 +377,7 @@ def _platform(
         raise TaskError(str(error)) from None
 
 
-def _checked_model(model: Any) -> nn.Module:
+def _checked_model(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         if isinstance(model, type) and issubclass(model, nn.Module):
             cure = f"it is a class, make an instance: {model.__name__}(...)"

@@ -82,7 +82,7 @@ class LayerGraph:
             seen: dict[str, T] = {}
             size = batch_size((args, kwargs))
 
-            def watch(node: fx.Node, value: Any, seen: dict[str, T] = seen, size: Any = size) -> Any:
+            def watch(node: fx.Node, value: object, seen: dict[str, T] = seen, size: object = size) -> Any:
                 if node in nodes and isinstance(value, Tensor) and value.dim() > 1 and len(value) == size:
                     seen[nodes[node]] = reduce(value)
                 return value

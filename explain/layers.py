@@ -137,14 +137,18 @@ class _Paths(fx.Interpreter):
         super().__init__(module)
         self.weights: dict[str, Tensor] = {}
 
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def get_attr(
+        self, target: fx.node.Target, args: tuple[fx.node.Argument, ...], kwargs: dict[str, Any]
+    ) -> Any:
         value = super().get_attr(target, args, kwargs)
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1:
             live = (value.detach() != 0).double().requires_grad_()
             return self.weights.setdefault(str(target), live)
         return value
 
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def call_module(
+        self, target: fx.node.Target, args: tuple[fx.node.Argument, ...], kwargs: dict[str, Any]
+    ) -> Any:
         return None  # guards on shapes
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -167,11 +171,11 @@ class _Paths(fx.Interpreter):
         raise Skipped(f"{name} is not linear in its input")
 
 
-def _counts(value: Any) -> bool:
+def _counts(value: object) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float64
 
 
-def _leaves(value: Any) -> list[Any]:
+def _leaves(value: object) -> list[Any]:
     return [v for item in value for v in _leaves(item)] if isinstance(value, tuple | list) else [value]
 
 

@@ -203,7 +203,7 @@ def _means(task: Task, graph: LayerGraph, nodes: Sequence[fx.Node]) -> dict[fx.N
     totals: dict[fx.Node | None, Tensor] = {}
     counts: dict[fx.Node | None, int] = dict.fromkeys(nodes, 0)
 
-    def add(node: fx.Node, value: Any) -> Any:
+    def add(node: fx.Node, value: object) -> Any:
         if node in counts and isinstance(value, Tensor):
             totals[node] = totals.get(node, torch.zeros(())) + value.sum(dim=0, keepdim=True)
             counts[node] += len(value)

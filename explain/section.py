@@ -58,7 +58,7 @@ class Section:
         return plain_json(asdict(self))
 
 
-def plain_json(value: Any) -> Any:
+def plain_json(value: object) -> Any:
     """Arrays as lists, NumPy's numbers as Python's, None for what is not finite."""
     if isinstance(value, dict):
         return {str(k): plain_json(v) for k, v in value.items()}

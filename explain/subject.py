@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..evaluators.batches import batch_size
+from ..evaluators.batches import Outputs, batch_size
 from ..evaluators.errors import TaskError
 from ..evaluators.metrics import right
 from ..evaluators.quality import Quality
@@ -169,7 +169,7 @@ class Subject:
         args, kwargs = self.whole.example
         return self.judged(model(x) if args else model(**{next(iter(kwargs)): x}))
 
-    def judged(self, outputs: Any) -> Tensor:
+    def judged(self, outputs: Outputs) -> Tensor:
         """The tensor that is judged of a network's outputs.
 
         Raises:

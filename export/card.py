@@ -197,7 +197,7 @@ def _written(call: Inputs) -> list[str] | None:
     """The arguments as Python text; None where they are more than tensors and constants."""
     import torch
 
-    def text(value: Any) -> str | None:
+    def text(value: object) -> str | None:
         if isinstance(value, torch.Tensor):
             kind = "" if value.dtype == torch.float32 else f", dtype={value.dtype}"
             return f"torch.zeros({', '.join(map(str, value.shape))}{kind})" if value.dim() else None
@@ -217,7 +217,7 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([line(heads), line(("---",) * len(heads)), *map(line, rows)])
 
 
-def _plain(value: Any) -> str:
+def _plain(value: object) -> str:
     """A name as code: markup and line ends in it mean nothing."""
     text = "".join(c if c.isprintable() else " " for c in str(value)).replace("`", "'")
     return f"`{text}`"

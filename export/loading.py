@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .receipt import Receipt
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..evaluators.task import Task
+
 LOADABLE = ("pt2", "state")  # by preference
 
 
-def load_export(directory: str | Path, *, task: Any = None, format: str | None = None) -> nn.Module:
+def load_export(
+    directory: str | Path, *, task: Task | str | None = None, format: str | None = None
+) -> nn.Module:
     """The module of an exported folder, ready to be called.
 
     ``pt2`` needs torch alone and gives the captured graph as a module on parameters with the user's names;

@@ -290,7 +290,7 @@ def _signature(
     return ", ".join(["self", *written]), lines
 
 
-def _expected(value: Any) -> str:
+def _expected(value: object) -> str:
     """Sizes of a tensor, symbols as names, None where a size is computed from others; a constant as it is."""
     if not isinstance(value, torch.Tensor):
         if value is None or isinstance(value, bool | int | float | str):

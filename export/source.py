@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from ..evaluators.batches import Outputs
 from ..model.counter import counted
 from ..model.model_copy import plain_copy
 from ..model.recurrent_shapes import recurrent_shapes
@@ -20,7 +21,7 @@ from .error import ExportError, first_line, quiet
 # -- Outputs in plain containers ------------------------------------------------------------------------
 
 
-def plain(output: Any) -> Any:
+def plain(output: Outputs) -> Any:
     """``output`` with dicts, lists and tuples in the place of containers that a library made up.
 
     Those need that library wherever the program is loaded, plain ones nothing.
@@ -32,7 +33,7 @@ def plain(output: Any) -> Any:
     return tuple(plain(value) for value in output) if isinstance(output, tuple) else output
 
 
-def is_plain(output: Any) -> bool:
+def is_plain(output: Outputs) -> bool:
     return pytree.tree_structure(output) == pytree.tree_structure(plain(output))
 
 
@@ -189,7 +190,9 @@ class Source:
         # Captured with so many, since ExecuTorch plans for what the example has, whatever the bound.
         return self._captured(self._shapes(most), resized(self.example, most, self._batched))
 
-    def _captured(self, shapes: Any, example: Inputs | None = None) -> torch.export.ExportedProgram:
+    def _captured(
+        self, shapes: dict[str, Any] | tuple[Any, ...] | list[Any] | None, example: Inputs | None = None
+    ) -> torch.export.ExportedProgram:
         module = self.captured_module
         try:
             with quiet(), recurrent_shapes(), torch.no_grad():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..evaluators.batches import Outputs
 from .error import ExportError
 from .formats import FORMATS, Format, format_file, is_exact
 from .fresh import as_array
@@ -95,14 +96,14 @@ class Verifier:
         )
 
 
-def _arrays(output: Any) -> list[np.ndarray]:
+def _arrays(output: Outputs) -> list[np.ndarray]:
     import torch
     from torch.utils import _pytree as pytree
 
     return [as_array(leaf) for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
-def _built_like(output: Any, arrays: list[np.ndarray]) -> Any:
+def _built_like(output: Outputs, arrays: list[np.ndarray]) -> Any:
     """``output`` with its tensors replaced, in order, by ``arrays``."""
     import torch
     from torch.utils import _pytree as pytree

@@ -8,7 +8,7 @@ import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from itertools import product
@@ -28,6 +28,9 @@ aten = torch.ops.aten
 log = logging.getLogger(__name__)
 
 REPEATABLE = 1e-4  # of the largest output: two runs that differ by more are random
+
+# One batch of inputs: a tensor, a tuple of inputs, a dict of keyword inputs or (args, kwargs).
+Example = torch.Tensor | Sequence[Any] | Mapping[str, Any]
 
 
 class CaptureError(ValueError):
@@ -57,7 +60,7 @@ class Captured:
         return self.copied.model
 
 
-def normalise_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def normalise_example(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """``(args, kwargs)`` from a tensor, a tuple of inputs, a dict of keyword inputs, or (args, kwargs).
 
     Raises:
@@ -94,15 +97,11 @@ def normalise_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def batch_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     """Length of the first axis shared by every tensor input with axes, or ``None``."""
-    lengths = {
-        leaf.shape[0]
-        for leaf in pytree.tree_leaves((args, kwargs))
-        if isinstance(leaf, torch.Tensor) and leaf.dim()
-    }
+    lengths = {tensor.shape[0] for tensor in tensors_of((args, kwargs)) if tensor.dim()}
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def capture(model: nn.Module, example: Any) -> Captured:
+def capture(model: nn.Module, example: Example) -> Captured:
     """Export ``model`` in eval mode on a private copy, with a dynamic batch axis where the model allows it.
 
     The exported graph is in the training IR: composite operators such as ``conv2d`` and ``batch_norm``.
@@ -145,7 +144,7 @@ def capture(model: nn.Module, example: Any) -> Captured:
     ) from failure
 
 
-def _check_output(model: nn.Module, output: Any, leaves: Sequence[Any]) -> None:
+def _check_output(model: nn.Module, output: object, leaves: Sequence[Any]) -> None:
     """
     Raises:
         CaptureError: the output holds no tensor, or NaN.
@@ -236,7 +235,7 @@ def of_traced_length(captured: Captured, batches: Sequence[Any]) -> list[Any]:
     return taken
 
 
-def lengths_of(inputs: Any) -> tuple[torch.Size, ...]:
+def lengths_of(inputs: object) -> tuple[torch.Size, ...]:
     """Of all axes but the first of the tensors among the inputs, in order."""
     return tuple(tensor.shape[1:] for tensor in tensors_of(inputs))
 
@@ -254,7 +253,7 @@ def flat_inputs(module: fx.GraphModule, args: Sequence[Any], kwargs: dict[str, A
     return fx_pytree.tree_flatten_spec((fresh(args), fresh(kwargs)), module._in_spec)
 
 
-def fresh(inputs: Any) -> Any:
+def fresh(inputs: object) -> Any:
     """``inputs`` with their tensors copied."""
     return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, inputs)
 
@@ -296,12 +295,12 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def tensors_of(output: Any) -> list[torch.Tensor]:
+def tensors_of(output: object) -> list[torch.Tensor]:
     """The tensors in whatever a model returned, in order."""
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
-def _unrepeatable(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> str:
+def _unrepeatable(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> str:
     """What to say where another run on the same input does not give ``output`` again, else ""."""
     with torch.no_grad(), state_kept(model):
         again = model(*fresh(args), **fresh(kwargs))
@@ -321,12 +320,12 @@ def _unrepeatable(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     )
 
 
-def _plain(leaf: Any) -> bool:
+def _plain(leaf: object) -> bool:
     """May torch.export return it?"""
     return leaf is None or isinstance(leaf, (torch.Tensor, bool, int, float, complex, str))
 
 
-def _kind(output: Any) -> str:
+def _kind(output: object) -> str:
     held = ", ".join(sorted({type(leaf).__name__ for leaf in pytree.tree_leaves(output)}))
     return type(output).__name__ + (f" of {held}" if pytree.tree_structure(output).num_children else "")
 
@@ -345,7 +344,7 @@ def _returning_tensors(model: nn.Module, needed: bool) -> Iterator[None]:
         handle.remove()
 
 
-def _doubled(leaf: Any) -> Any:
+def _doubled(leaf: object) -> Any:
     return torch.cat([leaf, leaf]) if isinstance(leaf, torch.Tensor) and leaf.dim() else leaf
 
 

@@ -38,31 +38,32 @@ def counted(call: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, f
 
 
 # Below, shapes stand in place of tensors; two operations are one multiply-accumulate.
+Shape = Sequence[int]
 
 
-def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+def _attention(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-def _onednn_layer(x: Any, w_ih: Any, w_hh: Any, *args: Any, **kwargs: Any) -> int:
+def _onednn_layer(x: Shape, w_ih: Shape, w_hh: Shape, *args: Any, **kwargs: Any) -> int:
     """One direction of one layer."""
     return _recurrent(x, [w_ih, w_hh])
 
 
-def _recurrent(x: Any, weights: Sequence[Any], *args: Any, **kwargs: Any) -> int:
+def _recurrent(x: Shape, weights: Sequence[Any], *args: Any, **kwargs: Any) -> int:
     """Every weight matrix meets every step of every sequence once."""
     return 2 * math.prod(x[:-1]) * sum(math.prod(w) for w in weights if len(w) == 2)
 
 
-def _matrix_vector(matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+def _matrix_vector(matrix: Shape, vector: Shape, *args: Any, **kwargs: Any) -> int:
     return 2 * math.prod(matrix)
 
 
-def _added_matrix_vector(added: Any, matrix: Any, vector: Any, *args: Any, **kwargs: Any) -> int:
+def _added_matrix_vector(added: Shape, matrix: Shape, vector: Shape, *args: Any, **kwargs: Any) -> int:
     return 2 * math.prod(matrix)
 
 
-def _bilinear(left: Any, weight: Any, right: Any, *args: Any, **kwargs: Any) -> int:
+def _bilinear(left: Shape, weight: Shape, right: Shape, *args: Any, **kwargs: Any) -> int:
     """``sum_ij l_i W_oij r_j`` of :func:`torch.bilinear`: the sum over ``i``, then that over ``j``."""
     outputs, _, j = weight
     return 2 * left[0] * (math.prod(weight) + outputs * j)

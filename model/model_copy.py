@@ -213,7 +213,7 @@ class _Copier:
                         found = True
         return found
 
-    def _stand_in(self, thing: Any) -> Any:
+    def _stand_in(self, thing: object) -> Any:
         if isinstance(thing, torch.Tensor):
             constant = thing.detach().clone()
             self._computed.add(id(constant))
@@ -264,7 +264,7 @@ def _rebound(value: Any, memo: dict[int, Any], seen: set[int]) -> Any:
 
 
 def _rebound_function(function: types.FunctionType, memo: dict[int, Any], seen: set[int]) -> Any:
-    def moved(held: Any) -> Any:
+    def moved(held: object) -> Any:
         if id(held) in memo:
             return memo[id(held)]
         if type(held) in (list, dict, OrderedDict):  # what a hook collects into
@@ -305,7 +305,7 @@ def _tried(run: Callable[[nn.Module], Any], model: nn.Module) -> tuple[Any, bool
             state.reset()
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def _tensors(value: object) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 

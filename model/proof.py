@@ -206,7 +206,9 @@ class _Operators(fx.Interpreter):
     def _results(self, n: fx.Node) -> list[Lengths]:
         return self._coupling.pieces.get(n.name) or [self._coupling.tensors.get(n.name, ())]
 
-    def _check(self, n: fx.Node, args: Any, kwargs: Any, out: Any, alive: Alive) -> str:
+    def _check(
+        self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, alive: Alive
+    ) -> str:
         """Why the operator is wrong on the kept positions, or ""."""
         if not isinstance(n.target, torch._ops.OpOverload):
             return ""  # reads one of several results; checked where they were made

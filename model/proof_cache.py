@@ -97,7 +97,7 @@ def fingerprint(captured: Captured) -> str:
     return digest.hexdigest()
 
 
-def _add(digest: Any, name: str, value: Any) -> None:
+def _add(digest: hashlib._Hash, name: str, value: object) -> None:
     if isinstance(value, torch.Tensor):
         digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
         raw = value.detach().cpu().contiguous().reshape(-1)
@@ -121,7 +121,7 @@ def _settings(module: nn.Module) -> bytes:
         return b"".join(_setting(name, value) for name, value in held.items())
 
 
-def _setting(name: str, value: Any) -> bytes:
+def _setting(name: str, value: object) -> bytes:
     try:
         return name.encode() + pickle.dumps(value)
     except Exception:

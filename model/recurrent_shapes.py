@@ -6,7 +6,7 @@ data: minutes for a long sequence, and the length becomes a constant of the prog
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ def recurrent_shapes() -> Iterator[None]:
             op._dispatch_cache.clear()
 
 
-def _lstm(x: torch.Tensor, states: Any, *rest: Any) -> tuple[torch.Tensor, ...]:
+def _lstm(x: torch.Tensor, states: Sequence[torch.Tensor], *rest: Any) -> tuple[torch.Tensor, ...]:
     """Arguments of ``aten::lstm.input``; states ``(h, c)``, each [layers * directions, batch, units]."""
     return _output(x, states[0], *rest), *map(torch.empty_like, states)
 
@@ -46,7 +46,7 @@ def _gru(x: torch.Tensor, state: torch.Tensor, *rest: Any) -> tuple[torch.Tensor
 def _output(
     x: torch.Tensor,
     state: torch.Tensor,
-    params: Any,
+    params: object,
     has_biases: bool,
     num_layers: int,
     dropout: float,

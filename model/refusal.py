@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +27,7 @@ def unloaded(model: nn.Module) -> str:
     return ""
 
 
-def refusal(model: Any) -> str:
+def refusal(model: object) -> str:
     """Why no export follows this model, or ""."""
     if not isinstance(model, nn.Module):
         return f"the model must be an instance of torch.nn.Module, got {model!r:.80}"

@@ -85,7 +85,7 @@ def _tested(run: Reported) -> str:
     return "; ".join(shown)
 
 
-def _space(recipe: Any) -> str:
+def _space(recipe: Mapping[str, Any] | None) -> str:
     if not isinstance(recipe, Mapping):
         return "made by hand"
     kinds = ", ".join(map(str, recipe.get("kinds") or ())) or "made by hand"

@@ -65,7 +65,9 @@ def _stages(plan: SplitPlan, trials: Sequence[Trial]) -> dict[str, Any]:
     }
 
 
-def _of_details(trials: Sequence[Trial], key: str, read: Any) -> dict[str, list[float]]:
+def _of_details(
+    trials: Sequence[Trial], key: str, read: Callable[[Any], Sequence[float]]
+) -> dict[str, list[float]]:
     """Numbers of the trials whose detail has them, by number."""
     out = {}
     for trial in trials:
@@ -197,7 +199,7 @@ def _analyses(
     front = run.front
     left_out: list[str] = []
 
-    def analysis(what: str, make: Callable[[], Any], otherwise: Any) -> Any:
+    def analysis(what: str, make: Callable[[], Any], otherwise: object) -> Any:
         """What ``make`` gives; where it cannot be had, ``otherwise``, and the reason among the notes."""
         try:
             return make()

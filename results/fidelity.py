@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..spaces import Candidate
+from ..standalone import Json
 
 LONGEST = 60  # characters of a name
 
@@ -190,7 +191,7 @@ class RungChoice:
     def _renamed(self, text: str) -> str:
         return json.dumps(self._names(json.loads(text)))
 
-    def _names(self, scores: Any) -> Any:
+    def _names(self, scores: Json) -> Any:
         """By metric, without the rung in its name."""
         if not isinstance(scores, dict):
             return scores

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from ..spaces import Choice, Space
+from ..standalone import Json
 from .database import (
     COLUMNS,
     SCHEMA_NOTE,
@@ -144,7 +145,7 @@ class Ledger:
         """The latest value of every note: elapsed seconds, status, ..."""
         return {key: self._json(value) for key, value in self._rows("info") if key != SCHEMA_NOTE}
 
-    def note(self, key: str, value: Any) -> None:
+    def note(self, key: str, value: Json) -> None:
         """Set one note (plain JSON); unlike all else in the ledger it may change."""
         row = (key, json.dumps(value, allow_nan=False))
         with self._writing() as db:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -136,7 +135,7 @@ def _rows(path: Path) -> dict[str, list[Row]]:
     }
 
 
-def _check_schema(path: Path, header: bytes, noted: Any) -> None:
+def _check_schema(path: Path, header: bytes, noted: object) -> None:
     """
     Raises:
         LedgerError: a newer netcarve wrote it, by the note of its schema or, unless that is one turned bit

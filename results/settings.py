@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from ..devices import Device, Link, devices_of, links_of, platform_text
 from ..spaces import Choice
+from ..standalone import Json
 from .fidelity import FULL, Fidelity, parse_rungs
 from .objective import Limit, Objective
 
@@ -167,7 +168,7 @@ def held_back_since(stored: RunSettings) -> str:
     return " (a run from before data were held back to confirm the front needs Task(confirm=False))"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Lists for tuples."""
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
 
@@ -180,7 +181,7 @@ def _check_recipe(recipe: Any) -> None:
         platform_in(recipe)
 
 
-def _choices(held: Any) -> tuple[Choice, ...]:
+def _choices(held: Json) -> tuple[Choice, ...]:
     made = []
     for name, options in _list("choices", held):
         for option in _list(f"options of {name!r:.40}", options):
@@ -192,12 +193,12 @@ def _choices(held: Any) -> tuple[Choice, ...]:
     return tuple(made)
 
 
-def _rungs(held: Any) -> tuple[Fidelity, ...]:
+def _rungs(held: Json) -> tuple[Fidelity, ...]:
     made = [Fidelity(**_dict("a rung", rung)) for rung in _list("rungs", held)]
     return parse_rungs(made) if made else ()
 
 
-def _uniform(held: Any, choices: Sequence[Choice]) -> tuple[tuple[int, ...], ...]:
+def _uniform(held: Json, choices: Sequence[Choice]) -> tuple[tuple[int, ...], ...]:
     rows = []
     for row in _list("uniform", held):
         if len(_list("a uniform cut", row)) != len(choices) or not all(type(i) is int for i in row):
@@ -216,23 +217,23 @@ def _kept(held: Any, choices: Sequence[Choice]) -> Mapping[str, list[int]]:
     return held
 
 
-def _optional_texts(what: str, held: Any) -> tuple[str, ...] | None:
+def _optional_texts(what: str, held: Json) -> tuple[str, ...] | None:
     return None if held is None else tuple(_text(what, one) for one in _list(what, held))
 
 
-def _text(what: str, value: Any, longest: int = TEXT) -> str:
+def _text(what: str, value: Json, longest: int = TEXT) -> str:
     if not isinstance(value, str) or len(value) > longest:
         raise ValueError(f"{what} is {value!r:.40}, not a text of at most {longest} characters")
     return value
 
 
-def _list(what: str, value: Any) -> list[Any]:
+def _list(what: str, value: Json) -> list[Any]:
     if not isinstance(value, list) or len(value) > MANY:
         raise ValueError(f"{what} is {type(value).__name__}, not a list of at most {MANY:,}")
     return value
 
 
-def _dict(what: str, value: Any) -> dict[str, Any]:
+def _dict(what: str, value: Json) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{what} is {type(value).__name__}, not an object")
     return value
@@ -259,7 +260,7 @@ def _spaces_differ(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     return found
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """A setting in at most 60 characters, objectives, limits and rungs by their texts."""
     if isinstance(value, tuple):
         value = [_word(v) for v in value]
@@ -267,7 +268,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _word(value: Any) -> Any:
+def _word(value: object) -> Any:
     match value:
         case Objective():
             return f"{value.name}:{value.goal}"

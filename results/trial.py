@@ -89,7 +89,7 @@ def comparable(trial: Trial, baseline: Trial | None) -> Mapping[str, float]:
     return {name: baseline.scores[name] for name in costs}
 
 
-def is_score(value: Any) -> bool:
+def is_score(value: object) -> bool:
     """Is it a finite number that a float holds?"""
     largest = sys.float_info.max  # JSON knows integers beyond it, which are no floats
     return isinstance(value, (int, float)) and -largest <= value <= largest

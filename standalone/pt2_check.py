@@ -252,11 +252,11 @@ _PLAIN = re.compile(r"Symbol\('\w+'[\w ,=]*\)|(Integer\()?-?\d+\)?", re.ASCII)
 _EXPRESSIONS: ContextVar[_Expressions] = ContextVar("expressions of the file that is being read")
 
 
-def _dumped(value: Any) -> bytes:
+def _dumped(value: object) -> bytes:
     return json.dumps(value, allow_nan=False).encode()
 
 
-def _rebuilt(kind: Any, value: Any, owner: str, field: str) -> Any:
+def _rebuilt(kind: object, value: object, owner: str, field: str) -> Any:
     """A value of torch's schema, made anew from what may stand there.
 
     Args:
@@ -303,7 +303,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind, globalns=vars(schema))
 
 
-def _plain(kind: Any, value: Any, owner: str, field: str) -> Any:
+def _plain(kind: object, value: object, owner: str, field: str) -> Any:
     if kind is str and isinstance(value, str):
         return _ruled(f"{owner}.{field}", value)
     if kind is bool and isinstance(value, bool):

@@ -191,7 +191,7 @@ class SendLane:
         self._changed = threading.Condition()
         self.ended = False
 
-    def put(self, item: Any, room: float = ROOM) -> None:
+    def put(self, item: object, room: float = ROOM) -> None:
         """Waits for room. After the end, items are dropped."""
         with self._changed:
             self._changed.wait_for(lambda: self.ended or len(self._items) < room)

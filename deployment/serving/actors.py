@@ -29,7 +29,9 @@ Parcel = tuple[int, int, int, list[Any], float]
 class _Actor:
     """Calls of :meth:`run` come one after the other, those of the rest beside them."""
 
-    def load(self, files: dict[str, bytes], file: str, hops: Any, slow: float, threads: int) -> None:
+    def load(
+        self, files: dict[str, bytes], file: str, hops: Sequence[Sequence[float]], slow: float, threads: int
+    ) -> None:
         from ...standalone.stage import RunningStage as Loaded
         from ...standalone.stage import keep_memory
 

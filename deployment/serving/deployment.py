@@ -291,7 +291,7 @@ class Deployment:
         )
 
 
-def _routes(link: Any, stages: int) -> list[list[Link]]:
+def _routes(link: Route | Sequence[Route], stages: int) -> list[list[Link]]:
     """The simulated links to each stage, in order; the first entry is the route of the inputs."""
     if link is None or isinstance(link, Link):
         link = [link] * (stages - 1)

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from ...evaluators.batches import call_of
 from ...evaluators.errors import first_line
 from ...export.stages import describe, entry
+from ...model.capture import Example
 from ...model.stages import Stage
 from ...model.stages.build import check_entry
 from ...standalone.stage import tensor_bytes
@@ -163,7 +164,7 @@ class Calls:
                     stages[-1].name,
                 )
 
-    def frame(self, number: int, inputs: Any) -> Frame:
+    def frame(self, number: int, inputs: Example) -> Frame:
         """One call as a frame: a tensor, a tuple of inputs, a dict of keyword inputs or (args, kwargs).
 
         Raises:

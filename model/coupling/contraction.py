@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from .pointwise import broadcast
@@ -12,7 +14,7 @@ from .units import Axes, Vector
 from .walk import ALONG, IN, OUT, AxesOrList, Fork, Walk, rule
 
 
-def _bias(walk: Walk, n: fx.Node, bias: Any, made: Vector | None) -> Vector | None:
+def _bias(walk: Walk, n: fx.Node, bias: fx.node.Argument, made: Vector | None) -> Vector | None:
     if not isinstance(bias, fx.Node):
         return made
     walk.role(bias, 0, ALONG)
@@ -20,7 +22,7 @@ def _bias(walk: Walk, n: fx.Node, bias: Any, made: Vector | None) -> Vector | No
 
 
 @rule("linear")
-def linear(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def linear(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     x, w = a["input"], a["weight"]
     last = len(walk.shape(x)) - 1
     walk.role(w, 0, OUT)
@@ -34,7 +36,7 @@ def linear(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution")
-def conv(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def conv(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     if a.get("transposed"):
         return transposed(walk, n, a, out)
     x, w, groups = a["input"], a["weight"], a["groups"]
@@ -56,7 +58,7 @@ def conv(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def transposed(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def transposed(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     x, w, groups = a["input"], a["weight"], a["groups"]
     channel = _channel_axis(walk, n, a)
     if groups == 1:
@@ -87,7 +89,7 @@ def _channel_axis(walk: Walk, n: fx.Node, a: dict[str, Any]) -> int:
     return channel
 
 
-def along(setting: Any, axis: int) -> Any:
+def along(setting: object, axis: int) -> Any:
     """A stride or padding along one spatial axis; one value may stand for all."""
     return setting[axis % len(setting)] if isinstance(setting, (list, tuple)) else setting
 
@@ -168,7 +170,7 @@ def _grouped_transposed(
 
 
 @rule("matmul", "bmm", "mm", "mv", "dot")
-def matmul(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def matmul(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     left, right = (a[k] for k in list(a)[:2])
     sl, sr = walk.shape(left), walk.shape(right)
     if len(sl) < 2 or len(sr) < 2:
@@ -205,7 +207,7 @@ def _with_vector(walk: Walk, n: fx.Node, names: list[str], left: fx.Node, right:
 
 
 @rule("bilinear")
-def bilinear(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def bilinear(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     """``y_o = x1 W_o x2 + b_o``, with W [out, first inputs, second inputs]."""
     w = a["weight"]
     walk.role(w, 0, OUT)
@@ -225,7 +227,7 @@ def bilinear(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
 
 
 @rule("addmm", "baddbmm")
-def addmm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def addmm(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     names = [name for name in ("mat1", "mat2", "batch1", "batch2") if name in a]
     product = matmul(walk, n, {k: a[k] for k in names}, out)
     assert isinstance(product, tuple)
@@ -236,7 +238,7 @@ def addmm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
 
 
 @rule("einsum")
-def einsum(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def einsum(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     """Axes with the same letter agree; letters that the result lacks are summed."""
     operands, _, result = a["equation"].replace(" ", "").partition("->")
     letters = operands.split(",")
@@ -262,7 +264,7 @@ def einsum(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
 
 
 @rule("scaled_dot_product_attention")
-def attention(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def attention(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     """Whole heads go; a single head may lose dimensions where the scale does not follow from their number."""
     q, k, v = a["query"], a["key"], a["value"]
     heads = walk.shape(q)[-3] if len(walk.shape(q)) > 3 else 1
@@ -304,7 +306,7 @@ def _per_query_head(walk: Walk, n: fx.Node, t: fx.Node, heads: int) -> tuple[Axe
 
 
 @rule("embedding")
-def embedding(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def embedding(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     w = a["weight"]
     walk.freeze(f"is the vocabulary of {n.name}", walk.of(w)[0])
     walk.role(w, 1, OUT)
@@ -312,7 +314,7 @@ def embedding(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList
 
 
 @rule("embedding_bag")
-def embedding_bag(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def embedding_bag(walk: Walk, n: fx.Node, a: dict[str, Any], out: Sequence[torch.Tensor]) -> AxesOrList:
     """Bags of embeddings, summed or averaged; the other results say how."""
     w = a["weight"]
     walk.freeze(f"is the vocabulary of {n.name}", walk.of(w)[0])

@@ -15,7 +15,7 @@ from torch import fx
 
 from ..capture import UNBOUNDED
 from .units import Vector
-from .walk import AxesOrList, Walk, bind, operator_name, rule
+from .walk import AxesOrList, Value, Walk, bind, operator_name, rule
 
 aten = torch.ops.aten
 
@@ -203,7 +203,7 @@ def _note_shape(
 
 
 @rule("cat", "concat", "concatenate")
-def cat(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def cat(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     """Along the joined axis the labels follow each other; the other axes must agree."""
     parts = [t for t in a["tensors"] if walk.shape(t) != (0,)]
     dim = a.get("dim", 0) % out.dim()
@@ -226,7 +226,7 @@ def cat(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
 
 
 @rule("stack")
-def stack(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def stack(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     dim = a.get("dim", 0) % out.dim()
     parts = [walk.of(t) for t in a["tensors"]]
     agreed = [walk.agree(n.name, [p[axis] for p in parts]) for axis in range(len(parts[0]))]
@@ -234,7 +234,7 @@ def stack(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
 
 
 @rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
-def constant_tensor(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def constant_tensor(walk: Walk, n: fx.Node, a: dict[str, Any], out: Value) -> AxesOrList:
     """All positions are alike, so any of them may go: new units along every axis of constant length."""
     made = [walk.units.fresh(size) if isinstance(size, int) else None for size in a["size"]]
     _note_shape(walk, n, "size", a["size"], made, 0)
@@ -242,7 +242,7 @@ def constant_tensor(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> Axes
 
 
 @rule("im2col")
-def im2col(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def im2col(walk: Walk, n: fx.Node, a: dict[str, Any], out: Value) -> AxesOrList:
     """Patches: a channel becomes kernel-many neighbouring rows."""
     axes = walk.of(a["self"])
     walk.freeze(f"is a spatial axis of {n.name}", *axes[-2:])
@@ -251,7 +251,7 @@ def im2col(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
 
 
 @rule("col2im")
-def col2im(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def col2im(walk: Walk, n: fx.Node, a: dict[str, Any], out: Value) -> AxesOrList:
     """Overlapping patches added up: the rows of one channel go together."""
     *batch, rows, positions = walk.of(a["self"])
     walk.freeze(f"is a spatial axis of {n.name}", positions)

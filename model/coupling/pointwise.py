@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from .units import Axes, Vector
-from .walk import ALONG, SCALE, AxesOrList, Walk, rule
+from .walk import ALONG, SCALE, AxesOrList, Value, Walk, rule
 
 
 def broadcast(
@@ -40,7 +41,7 @@ def broadcast(
     "complex",
     "polar",
 )
-def pointwise(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def pointwise(walk: Walk, n: fx.Node, a: dict[str, Any], out: Value) -> AxesOrList:
     tensors = walk.tensor_arguments(n)
     if not hasattr(out, "shape"):  # `where` of a condition alone: where it holds
         walk.freeze_node(f"{n.name} returns positions", *tensors)
@@ -57,25 +58,25 @@ def pointwise(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "fill",
     "zero", "real", "imag", "conj", "_conj", "conj_physical", "resolve_conj", "resolve_neg",
 )  # fmt: skip
-def same(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def same(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     """Output positions are the input's."""
     return walk.of(walk.tensor_arguments(n)[0])
 
 
 @rule("view_as_complex")
-def view_as_complex(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def view_as_complex(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     """The last axis holds real and imaginary parts."""
     walk.freeze(f"holds real and imaginary parts for {n.name}", walk.of(a["self"])[-1])
     return walk.of(a["self"])[:-1]
 
 
 @rule("view_as_real")
-def view_as_real(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def view_as_real(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     return (*walk.of(a["self"]), None)
 
 
 @rule("prelu")
-def prelu(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def prelu(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     """One slope for all, or one per channel (axis 1)."""
     axes, slope = walk.of(a["self"]), a["weight"]
     if walk.shape(slope) in ((), (1,)):
@@ -99,7 +100,7 @@ def _affine(
 
 
 @rule("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training")
-def batch_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def batch_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     """Statistics per channel: each channel with its scale, shift and running statistics is one unit."""
     axes = walk.of(a["input"])
     channel = _affine(walk, n, a, ("weight", "bias", "running_mean", "running_var"), axes[1])
@@ -109,7 +110,7 @@ def batch_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrLis
 
 
 @rule("layer_norm", "rms_norm")
-def layer_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def layer_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     """Statistics run over the kept positions of the normalised axes."""
     axes = list(walk.of(a["input"]))
     first = len(axes) - len(a["normalized_shape"])
@@ -127,7 +128,7 @@ def layer_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrLis
 
 
 @rule("group_norm")
-def group_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def group_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: torch.Tensor) -> AxesOrList:
     """Remove whole groups, or the same positions of every group: then statistics run over those kept."""
     axes, groups = walk.of(a["input"]), a["num_groups"]
     channel = _affine(walk, n, a, ("weight", "bias"), axes[1])
@@ -144,7 +145,7 @@ def group_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrLis
 
 
 @rule("_weight_norm", "_weight_norm_interface")
-def weight_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def weight_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Value) -> AxesOrList:
     """``g v / |v|``, the length over all axes but ``dim``: positions along ``dim`` are independent."""
     v, g = a["v"], a["g"]
     dim = a["dim"] % len(walk.shape(v))
@@ -163,7 +164,7 @@ def weight_norm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrLi
     "fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2", "fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn",
     "fft_fftshift", "fft_ifftshift",
 )  # fmt: skip
-def along_axes(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def along_axes(walk: Walk, n: fx.Node, a: dict[str, Any], out: Value) -> AxesOrList:
     """Positions along an axis influence each other, as in a soft-max or a Fourier transform: it is fixed."""
     x = walk.tensor_arguments(n)[0]
     dims = a.get("dim")

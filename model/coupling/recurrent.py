@@ -9,18 +9,18 @@ import numpy as np
 from torch import fx
 
 from .units import Axes, Vector
-from .walk import ALONG, IN, OUT, AxesOrList, Walk, operator_name, rule
+from .walk import ALONG, IN, OUT, AxesOrList, Value, Walk, operator_name, rule
 
 
 @rule("lstm")
-def lstm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def lstm(walk: Walk, n: fx.Node, a: dict[str, Any], out: Value) -> AxesOrList:
     """``(output, h_n, c_n)`` of :class:`torch.nn.LSTM`."""
     states = a.get("hx")
     return _recurrent(walk, n, a, gates=4, states=states if isinstance(states, (list, tuple)) else [])
 
 
 @rule("gru", "rnn_tanh", "rnn_relu")
-def gru(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def gru(walk: Walk, n: fx.Node, a: dict[str, Any], out: Value) -> AxesOrList:
     """``(output, h_n)`` of :class:`torch.nn.GRU` and :class:`torch.nn.RNN`."""
     gates = 3 if operator_name(n.target)[0] == "gru" else 1
     return _recurrent(walk, n, a, gates=gates, states=[a["hx"]] if isinstance(a.get("hx"), fx.Node) else [])
@@ -64,7 +64,7 @@ def _recurrent(walk: Walk, n: fx.Node, a: dict[str, Any], *, gates: int, states:
 
 
 @rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
-def cell(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def cell(walk: Walk, n: fx.Node, a: dict[str, Any], out: Value) -> AxesOrList:
     """One step of :class:`torch.nn.LSTMCell` and its like: ``(h, c)``, or ``h``."""
     several = isinstance(a["hx"], (list, tuple))
     states = list(a["hx"]) if several else [a["hx"]]

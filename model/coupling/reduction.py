@@ -9,7 +9,7 @@ from torch import fx
 
 from .contraction import along
 from .pointwise import pointwise
-from .walk import AxesOrList, Walk, operator_name, rule
+from .walk import AxesOrList, Value, Walk, operator_name, rule
 
 _STATISTICS = ("mean", "var", "std", "var_mean", "std_mean")
 _SPATIAL = {"1d": 1, "2d": 2, "3d": 3}
@@ -62,7 +62,7 @@ def _leaves(a: dict[str, Any], k: int, rank: int, before: int, after: int) -> bo
     "mean", "sum", "amax", "amin", "max", "min", "argmax", "argmin", "std", "var", "var_mean", "std_mean",
     "norm", "linalg_vector_norm", "logsumexp", "prod", "any", "all", "median",
 )  # fmt: skip
-def reduction(walk: Walk, n: fx.Node, a: dict[str, Any], out: Any) -> AxesOrList:
+def reduction(walk: Walk, n: fx.Node, a: dict[str, Any], out: Value) -> AxesOrList:
     """Reduced axes are fixed, but for sums and for the statistics of a normalisation."""
     if "other" in a:  # max and min of two tensors
         return pointwise(walk, n, a, out)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 from torch._ops import HigherOrderOperator
 
 from ..capture import flat_inputs, state_kept
@@ -24,6 +24,7 @@ from .units import Axes, Units, Vector
 
 AxesOrList = Axes | list[Axes] | None
 Rule = Callable[["Walk", fx.Node, dict[str, Any], Any], AxesOrList]
+Value = torch.Tensor | Sequence[torch.Tensor]  # of a node, while the graph runs
 RULES: dict[str, Rule] = {}
 
 # How a parameter axis takes part: it makes the units, reads them, or accompanies them.
@@ -123,7 +124,7 @@ class Walk:
     def shape(self, argument: Any) -> tuple[int, ...]:
         return self.shapes[argument]
 
-    def value(self, argument: Any) -> Any:
+    def value(self, argument: fx.node.Argument) -> Any:
         """Concrete value of an argument (nodes looked up, containers rebuilt)."""
         return fx.node.map_arg(argument, lambda n: self.values[n])
 
@@ -283,7 +284,7 @@ class _Follower(fx.Interpreter):
         return axes
 
 
-def operator_name(target: Any) -> tuple[str, bool]:
+def operator_name(target: object) -> tuple[str, bool]:
     """``("add", True)`` for ``aten.add_.Tensor``: bare name, and whether the first argument is changed."""
     if isinstance(target, str):
         return "", False  # of an input, which may have an operator's name, or of a parameter
@@ -308,26 +309,26 @@ def bind(n: fx.Node) -> dict[str, Any]:
     return bound
 
 
-def get_attribute(root: Any, target: str) -> Any:
+def get_attribute(root: nn.Module, target: str) -> Any:
     """``root.a.b.c`` from the dotted name."""
     for part in target.split("."):
         root = getattr(root, part)
     return root
 
 
-def _tensors(out: Any) -> bool:
+def _tensors(out: Value) -> bool:
     return isinstance(out, torch.Tensor) or (
         isinstance(out, (tuple, list)) and any(isinstance(t, torch.Tensor) for t in out)
     )
 
 
-def _shapes(out: Any) -> Any:
+def _shapes(out: Value) -> Any:
     if isinstance(out, torch.Tensor):
         return tuple(out.shape)
     return [_shapes(t) for t in out] if isinstance(out, (tuple, list)) else None
 
 
-def _fixed(out: Any) -> Axes | list[Axes]:
+def _fixed(out: Value) -> Axes | list[Axes]:
     if isinstance(out, torch.Tensor):
         return (None,) * out.dim()
     return [(None,) * t.dim() if isinstance(t, torch.Tensor) else () for t in out]

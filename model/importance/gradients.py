@@ -107,7 +107,7 @@ class OwnOutputs:
     def __init__(self, *, seed: int = 0) -> None:
         self._generator = torch.Generator().manual_seed(seed)
 
-    def __call__(self, outputs: Any, targets: Any) -> torch.Tensor:
+    def __call__(self, outputs: object, targets: object) -> torch.Tensor:
         """<e, z> over all outputs that have gradients; ``targets`` are not looked at."""
         total = torch.zeros(())
         for z in pytree.tree_leaves(outputs):
@@ -168,7 +168,9 @@ class _Network(fx.Interpreter):
         flat = self.run(*flat_inputs(module, args, kwargs), enable_io_processing=False)
         return module.graph.process_outputs(flat)
 
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def get_attr(
+        self, target: fx.node.Target, args: tuple[fx.node.Argument, ...], kwargs: dict[str, Any]
+    ) -> Any:
         value = super().get_attr(target, args, kwargs)
         return self._leaves.get(id(value), value)
 

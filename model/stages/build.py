@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,7 @@ def _fits(value: torch.Tensor, sizes: Sizes) -> bool:
     return True
 
 
-def _described(sizes: Any, dtype: torch.dtype) -> str:
+def _described(sizes: Iterable[Any], dtype: torch.dtype) -> str:
     lengths = [s if isinstance(s, (int, torch.SymInt)) else _length(*s) for s in sizes]
     return f"[{', '.join(map(str, lengths))}] {str(dtype).removeprefix('torch.')}"
 
@@ -359,13 +359,13 @@ class _Builder:
         return {name: copies.setdefault(id(value), _own(value)) for name, value in held.items()}
 
 
-def _own(value: Any) -> Any:
+def _own(value: object) -> Any:
     if isinstance(value, nn.Parameter):
         return nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
     return value.detach().clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
 
 
-def _one_more(leaf: Any) -> Any:
+def _one_more(leaf: object) -> Any:
     return torch.cat([leaf, leaf[:1]]) if isinstance(leaf, torch.Tensor) and leaf.dim() else leaf
 
 

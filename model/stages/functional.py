@@ -45,7 +45,7 @@ class Functional:
     batch: sympy.Symbol | None  # None: the batch axis is fixed
     batches: tuple[int, int | None]  # lengths that the batch axis may have, least and most
 
-    def size(self, length: Any) -> tuple[int, int] | None:
+    def size(self, length: object) -> tuple[int, int] | None:
         """``(k, c)`` of an axis of length k x batch + c; ``None`` where it is no such axis."""
         if isinstance(length, int):
             return 0, length
@@ -184,7 +184,7 @@ def _restore(node: fx.Node, old: fx.Node, dropouts: dict[str, tuple[Any, tuple[A
             node.args = (x, weight, bias, mean, variance, *flags)
 
 
-def _is_batch_norm(node: Any) -> bool:
+def _is_batch_norm(node: object) -> bool:
     return getattr(node, "target", None) is aten._native_batch_norm_legit_no_training.default
 
 

@@ -95,7 +95,9 @@ class _Step(Mutation):
         super().__init__()
         self.searcher = searcher
 
-    def _do(self, problem: Problem, indices: np.ndarray, *_: Any, random_state: Any, **__: Any) -> np.ndarray:
+    def _do(
+        self, problem: Problem, indices: np.ndarray, *_: Any, random_state: np.random.Generator, **__: Any
+    ) -> np.ndarray:
         return self.searcher.mutated(random_state, indices, probability=MUTATED)
 
 
