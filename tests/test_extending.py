@@ -1,5 +1,6 @@
 """Examples of docs/extending.md, but for the kind (see test_kind_conformance.py): they work as written."""
 
+import math
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from netcarve.evaluators import Quality
+from netcarve.model.operators.conformance import OperatorConformance
 from netcarve.testing import SearcherConformance
 from torch import nn
 
@@ -21,6 +23,17 @@ def example(section: str) -> dict:
     made = {"__name__": section}
     exec(compile(code[1], f"docs/extending.md, {section}", "exec"), made)
     return made
+
+
+class TestSummed(OperatorConformance):
+    @classmethod
+    def made(cls):
+        return example("An operator")["Summed"]()
+
+    def formula(self, site, option):
+        """A 1x1 layer on the output's places."""
+        params = site.inputs * site.outputs
+        return params * math.prod(site.output_size), params
 
 
 class TestWalk(SearcherConformance):

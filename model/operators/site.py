@@ -279,7 +279,8 @@ def operator(name: str) -> Operator:
             return entry.load()()
         except (ImportError, AttributeError) as error:
             raise ValueError(
-                f"the operator {name!r} is declared as {entry.value}, which cannot be imported ({error})"
+                f"the operator {name!r} is declared as {entry.value}, which cannot be imported ({error}); "
+                "for a package just added or updated, `pip install -e .` in its folder renews its entry points"
             ) from error
     raise ValueError(f"unknown operator {name!r}; known are {', '.join(known_operators())}")
 
