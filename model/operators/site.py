@@ -280,7 +280,7 @@ def operator(name: str) -> Operator:
         except (ImportError, AttributeError) as error:
             raise ValueError(
                 f"the operator {name!r} is declared as {entry.value}, which cannot be imported ({error}); "
-                "for a package just added or updated, `pip install -e .` in its folder renews its entry points"
+                "`pip install -e .` in its folder renews the entry points of a package just updated"
             ) from error
     raise ValueError(f"unknown operator {name!r}; known are {', '.join(known_operators())}")
 
