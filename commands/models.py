@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..engine.read_settings import shown
-from .arguments import AsJson, TaskName, traced
+from .arguments import AsJson, TaskName, kinds_of, traced
 from .options import options_of, with_options
 from .runs import PICTURES
 from .terminal import busy, proving, tell
@@ -23,12 +23,19 @@ if TYPE_CHECKING:
     from ..evaluators.profiling import Profiled
 
 
-def inspect(task: TaskName, as_json: AsJson = False) -> None:
+def inspect(
+    task: TaskName,
+    space: Annotated[
+        str, typer.Option("--space", metavar="KINDS", help="show what these kinds decide: operators,bits")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
     """Show what may be changed in a model, and what its layers cost."""
+    kinds = kinds_of(space.split(",")) if space else ()
     with busy() as say:
         from ..evaluators.inspection import inspection
 
-        found = inspection(*traced(task, say), progress=proving(say))
+        found = inspection(*traced(task, say), kinds, progress=proving(say))
     if as_json:
         print_json(found)
     else:

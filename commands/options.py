@@ -200,9 +200,9 @@ def kind_options(texts: Mapping[str, str]) -> dict[str, Any]:
 def check_kind_options(kinds: Sequence[str], options: Mapping[str, Any]) -> None:
     """
     Raises:
-        ValueError: an option that none of these kinds has.
+        ValueError: an option that none of these kinds has, or a value that its kind refuses.
     """
-    from ..spaces.kinds import known_kinds
+    from ..spaces.kinds import kind_class, known_kinds
 
     taken = {name: kind for kind in known_kinds() for name in kind_fields(kind)}
     for name in options:
@@ -213,6 +213,9 @@ def check_kind_options(kinds: Sequence[str], options: Mapping[str, Any]) -> None
                 else " is unknown"
             )
             raise ValueError(f"the option {name!r}{of}; {', '.join(kinds)} take " + _all_fields(kinds))
+    for kind in kinds:
+        if own := {name: options[name] for name in kind_fields(kind) if name in options}:
+            kind_class(kind)(**own)
 
 
 def kind_fields(kind: str) -> list[str]:

@@ -162,6 +162,9 @@ def print_inspection(found: Mapping[str, Any]) -> None:
         _print_cuts(found["cuts"])
     else:
         tell(f"{found['no_cuts']}\n")
+    if found["choices"]:
+        rows = [(c["name"], ", ".join(str(o) for o in c["options"])) for c in found["choices"]]
+        print_table("Choices: unchanged first", ("choice", "options"), rows)
     if found["left_out"]:
         print_table("Left as they are", ("what", "why"), list(found["left_out"].items()))
     print_table(

@@ -23,12 +23,19 @@ class LayerCost:
 
 
 def inspection(
-    task: Task, blueprint: Blueprint, *, progress: Callable[[int, int], None] | None = None
+    task: Task,
+    blueprint: Blueprint,
+    kinds: Sequence[str] = (),
+    *,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The model's proven groups and blocks, what stays as it is and why, and its cost by layer: plain JSON.
 
+    Args:
+        kinds: of a space whose choices are told too, and what they leave alone.
+
     Returns:
-        ``{"task", "metric", "model", "macs", "params",
+        ``{"task", "metric", "model", "macs", "params", "choices": [{"name", "options"}],
         "groups": [{"name", "kind", "units", "modules": [path]}],
         "blocks": [{"name", "macs", "params"}], "left_out": {name: reason},
         "graph": {"prune" or "drop": why built networks are the captured graph, not the user's class},
@@ -42,7 +49,9 @@ def inspection(
     blueprint.prove_blocks(progress=progress)
     layers = layer_costs(blueprint)
     cuts, no_cuts = _cuts(blueprint)
+    space = blueprint.space(*kinds, calibration=task.calibration_batches or None) if kinds else None
     return {
+        "choices": [] if space is None else [{"name": c.name, "options": c.options} for c in space.choices],
         "task": task.name,
         "metric": task.metric_name,
         "model": type(task.model).__name__,
@@ -61,7 +70,7 @@ def inspection(
             for group in blueprint.groups
         ],
         "blocks": [{"name": b.name, "macs": b.macs, "params": b.params} for b in blueprint.blocks],
-        "left_out": blueprint.left_out,
+        "left_out": blueprint.left_out if space is None else space.side.left_out,
         "graph": blueprint.artifact_reasons,
         "folded": blueprint.folded,
         "cuts": [
