@@ -196,7 +196,7 @@ def splits() -> Iterator[tuple[str, Any]]:
 
 def partitions() -> Iterator[tuple[str, Any]]:
     """Plans for random graphs: the exact one of a chain, and greedy walks."""
-    hosts = [
+    devices = [
         partitioners.CostedDevice("a"),
         partitioners.CostedDevice("b", speed=2.0),
         partitioners.CostedDevice("c"),
@@ -205,7 +205,7 @@ def partitions() -> Iterator[tuple[str, Any]]:
     for seed in range(6):
         graph = random_graph(seed, 14)
         for goal in ("throughput", "latency", "traffic"):
-            plan = partitioners.chain(graph, hosts, link, minimise=goal)
+            plan = partitioners.chain(graph, devices, link, minimise=goal)
             yield f"chain for {goal}, graph {seed}", [list(map(int, plan.parts)), float(plan.value)]
         for method in (partitioners.greedy_merge, partitioners.greedy_split):
 
