@@ -200,7 +200,8 @@ def kind_options(texts: Mapping[str, str]) -> dict[str, Any]:
 def check_kind_options(kinds: Sequence[str], options: Mapping[str, Any]) -> None:
     """
     Raises:
-        ValueError: an option that none of these kinds has, or a value that its kind refuses.
+        ValueError: an option that none of these kinds has, a value that its kind refuses, or kinds that do not
+            go together.
     """
     from ..spaces.kinds import kind_class, known_kinds
 
@@ -214,8 +215,8 @@ def check_kind_options(kinds: Sequence[str], options: Mapping[str, Any]) -> None
             )
             raise ValueError(f"the option {name!r}{of}; {', '.join(kinds)} take " + _all_fields(kinds))
     for kind in kinds:
-        if own := {name: options[name] for name in kind_fields(kind) if name in options}:
-            kind_class(kind)(**own)
+        own = {name: options[name] for name in kind_fields(kind) if name in options}
+        kind_class(kind)(**own).goes_with(kinds)
 
 
 def kind_fields(kind: str) -> list[str]:
