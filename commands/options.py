@@ -200,8 +200,8 @@ def kind_options(texts: Mapping[str, str]) -> dict[str, Any]:
 def check_kind_options(kinds: Sequence[str], options: Mapping[str, Any]) -> None:
     """
     Raises:
-        ValueError: an option that none of these kinds has, a value that its kind refuses, or kinds that do not
-            go together.
+        ValueError: an option that none of these kinds has, a value that its kind refuses, or kinds that do
+            not go together.
     """
     from ..spaces.kinds import kind_class, known_kinds
 
