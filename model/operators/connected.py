@@ -15,16 +15,9 @@ from torch import nn
 
 from .assignment import assign, balanced_sizes
 from .site import Operator, Site, conv_reason, put
-from .stages import Gather, GroupLinear, Layer, Substitute, Tail
+from .stages import Gather, GroupLinear, Substitute, Tail
 
 COPIES = 4  # of all channels that layers whose outputs read apart hold at once
-
-
-def _layer(site: Site, inputs: int, outputs: int, groups: int, *, bias: bool) -> Layer:
-    """With the site's own kernel."""
-    if site.dims:
-        return site.spatial(inputs, outputs, groups=groups, bias=bias)
-    return site.pointwise(inputs, outputs, groups=groups, bias=bias)
 
 
 def _gather(count: int, site: Site) -> Gather:
@@ -39,8 +32,8 @@ def _set(gather: Gather | None, index: np.ndarray | torch.Tensor) -> None:
 class LearnedGroups(Operator):
     """Groups of outputs that each read a group of inputs alone. Option: their number.
 
-    Who belongs to which is found for the weights, by assignments that keep most of their energy
-    (:mod:`.assignment`). Parameters and multiply-accumulates 1/G.
+    Who belongs to which is found by assignments that keep most of the weights' energy, inputs counted by
+    their variances where they are known (:mod:`.assignment`). Parameters and multiply-accumulates 1/G.
     """
 
     name = "learned-groups"
@@ -63,18 +56,19 @@ class LearnedGroups(Operator):
         order, bias = _gather(site.outputs, site), site.bias is not None
         if site.inputs % groups == 0 and site.outputs % groups == 0:
             tail = Tail(
-                _layer(site, site.inputs, site.outputs, groups, bias=bias), _gather(site.inputs, site)
+                site.like(site.inputs, site.outputs, groups=groups, bias=bias), _gather(site.inputs, site)
             )
             return Substitute(nn.Identity(), tail, axis=site.axis, order=order)
         tails = [
-            Tail(_layer(site, int(i), int(o), 1, bias=bias), _gather(int(i), site))
+            Tail(site.like(int(i), int(o), bias=bias), _gather(int(i), site))
             for i, o in zip(into, out, strict=True)
         ]
         return Substitute(nn.Identity(), *tails, axis=site.axis, order=order)
 
     def start(self, new: Substitute, site: Site, option: float) -> None:
         groups = max(1, min(int(option), site.inputs, site.outputs))
-        found = assign(site.wide.square().sum(2).cpu().numpy(), groups)
+        energy = site.wide.square().sum(2) * site.variances
+        found = assign(energy.cpu().numpy(), groups)
         rows, columns = (np.argsort(a, kind="stable") for a in (found.rows, found.columns))
         out = np.split(rows, np.cumsum(np.bincount(found.rows, minlength=groups))[:-1])
         into = np.split(columns, np.cumsum(np.bincount(found.columns, minlength=groups))[:-1])
@@ -148,7 +142,7 @@ def reading(site: Site, index: np.ndarray, inputs: int, *, one_place: bool = Fal
         if one_place:
             layer = site.pointwise(part.size, n, groups=n, bias=bias, strided=site.dims > 0)
         else:
-            layer = _layer(site, part.size, n, n, bias=bias)
+            layer = site.like(part.size, n, groups=n, bias=bias)
         before = torch.from_numpy(part.reshape(-1)).to(site.weight.device)
         tails.append(Tail(layer, Gather(before, site.axis)))
     return tails

@@ -104,6 +104,13 @@ class Site:
         """The weight as float64 [outputs, inputs / groups, taps], for closed forms."""
         return self.weight.detach().double().reshape(*self.weight.shape[:2], -1)
 
+    @cached_property
+    def variances(self) -> torch.Tensor:
+        """Of its inputs' channels, float64 [inputs]; ones where no inputs are known."""
+        if self.inputs_seen is None or not len(self.inputs_seen):
+            return torch.ones(self.inputs, dtype=torch.float64, device=self.weight.device)
+        return self.inputs_seen.movedim(self.axis, -1).flatten(0, -2).double().var(0, correction=0)
+
     @property
     def output_size(self) -> tuple[int, ...]:
         """Of the output, as :attr:`size`."""
@@ -192,6 +199,11 @@ class Site:
             bias,
         )
 
+    def like(self, inputs: int, outputs: int, *, groups: int = 1, bias: bool = False) -> Layer:
+        """A layer of the site's own form: its kernel, stride, padding and dilation, or a linear one."""
+        make = self.spatial if self.dims else self.pointwise
+        return make(inputs, outputs, groups=groups, bias=bias)
+
     def _convolution(
         self,
         inputs: int,
@@ -230,7 +242,8 @@ class Operator(ABC):
     Attributes:
         name: as users ask for it.
         source: the publication.
-        curved: there is a non-linearity inside, so that regression comes before the refit.
+        curved: there is a non-linearity inside, or weights in many places for which least squares does not
+            solve, so that regression comes before the refit.
     """
 
     name: ClassVar[str]

@@ -87,12 +87,13 @@ class KroneckerLinear(nn.Module):
 class Circulant(Operator):
     """Weights in square blocks whose rows are one another's turned by a place. Option: side b of the blocks.
 
-    Numbers are the means along the wrapped diagonals, the closest there are; exact at 1. It saves size,
-    b-fold, and no multiplication, since it runs as the dense layer. Parameters ``k^2 Ci Co / b``.
+    Numbers are the means along the wrapped diagonals, the closest there are, and regressed; exact at 1. It
+    saves size, b-fold, and no multiplication, since it runs as the dense layer. Parameters ``k^2 Ci Co / b``.
     """
 
     name = "circulant"
     source = "Ding et al. 2017, arXiv 1708.08917 (CirCNN)"
+    curved = True
 
     def refuses(self, site: Site) -> str:
         return f"has {site.groups} groups already" if site.groups > 1 else ""
