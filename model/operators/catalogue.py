@@ -19,7 +19,7 @@ STEPS = 30  # of the regression of those that are curved: enough to tell which a
 SAMPLES = 32  # of a timing
 RUNS = 5  # of it, whose least counts
 FASTER = 0.97  # of the layer's own time: what is not below saves none
-SLOWER = 4.0  # of the same: what is above would cost every trial more than it saves
+WIDER = 4.0  # times the layer's input and output: more inside moves more than multiplications save
 
 
 @dataclass(frozen=True)
@@ -91,19 +91,21 @@ def _dominates(a: Offer, b: Offer) -> bool:
 
 
 def by_layer(
-    layers: Iterable[tuple[str, Mapping[str, Substitution], Site, torch.Tensor]],
-) -> dict[str, dict[str, tuple[float, float]]]:
-    """What every option loses, and its time as a share of the layer's: plain, to be kept.
+    layers: Iterable[tuple[str, Mapping[str, Substitution], Site, torch.Tensor]], *, timed: bool
+) -> dict[str, dict[str, list[float]]]:
+    """What every option loses and, where ``timed``, its time as a share of the layer's: plain, to be kept.
 
     Args:
         layers: name, options, the layer with its weights, and what it reads.
     """
-    found: dict[str, dict[str, tuple[float, float]]] = {}
+    found: dict[str, dict[str, list[float]]] = {}
     for name, by, site, x in layers:
-        own = seconds(site, x[:SAMPLES])
+        own = seconds(site, x[:SAMPLES]) if timed else 0.0
         found[name] = {}
         for label, wanted in by.items():
-            module = operator(wanted.operator).build(site, wanted.option).eval()
-            ratio = seconds(module, x[:SAMPLES]) / own
-            found[name][label] = (lost(wanted, site, x) if ratio <= SLOWER else math.inf, ratio)
+            figures = [lost(wanted, site, x)]
+            if timed:
+                module = operator(wanted.operator).build(site, wanted.option).eval()
+                figures.append(seconds(module, x[:SAMPLES]) / own)
+            found[name][label] = figures
     return found

@@ -157,7 +157,7 @@ class GroupLinear(nn.Module):
     """A linear layer in groups that do not mix: what a grouped 1x1 convolution is, over the last axis.
 
     Attributes:
-        weight: [outputs, inputs / groups].
+        weight: [outputs, inputs / groups, 1].
     """
 
     def __init__(self, inputs: int, outputs: int, groups: int, *, bias: bool = True) -> None:
@@ -165,12 +165,12 @@ class GroupLinear(nn.Module):
         if inputs % groups or outputs % groups:
             raise ValueError(f"{groups} groups do not divide {inputs} inputs and {outputs} outputs")
         self.in_features, self.out_features, self.groups = inputs, outputs, groups
-        self.weight = nn.Parameter(torch.zeros(outputs, inputs // groups))
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs // groups, 1))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(-1, self.in_features, 1)
-        y = functional.conv1d(flat, self.weight.unsqueeze(-1), self.bias, groups=self.groups)
+        y = functional.conv1d(flat, self.weight, self.bias, groups=self.groups)
         return y.reshape(*x.shape[:-1], self.out_features)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import torch
 
 from ...model.capture import flat_inputs
 from ...model.coupling.walk import bind
-from ...model.operators.catalogue import FASTER, SLOWER, Offer, by_layer, worth_offering
+from ...model.operators.catalogue import FASTER, WIDER, Offer, by_layer, worth_offering
 from ...model.operators.site import known_operators, operator
 from ...model.operators.substitution import Place, Substitution, Substitutions, counted, place_of
 from ..choice import Choice
@@ -60,9 +61,9 @@ class OperatorsKind(Kind):
 
     Where no operators are named and there is calibration data, each is tried at each layer: those are offered
     that lie on the front of error against multiply-accumulates and size, or, ``operators_by="latency"``,
-    against measured time on this machine; none that takes several times as long as the layer, and none with
-    a non-linearity inside, which would be trained anew for every set of kept channels: name those. What was
-    measured is kept on disk.
+    against measured time on this machine; none that holds several times what the layer reads and gives, and
+    none with a non-linearity inside, which would be trained anew for every set of kept channels: name those.
+    What was measured is kept on disk.
 
     Raises:
         ValueError: an unknown operator.
@@ -117,13 +118,13 @@ class OperatorsKind(Kind):
         """Those of the options that are worth offering; layers that keep none go, with the reason."""
         inputs = flat_inputs(facts.captured.graph_module, *making.batches[0])
         timed = self.operators_by == "latency"
-        digest = hashlib.sha256(repr([known_operators(), platform.node(), platform.processor()]).encode())
+        digest = hashlib.sha256(repr([known_operators(), platform.node() if timed else ""]).encode())
         for x in inputs:
             if isinstance(x, torch.Tensor):
                 digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         tensors = facts.surgeon.tensors
 
-        def measured() -> dict[str, dict[str, tuple[float, float]]]:
+        def measured() -> dict[str, dict[str, list[float]]]:
             store = Substitutions(facts.surgeon, [a.place for a in found], inputs)
             seen = store.recorded().inputs
             layers = []
@@ -131,17 +132,17 @@ class OperatorsKind(Kind):
                 bias = None if about.place.bias is None else tensors[about.place.bias]
                 site = about.place.site(tensors[about.place.weight], bias)
                 layers.append((about.place.name, about.by, site, seen[about.place.node]))
-            return by_layer(layers)
+            return by_layer(layers, timed=timed)
 
-        kept = facts.cache.once(f"operators {digest.hexdigest()}", measured)
+        kept = facts.cache.once(f"operators {self.operators_by} {digest.hexdigest()}", measured)
         worth: list[Replaced] = []
         for about in found:
             offers = []
             for label, taken in about.by.items():
-                error, ratio = kept[about.place.name][label]
+                error, *ratio = kept[about.place.name][label]
                 count = counted(taken.anonymous, about.shape, about.kind)
-                costs = (ratio,) if timed else (count.macs, float(count.bytes))
-                if ratio <= (FASTER if timed else SLOWER):
+                costs = tuple(ratio) if timed else (count.macs, float(count.bytes))
+                if not timed or costs[0] <= FASTER:
                     offers.append(Offer(label, costs, error))
             labels = worth_offering(offers) if offers else []
             if labels:
@@ -158,6 +159,8 @@ class OperatorsKind(Kind):
         bias = None if place.bias is None else weight.new_empty(shape[0])
         site = place.site(weight, bias)
         dense = (place.site(weight, bias).macs, weight.numel() * weight.element_size())
+        places = math.prod(site.size) * site.inputs + math.prod(site.output_size) * site.outputs
+        moved = places * kind.itemsize
         found: list[tuple[float, int, str, Substitution]] = []
         reasons: list[str] = []
         for name in self.operators or known_operators():
@@ -170,6 +173,8 @@ class OperatorsKind(Kind):
             for option in one.options(site):
                 taken = Substitution(place, name, option)
                 costs = counted(taken.anonymous, shape, kind)
+                if not self.operators and costs.peak > WIDER * moved:
+                    continue
                 if costs.macs < dense[0] or costs.bytes < dense[1]:
                     found.append((costs.macs, costs.bytes, f"{name}:{option:g}", taken))
         found.sort(key=lambda one: one[:3], reverse=True)
