@@ -247,20 +247,35 @@ def _terms_of_inputs(tensor: torch.Tensor, rank: int) -> list[torch.Tensor]:
 
 
 def alternating_terms(tensor: torch.Tensor, factors: list[torch.Tensor], rounds: int) -> list[torch.Tensor]:
-    """Alternating least squares of a sum of rank-one terms; lengths end in the first factor."""
+    """Alternating least squares of a sum of rank-one terms of [outputs, inputs, *kernel]; lengths end in the
+    outputs' factor, which each round solves for last.
+    """
+    out, *inner = factors
+    flat = tensor.flatten(1)
+
+    def gram(others: list[torch.Tensor]) -> torch.Tensor:
+        product = torch.stack([f.T @ f for f in others]).prod(0)
+        product.diagonal().add_(1e-9 * product.diagonal().mean() + 1e-30)
+        return product
+
     for _ in range(rounds):
-        for axis in reversed(range(tensor.dim())):
-            others = [i for i in range(tensor.dim()) if i != axis]
-            product = tensor.movedim(axis, 0)
-            columns = factors[others[0]]
-            for i in others[1:]:
-                columns = (columns[:, None] * factors[i]).flatten(0, 1)
-            gram = torch.stack([factors[i].T @ factors[i] for i in others]).prod(0)
-            gram.diagonal().add_(1e-9 * gram.diagonal().mean() + 1e-30)
-            factors[axis] = torch.linalg.solve(gram, (product.flatten(1) @ columns).T).T
-            if axis:
-                factors[axis] = nn.functional.normalize(factors[axis], dim=0)
-    return factors
+        # What the outputs' factor sees is small, and all that the other factors need.
+        seen = (out.T @ flat).unflatten(1, tensor.shape[1:])  # [rank, inputs, *kernel]
+        for axis in range(len(inner)):
+            part = seen
+            for other in reversed(range(len(inner))):
+                if other != axis:
+                    shape = [1] * len(inner)
+                    shape[other] = -1
+                    part = (part * inner[other].T.unflatten(1, shape)).sum(other + 1, keepdim=True)
+            others = [out, *inner[:axis], *inner[axis + 1 :]]
+            solved = torch.linalg.solve(gram(others), part.flatten(1)).T
+            inner[axis] = nn.functional.normalize(solved, dim=0)
+        columns = inner[0]
+        for factor in inner[1:]:
+            columns = (columns[:, None] * factor).flatten(0, 1)
+        out = torch.linalg.solve(gram(inner), (flat @ columns).T).T
+    return [out, *inner]
 
 
 class CrossBasis(Operator):

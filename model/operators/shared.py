@@ -128,19 +128,21 @@ def _apart(vectors: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def pursuit(vectors: torch.Tensor, atoms: torch.Tensor, each: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Orthogonal matching pursuit: numbers and weights [m, each] of the unit atoms for each vector."""
-    left = vectors
+    """Orthogonal matching pursuit: numbers and weights [m, each] of the unit atoms for each vector.
+
+    From the products of atoms alone (Batch-OMP, Rubinstein et al. 2008).
+    """
+    products, gram = vectors @ atoms.T, atoms @ atoms.T
+    left = products
     index = torch.zeros(len(vectors), 0, dtype=torch.int64, device=vectors.device)
     values = vectors.new_zeros(len(vectors), 0)
     for _ in range(each):
-        gain = (left @ atoms.T).abs()
-        gain.scatter_(1, index, -1.0)
+        gain = left.abs().scatter(1, index, -1.0)
         index = torch.cat([index, gain.argmax(1, keepdim=True)], 1)
-        taken = atoms[index]  # [m, taken, n]
-        gram = taken @ taken.transpose(1, 2)
-        gram.diagonal(dim1=1, dim2=2).add_(1e-12)
-        values = torch.linalg.solve(gram, (taken @ vectors[:, :, None]))[..., 0]
-        left = vectors - (values[:, None] @ taken)[:, 0]
+        among = gram[index[:, :, None], index[:, None, :]]
+        among.diagonal(dim1=1, dim2=2).add_(1e-12)
+        values = torch.linalg.solve(among, products.gather(1, index))
+        left = products - (values[:, None] @ gram[index])[:, 0]
     return index, values
 
 
