@@ -375,6 +375,14 @@ def test_inner_versatile_outputs_see_no_more_than_their_window():
     assert sides == [1, 1, 3, 3, 5, 5]
 
 
+def test_filters_slid_along_the_channels_are_found_again():
+    order = torch.from_numpy(np.random.default_rng(0).permutation(12))
+    filters, weight = drawn(6, 4, 3, 3), torch.zeros(12, 8, 3, 3, dtype=torch.float64)
+    weight[:6, :4], weight[6:, 4:] = filters, filters * drawn(6, 1, 1, 1, seed=2)
+    site = conv(weight[order])
+    assert error(started("versatile-channels", site, 2), site) < 1e-28
+
+
 # -- collaborative layers ---------------------------------------------------------------------------------
 
 

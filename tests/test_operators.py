@@ -186,6 +186,13 @@ def versatile(site, option):
     return macs * given(site), filters * site.inputs * site.taps + site.outputs
 
 
+def versatile_channels(site, option):
+    """An n-th of the layer, by filters that n outputs share; a scale for each output."""
+    width, primaries = math.ceil(site.inputs / option), math.ceil(site.outputs / option)
+    filters = site.taps * width * primaries
+    return (option * filters + site.outputs) * given(site), filters + site.outputs
+
+
 FORMULAS = {
     "basis": basis,
     "circulant": circulant,
@@ -211,6 +218,7 @@ FORMULAS = {
     "svd": svd,
     "tucker": tucker,
     "versatile": versatile,
+    "versatile-channels": versatile_channels,
 }
 
 

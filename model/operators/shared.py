@@ -313,3 +313,88 @@ class Versatile(Operator):
         new.tails[0].before.index.copy_(source)
         put(tail.weight, scale)
         put(tail.bias, site.bias)
+
+
+class SlidWindows(nn.Module):
+    """Filters of some of the channels, slid along the channels: outputs of the first window, then the others.
+
+    Attributes:
+        layer: from the channels of one window to the primaries.
+        starts: first channel of each window.
+    """
+
+    def __init__(self, site: Site, primaries: int, windows: int) -> None:
+        super().__init__()
+        width = -(-site.inputs // windows)
+        self.layer, self.axis = site.like(width, primaries), site.axis
+        last = site.inputs - width
+        self.starts = [last * n // max(windows - 1, 1) for n in range(windows)]
+        self.width = width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = [self.layer(x.narrow(self.axis, start, self.width)) for start in self.starts]
+        return torch.cat(made, self.axis)
+
+
+class VersatileChannels(Operator):
+    """A filter of a share of the inputs gives an output for each of several windows of the inputs. Option:
+    number of windows n, of ``Ci / n`` inputs.
+
+    Outputs go to windows by their energy there; those that are most alike share a filter (the joint fit of
+    rank one), each with a scale of its own. Exact at one window. Parameters ``k^2 Ci Co / n^2 + Co``, an n-th
+    of the multiply-accumulates.
+    """
+
+    name = "versatile-channels"
+    source = "Wang et al. 2018, NeurIPS, Learning Versatile Filters for Efficient CNNs (channel)"
+
+    def refuses(self, site: Site) -> str:
+        return conv_reason(site, kernel=False)
+
+    def options(self, site: Site) -> Sequence[float]:
+        return [n for n in (2, 4) if n <= min(site.inputs, site.outputs)]
+
+    def exact(self, site: Site) -> float:
+        return 1
+
+    def build(self, site: Site, option: float) -> Substitute:
+        windows = max(1, min(int(option), site.inputs, site.outputs))
+        front = SlidWindows(site, -(-site.outputs // windows), windows)
+        before = Gather(torch.arange(site.outputs, device=site.weight.device), site.axis)
+        tail = site.pointwise(site.outputs, site.outputs, groups=site.outputs, bias=site.bias is not None)
+        return Substitute(front, Tail(tail, before), axis=site.axis)
+
+    def start(self, new: Substitute, site: Site, option: float) -> None:
+        from scipy.optimize import linear_sum_assignment
+
+        layer, tail = new.layers
+        assert isinstance(new.front, SlidWindows)
+        primaries, starts, width = len(layer.weight), new.front.starts, new.front.width
+        parts = torch.stack(
+            [site.wide[:, s : s + width].flatten(1) for s in starts]
+        )  # [windows, outputs, ...]
+        weights = site.variances.clamp_min(1e-12).sqrt()
+        seen = torch.stack([site.wide[:, s : s + width] * weights[s : s + width, None] for s in starts])
+        energy = seen.square().sum((2, 3)).T.repeat_interleave(primaries, 1)
+        rows, slots = linear_sum_assignment(energy.cpu().numpy(), maximize=True)
+        members = [torch.from_numpy(rows[slots // primaries == n]) for n in range(len(starts))]
+        leaders = max(members, key=len)
+        lead = next(n for n, m in enumerate(members) if m is leaders)
+        unit = [functional.normalize(parts[n][m], dim=1) for n, m in enumerate(members)]
+        alike = parts.new_zeros(len(starts), primaries, parts.shape[2])  # what shares a filter, by window
+        source = torch.zeros(site.outputs, dtype=torch.int64)
+        for n, m in enumerate(members):
+            if n == lead:
+                partner = np.arange(len(m))
+            else:
+                partner = linear_sum_assignment(-(unit[n] @ unit[lead].T).abs().cpu().numpy())[1]
+            alike[n, partner] = parts[n][m]
+            source[m] = torch.from_numpy(n * primaries + partner)
+        left, values, right = torch.linalg.svd(alike.transpose(0, 1), full_matrices=False)
+        scale = (left[:, :, 0] * values[:, :1]).T.reshape(-1)[source.to(parts.device)]
+        put(layer.weight, right[:, 0])
+        assert isinstance(new.tails[0], Tail)
+        assert new.tails[0].before is not None
+        new.tails[0].before.index.copy_(source)
+        put(tail.weight, scale)
+        put(tail.bias, site.bias)
