@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..evaluators.batches import Outputs
 from .error import ExportError
 from .formats import FORMATS, Format, format_file, is_exact
 from .fresh import as_array
@@ -22,6 +21,7 @@ from .receipt import RECEIPT, FormatRecord, Receipt, versions
 from .samples import SAMPLES, Samples
 
 if TYPE_CHECKING:
+    from ..evaluators.batches import Outputs
     from .source import Inputs, Source
 
 # Relative to the largest absolute output. Float32 kernels of two runtimes differ by about 1e-6.
