@@ -18,7 +18,9 @@ for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"
 
 # Their assertions say what was compared, as those of test files do.
-pytest.register_assert_rewrite("netcarve.testing", "netcarve.spaces.testing")
+pytest.register_assert_rewrite(
+    "netcarve.testing", "netcarve.spaces.testing", "netcarve.model.operators.conformance"
+)
 
 from netcarve.spaces.testing import declare_torchvision_operators  # noqa: E402
 

@@ -229,7 +229,7 @@ def test_unrepaired_branches_are_the_network_with_crossing_weights_zero():
 # -- costs ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.quick("2-0-False-stage1", "2-0.5-True-stem")
+@pytest.mark.quick("2-0.5-True-stem")
 @pytest.mark.parametrize("place", ["stem", "stage1"])
 @pytest.mark.parametrize(
     ("number", "ratio", "dropped"), [(2, 0, False), (3, 0, True), (3, 0.5, False), (2, 0.5, True)]

@@ -256,6 +256,7 @@ def test_nothing_changed_is_nothing_to_share(unchanged):
     assert "changes nothing" in analyse("decisions", unchanged).skipped
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_explanation(task, space, subject):
     again = subject_of(task, space, subject.candidate)
     for name in ("parts", "decisions", "cka", "classes"):

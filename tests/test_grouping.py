@@ -178,7 +178,7 @@ def test_planted_layers_are_recovered_exactly(groups):
             )
 
 
-@pytest.mark.quick("kinds0", "kinds2")
+@pytest.mark.quick("kinds2")
 @pytest.mark.parametrize(
     "kinds", [("group",), ("prune", "group"), ("prune", "width", "group"), ("group", "width")]
 )
@@ -195,6 +195,7 @@ def test_costs_are_those_of_the_built_network(kinds):
             assert -1e-9 <= costs["size_mb"] - counted["size_mb"] < 2e-4
 
 
+@pytest.mark.slow
 def test_grouped_layers_are_divided_whatever_the_order_of_the_choices():
     net, x = layers_net()
     spaces = [
@@ -323,6 +324,7 @@ def test_bad_options_are_refused():
         blueprint.space("group", "mask")
 
 
+@pytest.mark.slow
 def test_digits_after_refit():
     """All 3x3 convolutions but the first in 4 groups: 27 % of the parameters."""
     from netcarve.evaluators.digits import task

@@ -8,6 +8,18 @@ from netcarve.model.operators.connected import balanced_chain
 from netcarve.model.operators.shared import ATOMS
 from netcarve.model.operators.site import known_operators, operator
 
+# One of each way to be built and started; the others take the same care, and longer.
+QUICK = (
+    "svd",
+    "separable",
+    "inverted-residual",
+    "shift",
+    "fire",
+    "learned-groups",
+    "interleaved",
+    "dictionary",
+)
+
 
 def read(site):
     """Places of the input."""
@@ -245,7 +257,7 @@ for _name in known_operators():
             (_Others,),
             {"operator": _name, "saves": _name != "collaborative"},
         )
-        globals()[_class.__name__] = _class
+        globals()[_class.__name__] = _class if _name in QUICK else pytest.mark.slow(_class)
 
 
 def test_names_are_those_of_the_classes():

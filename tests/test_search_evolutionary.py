@@ -116,12 +116,14 @@ def random_volumes():
     return {"zdt1": np.mean(volumes(Random, space, zdt1, (10.0, 1.1))), "dtlz2": np.mean(spherical)}
 
 
+@pytest.mark.quick("NSGA2", "Ageing")
 @each
 def test_beats_random_on_two_objectives(kind, random_volumes):
     got = np.mean(volumes(kind, toy_space(10, 8), zdt1, (10.0, 1.1)))
     assert got > 1.05 * random_volumes["zdt1"]
 
 
+@pytest.mark.quick("NSGA2", "Ageing")
 @each
 def test_beats_random_on_three_objectives(kind, random_volumes):
     got = np.mean(volumes(kind, toy_space(6, 5), dtlz2, (1.4, 1.4, 1.4), THREE))

@@ -30,6 +30,7 @@ class TestTPE(SearcherConformance):
     searcher = TPE
 
 
+@pytest.mark.slow
 class TestOptunaGP(SearcherConformance):
     @staticmethod
     def searcher(space, objectives, *, seed=0):
@@ -76,6 +77,7 @@ def test_finds_the_front_sooner_than_random(kind, n):
     assert mean(kind) > max(0.94, mean(Random) + 0.02)
 
 
+@pytest.mark.slow
 def test_tpe_beats_random_on_a_large_space():
     space = toy_space(10, 8)
 

@@ -231,6 +231,7 @@ def test_greedy_crosses_an_infeasible_start_on_the_diagonal():
     assert trials[-1].candidate.indices == tuple(space.counts - 1) or made.finished
 
 
+@pytest.mark.slow
 def test_nsga2_beats_random():
     """ZDT1 (Zitzler, Deb and Thiele 2000) on 12 choices of 8 options, 200 trials, mean of 5 seeds."""
     space = toy_space(12, 8)

@@ -166,7 +166,7 @@ def made(request):
     return Made(request.param.split()[0], request.param.endswith("drop"))
 
 
-@pytest.mark.quick("mlp", "dense")
+@pytest.mark.quick("dense")
 def test_every_part_costs_what_it_costs_in_the_built_network(made):
     candidates = [made.space.baseline, *made.sample(2, 1)]
     found = made.segments(candidates, DEVICES)
@@ -222,6 +222,7 @@ def test_stages_are_what_the_tables_say(made):
                 assert torch.allclose(values, whole(x), rtol=0, atol=1e-6 * max(1, float(values.abs().max())))
 
 
+@pytest.mark.slow
 def test_one_stage_takes_the_memory_of_the_whole(made):
     candidates = [made.space.baseline, *map(unsplit, made.sample(30, 4))]
     rows = np.array([c.indices for c in candidates])
