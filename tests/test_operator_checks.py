@@ -11,7 +11,7 @@ from netcarve.model.operators.gated import CollaborativeLayer
 from netcarve.model.operators.initialise import Targets, initialise, refit
 from netcarve.model.operators.shared import k_means, learned_dictionary, pursuit
 from netcarve.model.operators.site import Site, operator
-from netcarve.model.operators.stages import Gather, Shift, Tail, shuffle
+from netcarve.model.operators.stages import Shift, Tail, shuffle
 from torch.nn import functional
 
 
@@ -21,8 +21,7 @@ def drawn(*shape, seed=0):
 
 def conv(weight, *, nonnegative=False, stride=1, **others):
     """A layer of stride 1, padded by half its kernel."""
-    dims = weight.dim() - 2
-    padding = tuple(k // 2 for k in weight.shape[2:])
+    dims, padding = weight.dim() - 2, tuple(k // 2 for k in weight.shape[2:])
     sizes = {"size": (8,) * dims} if dims else {}
     return Site(
         weight, None, (stride,) * dims, padding, (1,) * dims, nonnegative=nonnegative, **sizes, **others
@@ -399,9 +398,3 @@ def test_skipping_closed_gates_changes_nothing_and_multiplies_less():
         torch.testing.assert_close(y, layer(x), rtol=1e-12, atol=1e-12)
         open_gates = int((layer.gate(x) > 0).sum())
     assert macs == open_gates * 9 * 4 < 2 * site.macs
-
-
-def test_gathers_in_a_substitute_are_buffers():
-    new = started("learned-groups", conv(drawn(8, 8, 3, 3)), 2)
-    assert {type(m) for m in new.modules() if hasattr(m, "index")} == {Gather}
-    assert any("index" in key for key in new.state_dict())
