@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from .connected import reading
 from .site import Operator, Site, conv_reason, put, share_of
-from .stages import Gather, Shift, Substitute, Tail
+from .stages import Computed, Gather, Shift, Substitute, Tail
 
 ATOMS = 4  # of the dictionary that each tap of a filter looks up
 ROUNDS = 8  # of dictionary learning
@@ -146,7 +146,7 @@ def pursuit(vectors: torch.Tensor, atoms: torch.Tensor, each: int) -> tuple[torc
     return index, values
 
 
-class CodebookLayer(nn.Module):
+class CodebookLayer(Computed):
     """A layer whose weights are numbers of a small table.
 
     Attributes:
@@ -157,22 +157,12 @@ class CodebookLayer(nn.Module):
     index: torch.Tensor
 
     def __init__(self, site: Site, size: int) -> None:
-        super().__init__()
+        super().__init__(site.like(site.inputs, site.outputs, bias=site.bias is not None))
         self.values = nn.Parameter(site.weight.new_zeros(size))
         self.register_buffer("index", site.weight.new_zeros(site.weight.shape, dtype=torch.uint8))
-        self.bias = nn.Parameter(torch.zeros_like(site.bias)) if site.bias is not None else None
-        self._stride, self._padding, self._dilation = site.stride, site.padding, site.dilation
 
-    @property
-    def out_features(self) -> int:
-        return len(self.index)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = self.values[self.index.to(torch.int64)]
-        if weight.dim() == 2:
-            return functional.linear(x, weight, self.bias)
-        call = functional.conv2d if weight.dim() == 4 else functional.conv1d
-        return call(x, weight, self.bias, self._stride, self._padding, self._dilation)
+    def weight(self) -> torch.Tensor:
+        return self.values[self.index.to(torch.int64)]
 
 
 class Codebook(Operator):

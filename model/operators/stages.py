@@ -197,6 +197,33 @@ class Tail(nn.Module):
         return self.layer(self.reads(x))
 
 
+class Computed(nn.Module):
+    """A layer whose weight is made from fewer numbers at every call: it saves bytes, not multiplications.
+
+    Args:
+        layer: of its form; the weight goes.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        super().__init__()
+        self.out_features, self.bias = len(layer.weight), layer.bias
+        self._form: tuple[tuple[int, ...], ...] = ()
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+            around: tuple[int, ...] = layer.padding  # type: ignore[assignment]  # never a word here
+            self._form = (layer.stride, around, layer.dilation)
+
+    def weight(self) -> torch.Tensor:
+        """In the layer's shape."""
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self._form:
+            return functional.linear(x, self.weight(), self.bias)
+        call = functional.conv2d if len(self._form[0]) == 2 else functional.conv1d
+        stride, padding, dilation = self._form
+        return call(x, self.weight(), self.bias, stride, padding, dilation)
+
+
 class Substitute(nn.Module):
     """A compact operator in a layer's place: a front, then tails side by side, their outputs in order.
 

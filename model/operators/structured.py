@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from .site import Operator, Site, put
-from .stages import Substitute
+from .stages import Computed, Substitute
 
 
 class Kronecker(Operator):
@@ -125,7 +125,7 @@ class Circulant(Operator):
         put(layer.bias, site.bias)
 
 
-class CirculantLayer(nn.Module):
+class CirculantLayer(Computed):
     """A layer of circulant blocks.
 
     Attributes:
@@ -133,16 +133,10 @@ class CirculantLayer(nn.Module):
     """
 
     def __init__(self, site: Site, side: int) -> None:
-        super().__init__()
+        super().__init__(site.like(site.inputs, site.outputs, bias=site.bias is not None))
         blocks = (-(-site.outputs // side), -(-site.inputs // side))
         self.values = nn.Parameter(site.weight.new_zeros(*blocks, side, site.taps))
-        self.bias = nn.Parameter(torch.zeros_like(site.bias)) if site.bias is not None else None
         self._shape = tuple(site.weight.shape)
-        self._stride, self._padding, self._dilation = site.stride, site.padding, site.dilation
-
-    @property
-    def out_features(self) -> int:
-        return self._shape[0]
 
     def place(self, device: torch.device) -> torch.Tensor:
         """Which number is at each entry of a block, [side, side]."""
@@ -150,13 +144,6 @@ class CirculantLayer(nn.Module):
         return (at[:, None] - at) % len(at)
 
     def weight(self) -> torch.Tensor:
-        """In the layer's shape."""
         blocks = self.values[:, :, self.place(self.values.device)]  # [down, across, side, side, taps]
         whole = blocks.transpose(1, 2).flatten(2, 3).flatten(0, 1)
         return whole[: self._shape[0], : self._shape[1]].reshape(self._shape)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if len(self._shape) == 2:
-            return functional.linear(x, self.weight(), self.bias)
-        call = functional.conv2d if len(self._shape) == 4 else functional.conv1d
-        return call(x, self.weight(), self.bias, self._stride, self._padding, self._dilation)
