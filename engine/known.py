@@ -128,7 +128,8 @@ class Driver:
             raise RunError(
                 f"cannot resume: trial {number} was {self._proposed[number].to_json()}, the search now "
                 f"proposes {proposal.to_json()}; resume with the netcarve that started the run "
-                f"({self.ledger.settings.get('version', 'unknown')}), or start a new one"
+                f"({self.ledger.settings.get('version', 'unknown')}) on a processor of the same kind, "
+                "or start a new one"
             )
         if number in self._recorded:
             self._ready[number] = self._recorded[number]

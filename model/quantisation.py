@@ -62,7 +62,7 @@ class Rounding:
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class Levels:
     """Where each number of a weight may go: ``scale (q - zero)``, both of the weight's shape."""
 
     scale: torch.Tensor
@@ -83,7 +83,7 @@ class Grid:
         return self.values(self.codes(weight))
 
 
-def grid(weight: torch.Tensor, rounding: Rounding) -> Grid:
+def grid(weight: torch.Tensor, rounding: Rounding) -> Levels:
     """The grid of least squared error for each output, or each group of its inputs, over some clippings.
 
     Args:
@@ -105,7 +105,7 @@ def grid(weight: torch.Tensor, rounding: Rounding) -> Grid:
             zero = torch.round(-least * clip / scale.clamp_min(1e-30)).clamp(low, high)
         # As it is stored, so that a packed weight is the same number for number.
         scale = torch.where(scale > 0, scale, 1.0).float().double()
-        tried = Grid(scale[..., None], zero[..., None], low, high)
+        tried = Levels(scale[..., None], zero[..., None], low, high)
         error = (tried.nearest(padded) - padded).square().sum(2)
         better = error < best
         best = torch.where(better, error, best)
@@ -114,10 +114,10 @@ def grid(weight: torch.Tensor, rounding: Rounding) -> Grid:
     def spread(values: torch.Tensor) -> torch.Tensor:
         return values.repeat_interleave(group, 1)[:, :columns]
 
-    return Grid(spread(scales), spread(zeros), low, high)
+    return Levels(spread(scales), spread(zeros), low, high)
 
 
-def rounded(weight: torch.Tensor, on: Grid, second: torch.Tensor) -> torch.Tensor:
+def rounded(weight: torch.Tensor, on: Levels, second: torch.Tensor) -> torch.Tensor:
     """Numbers of the grid, column by column; the error of each goes to those after it, where inputs allow.
 
     The optimal brain surgeon's step (Hassibi & Stork 1993) for a number that is moved onto the grid:
@@ -135,7 +135,7 @@ def rounded(weight: torch.Tensor, on: Grid, second: torch.Tensor) -> torch.Tenso
     out = torch.empty_like(left)
     scale, zero = on.scale[:, order], on.zero[:, order]
     for j in range(len(order)):
-        here = Grid(scale[:, j], zero[:, j], on.low, on.high)
+        here = Levels(scale[:, j], zero[:, j], on.low, on.high)
         out[:, j] = here.nearest(left[:, j])
         off = (left[:, j] - out[:, j]) / upper[j, j]
         left[:, j + 1 :] -= torch.outer(off, upper[j, j + 1 :])
@@ -201,7 +201,7 @@ def _quantise_consumer(
             gram = block.gram[np.ix_(picked, picked)]
             second = moments(gram, intercept=consumer.offset is not None, ridge=DAMPING)
             rows = [t[:, at].transpose(1, 2).flatten(0, 1) for t in (part, scale, zero)]
-            here = rounded(rows[0], Grid(rows[1], rows[2], on.low, on.high), torch.from_numpy(second))
+            here = rounded(rows[0], Levels(rows[1], rows[2], on.low, on.high), torch.from_numpy(second))
             out[:, at] = here.view(outputs, shared, -1).transpose(1, 2)
             mean = torch.from_numpy(gram[:-1, -1] / max(gram[-1, -1], 1.0))
             shift += torch.einsum("oct,c,t->o", part[:, at] - out[:, at], mean, coverage)

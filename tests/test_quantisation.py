@@ -7,7 +7,7 @@ import pytest
 import torch
 from netcarve import trace
 from netcarve.export.packing import pack, unpacked
-from netcarve.model.quantisation import Grid, Rounding, grid, rounded
+from netcarve.model.quantisation import Levels, Rounding, grid, rounded
 from netcarve.spaces.kinds.bits import BitsKind
 from netcarve.spaces.testing import KindConformance, ToyNet
 
@@ -30,7 +30,7 @@ def test_compensated_rounding_lies_between_the_best_and_the_nearest():
     ratios = []
     for seed in range(30):
         weight, second = _problem(seed)
-        on = Grid(torch.full_like(weight, 0.5), torch.full_like(weight, 50.0), 0, 100)
+        on = Levels(torch.full_like(weight, 0.5), torch.full_like(weight, 50.0), 0, 100)
         codes = on.codes(weight)[0]
         steps = torch.tensor(list(itertools.product((-2, -1, 0, 1, 2), repeat=5)), dtype=torch.float64)
         off = on.values(codes + steps) - weight
@@ -74,7 +74,7 @@ def test_numbers_are_few_and_are_integers_rescaled(bits, symmetric, group):
 
 def test_eight_bits_move_a_number_by_half_a_step_at_most():
     weight = torch.randn(7, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    on = Grid(torch.full_like(weight, 0.05), torch.full_like(weight, 100.0), 0, 255)
+    on = Levels(torch.full_like(weight, 0.05), torch.full_like(weight, 100.0), 0, 255)
     assert (on.nearest(weight) - weight).abs().max() <= 0.025 + 1e-12
 
 

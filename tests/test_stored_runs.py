@@ -112,7 +112,14 @@ def test_resuming_a_progressive_run_of_0_1_goes_on_with_it(stored):
     longer = {"trials": 24, "workers": 0, "out": folder, "resume": True, "measure": False}
     with pytest.raises(RunError, match="rungs was"):
         sweep(resolve_task(TASK), run.space, "progressive", **longer)
-    more = sweep(resolve_task(TASK), run.space, "progressive", rungs=run.rungs, **longer)
+    try:
+        more = sweep(resolve_task(TASK), run.space, "progressive", rungs=run.rungs, **longer)
+    except RunError as refusal:
+        # Another kind of processor rounds otherwise, and a tie of the searcher's model may fall otherwise.
+        if "on a processor of the same kind" not in str(refusal):
+            raise
+        assert facts(load(folder, TASK).trials) == known
+        return
     assert len(more) >= 24
     assert facts(more.trials)[:PROGRESSIVE_TRIALS] == known
     assert facts(load(folder, TASK).trials) == facts(more.trials)

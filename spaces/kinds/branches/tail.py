@@ -13,7 +13,7 @@ from torch import fx, nn
 from ....model.coupling import Coupling, Group
 from ....model.coupling.walk import bind, get_attribute
 from ....model.stages.functional import CutError
-from ..exits.places import Place, before
+from ..exits.places import ExitPlace, before
 from ..exits.segments import free_nodes, memory
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Tail:
+class BranchTail:
     """What lies behind a place: what a branch has of its own."""
 
     nodes: frozenset[str]
@@ -49,8 +49,8 @@ class Tail:
 class Branch:
     """What a choice is about: the place where branches begin, and who goes to which."""
 
-    place: Place
-    tail: Tail
+    place: ExitPlace
+    tail: BranchTail
     classes: Mapping[int, tuple[tuple[int, ...], ...]]  # of each branch, by number of branches
 
     def restrict(self, branch: nn.Module, members: Sequence[int]) -> None:
@@ -127,7 +127,9 @@ class Branch:
         return out
 
 
-def find_tail(module: fx.GraphModule, coupling: Coupling, groups: Sequence[Group], place: Place) -> Tail:
+def find_tail(
+    module: fx.GraphModule, coupling: Coupling, groups: Sequence[Group], place: ExitPlace
+) -> BranchTail:
     """What lies behind ``place`` in the captured graph ``module``.
 
     Args:
@@ -180,7 +182,9 @@ def find_tail(module: fx.GraphModule, coupling: Coupling, groups: Sequence[Group
     spans = first, max(first, reads[-1] + 1)
     behind = frozenset(n.name for n in steps if n.name not in near)
     assert targets["weight"] is not None
-    return Tail(behind, spans, tuple(held), tuple(divided), linear.name, targets["weight"], targets["bias"])
+    return BranchTail(
+        behind, spans, tuple(held), tuple(divided), linear.name, targets["weight"], targets["bias"]
+    )
 
 
 def _readers(nodes: Sequence[fx.Node]) -> dict[fx.Node, set[fx.Node]]:

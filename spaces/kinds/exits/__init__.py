@@ -2,7 +2,7 @@
 
 from .cascade import Cascade, confidence
 from .head import Head
-from .places import Place, find_places
+from .places import ExitPlace, find_places
 from .segments import divide
 
-__all__ = ["Cascade", "Head", "Place", "confidence", "divide", "find_places"]
+__all__ = ["Cascade", "Head", "ExitPlace", "confidence", "divide", "find_places"]

@@ -15,7 +15,7 @@ from ...choice import Choice, Option
 from ..base import Context, Found, Kind, Making, Many, Taken
 from .cascade import Cascade
 from .head import Head, grid_of
-from .places import Place, before, class_count, find_places, named, spread
+from .places import ExitPlace, before, class_count, find_places, named, spread
 from .segments import divide
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ THRESHOLDS = (0.99, 0.95, 0.9, 0.8, 0.6)
 class Exit:
     """What a choice is about: the place where confident samples may leave."""
 
-    place: Place
+    place: ExitPlace
     classes: int
 
     @property

@@ -15,7 +15,7 @@ from .segments import SegmentBoundary, free_nodes, memory, writes
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ExitPlace:
     """The end of a module at which one tensor crosses."""
 
     name: str  # the outermost module that has just ended
@@ -27,7 +27,7 @@ class Place:
     labels: Vector | None  # of units, along that axis; None: none may go
 
 
-def find_places(graph: fx.Graph, coupling: Coupling, *, classifies: bool = True) -> tuple[Place, ...]:
+def find_places(graph: fx.Graph, coupling: Coupling, *, classifies: bool = True) -> tuple[ExitPlace, ...]:
     """All places, in the graph's order, with something to compute before and after.
 
     Args:
@@ -49,7 +49,7 @@ def find_places(graph: fx.Graph, coupling: Coupling, *, classifies: bool = True)
     nodes = list(graph.nodes)
     paths = [modules(n) if n.op == "call_function" else () for n in nodes]
     last = {path: i for i, of in enumerate(paths) for path in of}
-    out: list[Place] = []
+    out: list[ExitPlace] = []
     done, names = 0.0, set[str]()
     for i, n in enumerate(nodes):
         names.add(n.name)
@@ -63,11 +63,11 @@ def find_places(graph: fx.Graph, coupling: Coupling, *, classifies: bool = True)
             continue
         shape = tuple(int(length) for length in crossing.meta["val"].shape[1:])
         channels, labels = _channels(crossing.name, len(shape), coupling)
-        out.append(Place(ends[0], n.name, crossing.name, done / total, shape, channels, labels))
+        out.append(ExitPlace(ends[0], n.name, crossing.name, done / total, shape, channels, labels))
     return tuple(out)
 
 
-def before(graph: fx.Graph, place: Place) -> set[str]:
+def before(graph: fx.Graph, place: ExitPlace) -> set[str]:
     """Names of the captured graph's nodes up to a place."""
     names: set[str] = set()
     for n in graph.nodes:
@@ -77,7 +77,7 @@ def before(graph: fx.Graph, place: Place) -> set[str]:
     raise CutError(f"the graph has no node {place.after!r}: it is not that of place {place.name!r}")
 
 
-def spread(places: Sequence[Place], count: int) -> list[Place]:
+def spread(places: Sequence[ExitPlace], count: int) -> list[ExitPlace]:
     """``count`` of them, each nearest in multiply-accumulates to one of 1/(count + 1), 2/(count + 1), ...
 
     Fewer where there are fewer; in the network's order.
@@ -90,7 +90,7 @@ def spread(places: Sequence[Place], count: int) -> list[Place]:
     return sorted(taken, key=lambda p: list(places).index(p))
 
 
-def named(places: Iterable[Place], names: Collection[str], what: str) -> list[Place]:
+def named(places: Iterable[ExitPlace], names: Collection[str], what: str) -> list[ExitPlace]:
     """The places of these names, in the network's order.
 
     Raises:

@@ -26,7 +26,7 @@ SPARSITIES = (0.0, 0.25, 0.5, 0.75, 0.875)
 
 
 @dataclass(frozen=True, slots=True)
-class Masked:
+class SparseWeight:
     """What a choice is about: a weight, whose weakest blocks are set to zero."""
 
     parameter: str  # canonical name
@@ -79,7 +79,7 @@ class MaskKind(Kind):
     def find(self, facts: Facts, making: Making) -> Found:
         shares = tuple(float(s) for s in self.sparsities)
         weights = multiplied(facts.captured.graph_module.graph, facts.coupling)
-        abouts = [Masked(weight, self.granularity, self.norm) for weight in weights]
+        abouts = [SparseWeight(weight, self.granularity, self.norm) for weight in weights]
         return Found([Choice(f"mask:{about.parameter}", shares, self, about) for about in abouts])
 
     def recorded(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class MaskKind(Kind):
     def costs(self, many: Many, costs: dict[str, np.ndarray], tables: Tables) -> None:
         costs["nonzeros"] = costs["params"].copy()
         for choice, column in many:
-            about: Masked = choice.about
+            about: SparseWeight = choice.about
             lengths = tables.lengths(about.parameter)
             for index, share in enumerate(choice.options):
                 rows = column == index
