@@ -10,7 +10,8 @@ from netcarve.results.trial import Trial
 from netcarve.search.baselines import Random
 from netcarve.search.bayesian.gp import GP, Auto
 from netcarve.search.registry import guard, searcher
-from netcarve.spaces import Choice, ModelSide, Space
+from netcarve.spaces import Choice, ModelSide, Space, trace
+from netcarve.spaces.testing import KindConformance
 from netcarve.testing import OBJECTIVES, SearcherConformance, drive, facts, toy_scores, toy_space, toy_sweep
 
 
@@ -333,3 +334,13 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(name, tmp_path):
 def test_is_known_by_name():
     for name in ("auto", "gp"):
         assert len(drive(searcher(name, toy_space(), OBJECTIVES), 12, scores=toy_scores)) == 12
+
+
+def test_each_kind_with_grades_has_a_ladder_of_its_own():
+    model, x = KindConformance.network()
+    space = trace(model, x).space("prune", "bits", "drop", ratios=4)
+    rows = {tuple(row) for row in Auto(space, OBJECTIVES).design().tolist()}
+    for kind in ("prune:", "bits:"):
+        assert tuple(len(c) - 1 if c.name.startswith(kind) else 0 for c in space.choices) in rows
+    alone = trace(model, x).space("prune", "drop", ratios=4)
+    assert Auto(alone, OBJECTIVES)._alone(alone.counts - 1) == []

@@ -36,6 +36,7 @@ class GP(Bayesian):
 # -- The searcher to use when nothing speaks for another ------------------------------------------------
 
 LADDER = 8  # candidates of uniform compression, both extremes included
+ALONE = 4  # rungs of one kind's own ladder, where there are several
 BASE = 1 / 3  # of the way to the most compressed: where each choice alone is pushed to its end
 PROBES = 12  # at most; with more choices, neighbouring ones are pushed together
 REGION = 0.1  # of the unchanged model's score, or of the range seen: the damage that users consider
@@ -46,7 +47,8 @@ BEYOND = 0.02  # what being better than everything seen is worth, beside being a
 class Auto(Bayesian):
     """Cheap and informative first, then what adds most to the front, region of interest first.
 
-    1. The unchanged model, and a ladder of uniform compression down to the most compressed.
+    1. The unchanged model, and a ladder of uniform compression down to the most compressed; where several
+       kinds of choices have grades, one of each kind alone too.
     2. A sensitivity table around a mildly compressed network: each choice alone at its end. Around the
        unchanged one most choices show no damage at all, further down all do.
     3. Accuracy (whatever is not analytic) modelled by Gaussian processes, costs exact; candidates of largest
@@ -72,7 +74,23 @@ class Auto(Bayesian):
         probes = np.tile(np.floor(BASE * last + 0.5).astype(np.int64), (len(bundles), 1))
         for i, bundle in enumerate(bundles):
             probes[i, bundle] = last[bundle]
-        return np.vstack([ladder, probes])
+        return np.vstack([ladder, *self._alone(last), probes])
+
+    def _alone(self, last: np.ndarray) -> list[np.ndarray]:
+        """Ladders of one kind of choices each, the others unchanged: [rungs, choices] each, a kind a ladder.
+
+        Choices between there and not there have no grades. None where fewer than two kinds have some.
+        """
+        of: dict[int, list[int]] = {}
+        for i in np.flatnonzero(last > 1).tolist():
+            of.setdefault(id(self.space.choices[i].kind), []).append(i)
+        if len(of) < 2:
+            return []
+        ladders = [np.zeros((ALONE, len(last)), dtype=np.int64) for _ in of]
+        for rows, columns in zip(ladders, of.values(), strict=True):
+            shares = np.arange(1, ALONE + 1)[:, None] / ALONE
+            rows[:, columns] = np.floor(shares * last[columns] + 0.5)
+        return ladders
 
     def worth(self, away: np.ndarray, seen: np.ndarray, anchor: float) -> np.ndarray:
         reach, best = float(np.abs(seen).max()), float(seen.min())
