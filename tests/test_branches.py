@@ -272,6 +272,7 @@ def test_costs_of_many_candidates_are_those_of_each():
 # -- repair and training -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_repair_brings_the_scores_back():
     torch.manual_seed(0)
     net = seeded(Convs)

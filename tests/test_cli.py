@@ -278,6 +278,7 @@ def test_compare(call) -> None:
     assert "within a budget of macs" in table
 
 
+@pytest.mark.slow
 def test_export(call, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     done = call("export", "runs/a", "3", "--format", "pt2,state", "-o", str(folder), "--json")

@@ -272,6 +272,7 @@ def gru():
     return Classifier(), (2, 4, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [cnn, encoder, gru])
 def test_every_criterion_gives_nested_orders_on_whole_networks(make):
     torch.manual_seed(0)

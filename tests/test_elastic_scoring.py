@@ -124,6 +124,7 @@ def _fail(model, x):
 DEEDS = (_noise, _shuffle, _train, _hook, _freeze, _replace, _half, _swap, _parametrize, _fail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("copies", [False, True])
 @pytest.mark.parametrize("deed", DEEDS)
 def test_what_a_borrower_does_is_undone(deed, copies):

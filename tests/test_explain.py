@@ -113,6 +113,7 @@ def section(name, subject):
 # graphs
 
 
+@pytest.mark.slow
 def test_a_network_as_a_graph_gives_what_the_network_gives(subject):
     x = subject.only_input()
     for graph, model in zip(subject.graphs, (subject.original, subject.network), strict=True):

@@ -91,6 +91,7 @@ def test_a_front_never_mixes_fidelities(data: st.DataObject) -> None:
     assert [t.fidelity for t in in_full(shuffled)] == [top] * len(in_full(trials))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 5])
 def test_neither_workers_nor_a_killed_session_change_the_trials(workers: int, tmp_path: Path) -> None:
     """As of a process that is killed between two commits: the ledger is reopened, and replayed."""

@@ -196,6 +196,7 @@ def test_a_clear_fit_or_misfit_is_told_from_few_samples_and_a_doubtful_one_from_
     assert samples == few + 128 + 256 + 128
 
 
+@pytest.mark.slow
 def test_calibration_that_does_not_fit_the_model_is_told_once(
     tmp_path, caplog: pytest.LogCaptureFixture
 ) -> None:  # type: ignore[no-untyped-def]

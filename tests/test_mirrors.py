@@ -238,6 +238,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path, monkeypatch, 
     assert caplog.text.count("behind and were left so") == 1
 
 
+@pytest.mark.slow
 def test_a_dead_mlflow_is_left_after_seconds(tmp_path, caplog):
     pytest.importorskip("mlflow")
     with socket.socket() as unused:

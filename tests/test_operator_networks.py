@@ -48,6 +48,7 @@ def test_counts_are_the_published_ones(name):
         assert found == pytest.approx(macs, rel=5e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("expand", "mflops"), [(2, 85.3), (4, 53.2), (8, 37.1), (16, 29.1)])
 def test_an_expander_mobilenet_multiplies_as_published_where_zeros_are_skipped(expand, mflops):
     net = networks.mobilenet(0.5, expand=expand).eval()

@@ -242,6 +242,7 @@ def test_plans_are_what_their_real_stages_take(network):
     assert sum(box.ms for box in picture.boxes) == pytest.approx(sum(measured.here_ms))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boxes", [1, 30, 130])
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_pictures_of_any_size(tmp_path, boxes, ending):

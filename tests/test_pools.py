@@ -226,6 +226,7 @@ def session() -> Iterator[RaySession]:
     session.close()
 
 
+@pytest.mark.slow
 @pytest.mark.quick("1-4")
 @pytest.mark.ray
 @pytest.mark.parametrize(("workers", "window"), [(1, 4), (3, None)])
@@ -265,6 +266,7 @@ def test_an_outcome_that_cannot_be_kept_is_a_failure_of_its_candidate(session: R
     assert "must be plain JSON" in failed[3].splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_only_the_guilty_candidate_runs_out_of_time(session: RaySession) -> None:
     jobs = [(i, _one("score", i % 100)) for i in range(60)]
@@ -376,6 +378,7 @@ def test_requests_that_cannot_be_met_are_refused(session: RaySession) -> None:
         RayPool(_job(), workers=1, trial_timeout=0)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_finished_returns_when_time_is_up(session: RaySession) -> None:
     with RayPool(_job(), workers=1) as pool:

@@ -127,6 +127,7 @@ def test_jobs_run_in_turns_warm_with_what_the_stage_before_made(small):
         taking_turns(timers, seconds=0)
 
 
+@pytest.mark.slow
 def test_a_measured_profile_knows_the_operators_at_several_widths(small, measured):
     points = measured.profile.operators
     assert set(points) == {"conv2d 3x3/1 8x8", "batch_norm", "relu", "conv2d 3x3/2 4x4", "linear 1"}

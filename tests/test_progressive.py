@@ -209,6 +209,7 @@ def _space(task: netcarve.Task) -> Space:
     return netcarve.trace(task.model, task.example).space(ratios=4, calibration=task.calibration_batches)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trials", [2, 8, 14, 30])
 def test_few_trials_end_with_networks_on_top(trials: int, tmp_path: Path, caplog: Any) -> None:
     def sweep(folder: str, trials: int, resume: bool = False) -> list[tuple[Any, ...]]:

@@ -19,6 +19,7 @@ def run(*command, cwd):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.quick("short")
 @pytest.mark.parametrize("length", ["short", "whole"])
 def test_the_python_example(tmp_path, length):

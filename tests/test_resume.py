@@ -62,6 +62,7 @@ def test_resume_at_every_trial(finished, tmp_path):
         assert len(resume(finished, folder)) == len(whole.trials) - cut
 
 
+@pytest.mark.slow
 @pytest.mark.quick("random")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
@@ -300,6 +301,7 @@ def test_a_folder_removed_in_mid_sweep_loses_nothing(tmp_path):
     assert facts(resumed.trials) == facts(run(tmp_path / "other").trials)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_folder_removed_during_a_long_trial_is_noticed_within_seconds(tmp_path, ignored):
     def slow():

@@ -223,6 +223,7 @@ class _Cheap(ModelSide):
 # -- peers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peer", [p for p in peers.PEERS if p.name != "optuna GP"], ids=lambda p: p.name)
 def test_a_peer_proposes_candidates_and_is_repeatable(peer: Any, folder: Path) -> None:
     toy = problem(limits=("macs<=0.5x", "accuracy>=0.85"), options=16)

@@ -62,6 +62,7 @@ def test_minima_of_weighted_sums_are_the_ends_of_a_concave_front():
     assert minima(ranking.chebyshev) == {(x, *TARGET) for x in range(STEPS + 1)}
 
 
+@pytest.mark.slow
 def test_chebyshev_ends_on_the_middle_of_a_concave_front_where_weighted_sums_do_not():
     """Of 2,808 candidates 250 are scored; where do the searches of 13 directions end?"""
 

@@ -235,6 +235,7 @@ def test_one_stage_takes_the_memory_of_the_whole(made):
     assert (split["stages"] == 1).all()
 
 
+@pytest.mark.slow
 def test_many_candidates_cost_what_each_costs_alone(made):
     candidates = made.sample(60, 5)
     together = made.space.cost_arrays(candidates)

@@ -83,6 +83,7 @@ def test_limits_on_costs_are_kept():
     assert opening(space, parse_limits(["macs<=0.001x"]), None) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["auto", "nsga2", "random", "ladder", "grid", "branch-and-bound", "third"])
 def test_every_sweep_opens_with_it(name, tmp_path: Path):
     task = small_task()

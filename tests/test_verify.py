@@ -190,6 +190,7 @@ class TestVerdict:
         with pytest.raises(ValueError, match=f"receipt.json cannot be read by this netcarve: .*{reason}"):
             recheck(copy)
 
+    @pytest.mark.slow
     def test_from_the_command_line(self, home, copy, tmp_path, capsys):
         only(copy, "onnx", "state")
         assert command(["verify", str(copy), "--json", "--task", f"{home}/mine.py:task"]) == 0
@@ -203,6 +204,7 @@ class TestVerdict:
         assert "is not an export (there is no receipt.json in it)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_samples(home, tmp_path):
     run = netcarve.load(home / "run", task=f"{home}/mine.py:task")
     receipt = run.export(1, tmp_path / "out", ["onnx"], samples=False)
@@ -217,6 +219,7 @@ def test_without_samples(home, tmp_path):
 
 
 class TestLoad:
+    @pytest.mark.slow
     def test_pt2_needs_torch_alone(self, home, exported):
         code = BARE + (
             "import json, torch, netcarve\n"
@@ -381,6 +384,7 @@ class TwoInputs(nn.Module):
         return tokens * scale if flag else tokens
 
 
+@pytest.mark.slow
 def test_a_call_with_keywords_and_constants_is_written_out(tmp_path):
     from netcarve.export import export
 

@@ -141,6 +141,7 @@ def test_branch_macs_are_those_of_the_largest_branch():
     assert of(2, 4) == 6 * 5 + 5 * 2 + 2 * 3  # the layer between both groups: a product
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "group", "parts"), [
     ("perceptron", "a", 9), ("perceptron", "b", 2), ("convolutions", "make", 3), ("attention", "qkv", 4),
     ("attention", "up", 3),
