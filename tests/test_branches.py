@@ -362,6 +362,7 @@ def test_a_network_without_a_last_linear_layer_says_so():
         trace(seeded(NoLinear), images(2)).space("branches")
 
 
+@pytest.mark.slow
 def test_a_sweep_scores_rebuilds_and_exports_branches(tmp_path):
     net, x = seeded(Convs), images(60, 9)
     with torch.no_grad():

@@ -161,6 +161,7 @@ def test_a_defect_of_ours_keeps_its_traceback(call, monkeypatch: pytest.MonkeyPa
         call("front", "runs/a")
 
 
+@pytest.mark.slow
 def test_mistakes_in_a_process_of_their_own(netcarve) -> None:
     done = netcarve("sweep", "mnist")
     assert (done.code, done.out) == (2, "")

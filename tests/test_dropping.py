@@ -196,6 +196,7 @@ def assert_costs(space, candidate, small, x):
         assert float(row[name][0]) == pytest.approx(counted), name
 
 
+@pytest.mark.slow
 @property_test
 @given(networks, st.integers(0, 999))
 def test_dropping_equals_a_branch_of_zeros_and_costs_equal_counted(net, seed):

@@ -36,6 +36,9 @@ COUNTS = {
 }
 
 
+@pytest.mark.quick(
+    "squeezenet 1.1", "mobilenet", "mobilenet v2", "shufflenet g=3", "shufflenet v2 1", "shift 20, 1"
+)
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts_are_the_published_ones(name):
     make, params, macs, side = COUNTS[name]

@@ -161,6 +161,7 @@ def test_refinement_exchanges_nodes_between_full_parts():
     assert sent(graph, out.tolist()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [spectral, mincut_pool])
 @pytest.mark.parametrize("seed", range(3))
 def test_planted_groups_are_recovered(method, seed):

@@ -344,6 +344,7 @@ class Unsendable:
         raise TypeError("cannot pickle a lock")
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_job_that_cannot_be_loaded_or_sent_is_one_clear_error(session: RaySession) -> None:
     with (

@@ -389,14 +389,8 @@ def test_a_call_with_keywords_and_constants_is_written_out(tmp_path):
     from netcarve.export import export
 
     call = ((torch.ones(2, 3, dtype=torch.int64),), {"scale": torch.rand(2, 3), "flag": True})
-    export(
-        TwoInputs(),
-        example_args=call[0],
-        example_kwargs=call[1],
-        inputs=[call],
-        directory=tmp_path / "out",
-        formats=["pt2"],
-    )
+    given = {"example_args": call[0], "example_kwargs": call[1], "inputs": [call], "formats": ["pt2"]}
+    export(TwoInputs(), directory=tmp_path / "out", **given)
     text = (tmp_path / "out" / "README.md").read_text()
     assert "model(torch.zeros(1, 3, dtype=torch.int64), scale=torch.zeros(1, 3), flag=True)" in text
     assert "No metric was given." in text
