@@ -186,7 +186,7 @@ class Builder(ModelSide):
         for part in self._parts(candidate):
             for choice, index in part.of(candidate):
                 wanted |= part.kind.replaces(choice, index)
-        if self._substitutions is None:
+        if self._substitutions is None or not self._substitutions.covers(wanted):
             places = replaceable(candidate.choices)
             run = self.mending.sequential
             inputs = None if run is None or not places else run.inputs

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from netcarve import trace
+from netcarve import Space, trace
 from netcarve.model.operators.catalogue import Offer, worth_offering
 from netcarve.model.operators.counting import count
 from netcarve.spaces.testing import ToyNet, counted_costs
@@ -45,6 +45,17 @@ def test_weights_do_not_depend_on_what_was_built_before(made):
     first = [space.build(c)(x) for c in candidates]
     for candidate, before in reversed(list(zip(candidates, first, strict=True))):
         assert torch.equal(other.build(other.candidate(candidate.indices))(x), before)
+
+
+def test_a_space_of_some_choices_comes_before_the_whole(made):
+    """Both share one model side, whoever builds first."""
+    _, x, blueprint, data, _ = made
+    whole = blueprint.space("operators", operators=("svd",), calibration=data)
+    part = Space(whole.choices[:1], model=whole.model)
+    with torch.no_grad():
+        alone = part.build(part.candidate([1]))(x)
+        assert torch.equal(whole.build(whole.candidate([1] + [0] * (len(whole) - 1)))(x), alone)
+        assert not torch.equal(whole.build(whole.candidate([1] * len(whole)))(x), alone)
 
 
 def test_fitting_loses_less_than_starting_on_inputs_that_it_has_not_seen(made):

@@ -205,6 +205,10 @@ class Substitutions:
         self._started: OrderedDict[Any, Substitute] = OrderedDict()
         self._held = 0
 
+    def covers(self, nodes: Collection[str]) -> bool:
+        """Whether these are among its places."""
+        return all(node in self._places for node in nodes)
+
     def recorded(self) -> _Recorder:
         """What the original read and gave at the places."""
         assert self._inputs is not None
