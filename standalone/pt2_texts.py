@@ -216,9 +216,9 @@ def _integer(node: ast.expr) -> int:
     return sign * value
 
 
-def _exponent(node: ast.expr) -> int:
+def _exponent(node: ast.expr, *, calls: bool = True) -> int:
     """The size of an exponent, which must be a small number: ``Integer(2)``, ``Rational(1, 2)``, ``2``."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _LEAVES:
+    if calls and isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _LEAVES:
         if node.func.id == "Symbol" or not node.args:
             raise Pt2Error("an exponent is not a number")
         if node.func.id == "Float":
@@ -270,7 +270,7 @@ def _guard(node: ast.expr, depth: int) -> _Term:
         return _Term("", 1, 1)
     if isinstance(node, ast.BinOp):
         if isinstance(node.op, ast.Pow):
-            return _power("", _guard(node.left, depth - 1), _exponent(node.right))
+            return _power("", _guard(node.left, depth - 1), _exponent(node.right, calls=False))
         divides = isinstance(node.op, ast.Div | ast.FloorDiv | ast.Mod)
         if divides and isinstance(node.right, ast.Constant) and not node.right.value:
             raise Pt2Error("a division by zero")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from netcarve.standalone import pt2_texts as texts
 from netcarve.standalone.pt2_texts import Pt2Error
@@ -164,6 +164,7 @@ WRITTEN = re.compile(
 
 
 @given(CALLS)
+@example("0 ** Integer(2)")
 @settings(max_examples=600, deadline=None)
 def test_what_passes_is_the_grammar_and_nothing_runs(text):
     opened = []
