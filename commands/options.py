@@ -203,7 +203,7 @@ def check_kind_options(kinds: Sequence[str], options: Mapping[str, Any]) -> None
         ValueError: an option that none of these kinds has, a value that its kind refuses, or kinds that do
             not go together.
     """
-    from ..spaces.kinds import kind_class, known_kinds
+    from ..spaces.kinds import known_kinds, make_kinds
 
     taken = {name: kind for kind in known_kinds() for name in kind_fields(kind)}
     for name in options:
@@ -214,9 +214,7 @@ def check_kind_options(kinds: Sequence[str], options: Mapping[str, Any]) -> None
                 else " is unknown"
             )
             raise ValueError(f"the option {name!r}{of}; {', '.join(kinds)} take " + _all_fields(kinds))
-    for kind in kinds:
-        own = {name: options[name] for name in kind_fields(kind) if name in options}
-        kind_class(kind)(**own).goes_with(kinds)
+    make_kinds(kinds, options)
 
 
 def kind_fields(kind: str) -> list[str]:

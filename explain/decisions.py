@@ -8,13 +8,11 @@ import numpy as np
 
 from ..evaluators.pool import Job
 from ..evaluators.quality import Quality
-from ..evaluators.task import Task
-from ..results.table import HEADINGS
 from ..spaces import Candidate
 from ..spaces.choice import unsplit
 from .section import Section, SectionFigure, Skipped, clipped, pairs_figure, series
 from .shapley import Values, shapley
-from .subject import Subject, samples_of
+from .subject import Judged, Subject, samples_of
 
 MOST_EXACT = 7  # choices: 128 networks, each repaired
 NETWORKS = 100  # about as many where there are more choices
@@ -23,22 +21,12 @@ SHOWN = 24
 
 
 @dataclass(frozen=True)
-class Decisions:
+class Decisions(Judged):
     """Shapley values of the choices that a candidate changed."""
 
-    task: Task  # with the samples that were used
     names: list[str]  # of the choices
     values: Values
     permutations: int  # where they were sampled
-
-    @property
-    def label(self) -> str:
-        """The metric's name for people."""
-        return HEADINGS.get(self.task.metric_name, self.task.metric_name)
-
-    @property
-    def percent(self) -> bool:
-        return self.task.metric_name == "accuracy"
 
 
 def decisions_section(subject: Subject) -> Section:

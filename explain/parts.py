@@ -13,11 +13,10 @@ from torch import Tensor, fx
 from ..evaluators.batches import Batch
 from ..evaluators.task import Task
 from ..model.capture import tensors_of
-from ..results.table import HEADINGS
 from .graphs import LayerGraph, find_place, place_of
 from .section import Section, SectionFigure, Skipped, clipped, pairs_figure, series
 from .shapley import MOST_EXACT, Values, shapley
-from .subject import Subject, samples_of
+from .subject import Judged, Subject, samples_of
 
 PERMUTATIONS = 8  # where there are too many parts for all coalitions
 MOST = 32  # parts
@@ -25,24 +24,14 @@ OTHERS = 16  # layers at most, where there are no residual blocks
 
 
 @dataclass(frozen=True)
-class Worths:
+class Worths(Judged):
     """What each part is worth, in the original and in the subnetwork."""
 
-    task: Task  # with the samples that were used
     names: list[str]  # of the parts
     what: str  # they are
     gone: int  # how many the subnetwork does not have
     was: Values
     now: Values
-
-    @property
-    def label(self) -> str:
-        """The metric's name for people."""
-        return HEADINGS.get(self.task.metric_name, self.task.metric_name)
-
-    @property
-    def percent(self) -> bool:
-        return self.task.metric_name == "accuracy"
 
 
 def parts_section(subject: Subject) -> Section:

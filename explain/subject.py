@@ -18,6 +18,7 @@ from ..evaluators.quality import Quality
 from ..evaluators.task import Task
 from ..model.capture import lengths_of
 from ..results.fidelity import FULL, Fidelity
+from ..results.table import HEADINGS
 from ..spaces import Candidate, Space
 from .graphs import LayerGraph, graph_of
 from .section import Skipped
@@ -179,6 +180,22 @@ class Subject:
             return self.whole.judge.judged(outputs)
         except TaskError as error:
             raise Skipped(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Something that is told in the task's metric."""
+
+    task: Task  # with the samples that were used
+
+    @property
+    def label(self) -> str:
+        """The metric's name for people."""
+        return HEADINGS.get(self.task.metric_name, self.task.metric_name)
+
+    @property
+    def percent(self) -> bool:
+        return self.task.metric_name == "accuracy"
 
 
 def samples_of(task: Task) -> int:

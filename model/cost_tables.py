@@ -20,15 +20,15 @@ class Tables:
     Attributes:
         shares: kinds that thin out a call of the captured graph say here how, as functions that give the
             share of its multiply-accumulates that stays, [n]; nothing else here counts it.
-        standing: kinds that let something stand for a call say here, by row, which shapes the weights of that
-            have: they are what a layer's weight is in those rows.
+        standing: kinds that let something stand for a call say here what: by node a number for each
+            candidate, -1 where the layer itself is there, and by number the shapes of its weights.
     """
 
     facts: Facts
     widths: np.ndarray  # [n, groups] int64, kept units
     dropped: np.ndarray  # [n, blocks] bool, blocks that are not there
     shares: dict[str, Callable[[], np.ndarray]] = field(default_factory=dict)
-    standing: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = field(default_factory=dict)
+    standing: dict[str, tuple[np.ndarray, Sequence[Sequence[tuple[int, ...]]]]] = field(default_factory=dict)
 
     @property
     def costs(self) -> Costs:

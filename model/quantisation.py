@@ -30,12 +30,14 @@ class Rounding:
             around a zero point.
         compensated: rounded column by column, the error spread over the columns to come (Frantar et al.
             2022, arXiv 2210.17323), where the inputs' second moments are known.
+        axis: of the weight, along its outputs.
     """
 
     bits: int
     group: int = 0
     symmetric: bool = False
     compensated: bool = True
+    axis: int = 0
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8 or int(self.bits) != self.bits:
@@ -164,8 +166,9 @@ def quantise(
             continue
         consumer = consumers.get(name)
         if consumer is None or calibration is None or not rounding.compensated:
-            flat = weight.double().flatten(1)
-            weight.copy_(grid(flat, rounding).nearest(flat).view(weight.shape))
+            moved = weight.movedim(rounding.axis, 0)
+            flat = moved.double().flatten(1)
+            moved.copy_(grid(flat, rounding).nearest(flat).view(moved.shape))
             continue
         shift = _quantise_consumer(weight, rounding, calibration, consumer, alive)
         if consumer.offset is not None:
@@ -213,7 +216,7 @@ def _quantise_consumer(
 
 
 def plain(module: torch.nn.Module, rounding: Rounding) -> None:
-    """Round all weights of a module that are multiplied with, to the nearest, in place."""
+    """Round all weights of a substitute that are multiplied with, to the nearest, in place."""
     for parameter in module.parameters():
         if parameter.dim() > 1 and parameter.is_floating_point():
             flat = parameter.detach().double().flatten(1)

@@ -191,7 +191,7 @@ class Builder(ModelSide):
             run = self.mending.sequential
             inputs = None if run is None or not places else run.inputs
             self._substitutions = Substitutions(self.facts.surgeon, places, inputs)
-        return self._substitutions.planting(wanted, self.mending.repair if repair is None else repair)
+        return Planting(self._substitutions, wanted, self.mending.repair if repair is None else repair)
 
     def _network(self, candidate: Candidate, parts: Sequence[Part], context: Context) -> nn.Module:
         """The network in one piece."""
@@ -255,7 +255,7 @@ class Builder(ModelSide):
 
 
 class Switch:
-    """The resident network of one space, by candidates: those that do no more than keep units."""
+    """The resident network of one space, by candidates: those for which no graph is edited."""
 
     def __init__(self, builder: Builder, choices: tuple[Choice, ...]) -> None:
         self.choices, self._builder = choices, builder
@@ -279,7 +279,9 @@ class Switch:
         return self.network.free
 
     def switches(self, candidate: Candidate) -> bool:
-        """Whether :meth:`switch` can make it: its choices are this space's, and all it changes is widths."""
+        """Whether :meth:`switch` can make it: it is of this space, and its kinds do no more than keep units,
+        replace layers and mend weights.
+        """
         return candidate.choices == self.choices and not any(candidate.indices[i] for i in self._foreign)
 
     def switch(
@@ -295,7 +297,7 @@ class Switch:
             ValueError: the candidate is not among those that :meth:`switches` tells.
         """
         if not self.switches(candidate):
-            raise ValueError(f"{candidate} does more than prune this space's groups; build it instead")
+            raise ValueError(f"{candidate} does more than keep, replace and mend; build it instead")
         kept = self.network.sizes.copy()
         for column, group, units in self._cuts:
             kept[group] = units[candidate.indices[column]]

@@ -145,6 +145,36 @@ def test_whole_numbers_are_left_alone_with_the_reason():
     assert space.side.left_out["bits:table"] == "holds whole numbers already"
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_weight_that_is_multiplied_from_the_right_has_a_scale_for_each_output(calibrated):
+    """[inputs, outputs], as in GPT-2: costs, rounding and packing agree on which axis is which."""
+
+    class Right(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.nn.Linear(6, 24)
+            self.weight = torch.nn.Parameter(torch.randn(24, 5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.addmm(torch.zeros(5), self.first(x).relu(), self.weight)
+
+    torch.manual_seed(0)
+    blueprint = trace(Right().eval(), torch.randn(4, 6))
+    data = blueprint.calibrate([((torch.randn(200, 6),), {})]) if calibrated else None
+    space = blueprint.space("prune", "bits", bits=(3,), ratios=[0, 0.5], calibration=data)
+    names = [c.name for c in space.choices]
+    for prune in (0, 1):
+        candidate = space.candidate([prune if n.startswith("prune") else n == "bits:weight" for n in names])
+        built = dict(space.build(candidate).named_parameters())["weight"].detach()
+        assert all(len(column.unique()) <= 8 for column in built.T)
+        form, parts = pack(built)
+        assert form[3] == 1
+        stored = sum(p.numel() * p.element_size() for p in parts.values())
+        wider = space.candidate([prune if n.startswith("prune") else 0 for n in names])
+        costs = space.cost_arrays([candidate, wider])["size_mb"] * 1e6
+        assert costs[1] - costs[0] == pytest.approx(4 * built.numel() - stored)
+
+
 def test_size_is_that_of_the_layers_together():
     """bops and size of the toy network in 4 bits, summed by hand."""
     net, x = KindConformance.network()

@@ -43,13 +43,10 @@ def lost(wanted: Substitution, site: Site, x: torch.Tensor) -> float:
     """
     half = max(len(x) // 2, 1)
     new = initialise(operator(wanted.operator), site, wanted.option, x[:half], steps=STEPS)
+    held_out = x[half:] if half < len(x) else x
     with torch.no_grad():
-        y = site(x[half:] if half < len(x) else x)
-        missed = (new(x[half:] if half < len(x) else x) - y).double()
-    around = y.double() - y.double().mean(
-        dim=[d for d in range(y.dim()) if d != y.dim() + site.axis], keepdim=True
-    )
-    share = float(missed.square().sum() / around.square().sum().clamp_min(1e-30))
+        y, made = (m(held_out).movedim(site.axis, -1).flatten(0, -2).double() for m in (site, new))
+    share = float((made - y).square().sum() / (y - y.mean(0)).square().sum().clamp_min(1e-30))
     return float(f"{share:.3g}") if math.isfinite(share) else math.inf
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from .assignment import assign, balanced_sizes
 from .site import Operator, Site, conv_reason, put
-from .stages import Gather, GroupLinear, Substitute, Tail
+from .stages import Gather, Substitute, Tail
 
 COPIES = 4  # of all channels that layers whose outputs read apart hold at once
 
@@ -284,18 +284,3 @@ def interleaved_factors(weight: torch.Tensor, into: Sequence[int], out: Sequence
         made.append((right[..., 0, :] * root).unflatten(-1, (i, -1)).permute(2, 0, 1, 3, 4).flatten(0, 2))
         rest = (left[..., 0] * root).flatten(0, 1).transpose(1, 2).unsqueeze(-1)
     return [*made, rest.flatten(0, 1)]
-
-
-def path_counts(new: Substitute, inputs: int) -> torch.Tensor:
-    """[outputs, inputs]: paths between channels of a chain of layers and gathers, by their masks."""
-    reach = torch.eye(inputs, dtype=torch.int64)
-    chain = [*new.front.modules(), *(m for tail in new.tails for m in tail.modules()), new.order]
-    for module in chain:
-        if isinstance(module, Gather):
-            reach = reach[module.index]
-        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear, GroupLinear)):
-            groups = getattr(module, "groups", 1)
-            parts = reach.chunk(groups)
-            each = len(module.weight) // groups
-            reach = torch.cat([part.sum(0, keepdim=True).expand(each, -1) for part in parts])
-    return reach

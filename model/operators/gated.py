@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from .initialise import windows
 from .site import Operator, Site, map_reason, put
 from .stages import Gated, Substitute
 
@@ -61,26 +60,12 @@ class CollaborativeLayer(Gated):
         """
         layer, gates = self.layer, self.gate(x)
         assert isinstance(layer, (nn.Conv1d, nn.Conv2d))
-        windows = _windows(x, layer, gates.shape[2:])  # [batch, *places, inputs x taps]
         flat = gates.movedim(1, -1)
-        active = flat.nonzero(as_tuple=True)
-        weight = layer.weight.flatten(1)
-        values = (windows[active[:-1]] * weight[active[-1]]).sum(1)
+        *at, output = active = flat.nonzero(as_tuple=True)
+        weight = layer.weight.movedim(1, -1).flatten(1)  # taps first, as windows have them
+        values = (windows(x, layer, tuple(at)).flatten(1) * weight[output]).sum(1)
         if layer.bias is not None:
-            values = values + layer.bias[active[-1]]
+            values = values + layer.bias[output]
         y = torch.zeros_like(flat)
         y[active] = values * flat[active]
         return y.movedim(-1, 1), len(values) * weight.shape[1]
-
-
-def _windows(x: torch.Tensor, layer: nn.Conv1d | nn.Conv2d, size: Sequence[int]) -> torch.Tensor:
-    assert not isinstance(layer.padding, str)
-    padded = functional.pad(x, [p for p in reversed(layer.padding) for _ in range(2)])
-    taps = []
-    for tap in product(*map(range, layer.kernel_size)):
-        part = padded
-        ends = zip(tap, size, layer.stride, layer.dilation, strict=True)
-        for axis, (t, n, s, d) in enumerate(ends, start=2):
-            part = part.narrow(axis, t * d, (n - 1) * s + 1)[(slice(None),) * axis + (slice(None, None, s),)]
-        taps.append(part)
-    return torch.stack(taps, -1).movedim(1, -2).flatten(-2)

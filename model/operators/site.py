@@ -131,10 +131,10 @@ class Site:
         call = functional.conv2d if self.dims == 2 else functional.conv1d
         return call(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def example(self, batch: int = 1, device: torch.device | str | None = None) -> torch.Tensor:
+    def example(self, batch: int = 1) -> torch.Tensor:
         """Zeros in the shape of its inputs."""
         shape = (batch, self.inputs, *self.size) if self.dims else (batch, *self.size, self.inputs)
-        return torch.zeros(shape, dtype=self.weight.dtype, device=device or self.weight.device)
+        return torch.zeros(shape, dtype=self.weight.dtype, device=self.weight.device)
 
     def resized(self, outputs: int, inputs: int) -> Site:
         """The same layer at other widths, without weights: for counting."""
@@ -173,21 +173,19 @@ class Site:
         groups: int = 1,
         along: Sequence[int] | None = None,
         everywhere: bool = False,
-        strided: bool = True,
     ) -> nn.Conv1d | nn.Conv2d:
         """A convolution with the site's kernel, padding, dilation and stride.
 
         Args:
             along: the spatial axes on which it has them; on the others its kernel is 1. Default: all.
             everywhere: it has the site's stride on the other axes too.
-            strided: with ``False``, its stride is 1.
         """
         on = [along is None or axis in along for axis in range(self.dims)]
 
         def pick(values: tuple[int, ...], other: int) -> tuple[int, ...]:
             return tuple(v if here else other for v, here in zip(values, on, strict=True))
 
-        stride = self.stride if everywhere else pick(self.stride, 1) if strided else (1,) * self.dims
+        stride = self.stride if everywhere else pick(self.stride, 1)
         return self._convolution(
             inputs,
             outputs,

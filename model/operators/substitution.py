@@ -31,20 +31,8 @@ ELEMENTS = 2**21  # numbers of them
 _DIMS = {"linear": 0, "conv1d": 1, "conv2d": 2}
 # Calls that give nothing below zero, and those that hand on their input's sign.
 _NONNEGATIVE = frozenset(["relu", "relu6", "sigmoid", "softmax", "hardsigmoid"])
-_KEEPS_SIGN = frozenset(
-    [
-        "max_pool1d",
-        "max_pool2d",
-        "avg_pool2d",
-        "adaptive_avg_pool2d",
-        "dropout",
-        "flatten",
-        "view",
-        "reshape",
-        "mean",
-    ]
-)
-_NORMS = frozenset(["batch_norm"])
+_POOLS = ("max_pool1d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
+_KEEPS_SIGN = frozenset([*_POOLS, "dropout", "flatten", "view", "reshape", "mean"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +159,7 @@ def _followed_by_relu(node: fx.Node) -> bool:
     kinds = [(operator_name(u.target)[0].rstrip("_"), u) for u in node.users if u.op == "call_function"]
     if len(kinds) != len(node.users) or not kinds:
         return False
-    return all(kind == "relu" or (kind in _NORMS and _followed_by_relu(user)) for kind, user in kinds)
+    return all(kind == "relu" or (kind == "batch_norm" and _followed_by_relu(user)) for kind, user in kinds)
 
 
 @lru_cache(maxsize=65536)
@@ -268,17 +256,12 @@ class Substitutions:
             regress(new, x, site(x))
         return new.eval()
 
-    def planting(self, wanted: Mapping[str, Substitution], repair: Hashable) -> Planting:
-        """Of one candidate, by node.
-
-        Args:
-            repair: how its sliced weights are repaired.
-        """
-        return Planting(self, wanted, repair)
-
 
 class Planting:
     """The substitutes of one candidate's network, as they come to be.
+
+    Args:
+        repair: how its sliced weights are repaired.
 
     Attributes:
         wanted: by node of the captured graph.
@@ -324,17 +307,13 @@ class Planting:
                 continue
             wanted = self.wanted[node.name]
             path = str(bind(node)["weight"].target).rpartition(".")[0] or wanted.place.name
-            target = f"{path}.{_identifier(wanted.operator)}"
+            target = f"{path}.{wanted.operator.replace('-', '_')}"
             network.add_submodule(target, self.made[node.name])
             with graph.inserting_before(node):
                 new = graph.call_module(target, (node.args[0],))
             new.meta = {k: v for k, v in node.meta.items() if k == "nn_module_stack"}
             node.replace_all_uses_with(new)
             graph.erase_node(node)
-
-
-def _identifier(name: str) -> str:
-    return name.replace("-", "_")
 
 
 def _nbytes(module: torch.nn.Module) -> int:

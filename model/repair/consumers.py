@@ -110,6 +110,14 @@ def _layout(node: fx.Node) -> tuple[str, int, int, str]:
     return (layout[0], 0, 1, layout[3]) if bind(node).get("transposed") else layout
 
 
+def output_axis(node: fx.Node, weight: fx.Node) -> int:
+    """Axis of a weight along the outputs of the call that multiplies with it; 0 where its form is unknown."""
+    if operator_name(node.target)[0] not in _LAYOUT:
+        return 0
+    argument, _, out, _ = _layout(node)
+    return out if bind(node).get(argument) is weight else 0
+
+
 def _weight(node: fx.Node, coupling: Coupling) -> str | None:
     """Canonical name of the parameter that ``node`` multiplies a followed operand with."""
     if node.op != "call_function" or operator_name(node.target)[0] not in _LAYOUT:

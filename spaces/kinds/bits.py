@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from torch import fx
 
 from ...model.coupling import Coupling
 from ...model.quantisation import Rounding, plain, quantise
+from ...model.repair.consumers import output_axis
 from ..choice import Choice
 from .base import Found, Kind, Making, Many, Taken
 
@@ -71,10 +73,9 @@ class BitsKind(Kind):
         for bits in given:
             self._rounding(bits)
 
-    def _rounding(self, bits: int) -> Rounding:
-        return Rounding(
-            bits, self.bits_group, self.bits_scheme == "symmetric", self.bits_rounding == "compensated"
-        )
+    def _rounding(self, bits: int, axis: int = 0) -> Rounding:
+        symmetric, compensated = self.bits_scheme == "symmetric", self.bits_rounding == "compensated"
+        return Rounding(bits, self.bits_group, symmetric, compensated, axis)
 
     def find(self, facts: Facts, making: Making) -> Found:
         graph, tensors = facts.captured.graph_module.graph, facts.surgeon.tensors
@@ -82,15 +83,16 @@ class BitsKind(Kind):
         reasons: dict[str, str] = {}
         found = multiplied(graph, facts.coupling)
         layers = [name.rpartition(".")[0] or name for name in found]
-        for (name, nodes), layer in zip(found.items(), layers, strict=True):
+        for (name, calls), layer in zip(found.items(), layers, strict=True):
             label = layer if layers.count(layer) == 1 else name
             value = tensors[name]
             if not isinstance(value, torch.Tensor) or not value.is_floating_point():
                 reasons[f"bits:{label}"] = "holds whole numbers already"
                 continue
             full = 8 * value.element_size()
-            by = {bits: self._rounding(bits) for bits in self.bits if bits < full}
-            about = Stored(name, tuple(nodes), value.element_size(), by)
+            axis = output_axis(*calls[0])
+            by = {bits: self._rounding(bits, axis) for bits in self.bits if bits < full}
+            about = Stored(name, tuple(node.name for node, _ in calls), value.element_size(), by)
             made.append(Choice(f"bits:{label}", (full, *by), self, about))
         return Found(made, reasons)
 
@@ -109,13 +111,14 @@ class BitsKind(Kind):
                 now = _nbytes(rounding, lengths[rows], about.itemsize)
                 saved = lengths[rows].prod(axis=1) * about.itemsize - now
                 multiplied = np.ones(len(rows))
-                for node in about.nodes:
-                    for row, shapes in tables.standing.get(node, {}).items():
-                        if (at := np.searchsorted(rows, row)) < len(rows) and rows[at] == row:
-                            dims = np.array([(s[0], np.prod(s[1:])) for s in shapes]).reshape(-1, 2)
+                for number, shapes in (tables.standing[n] for n in about.nodes if n in tables.standing):
+                    for k in np.unique(number[rows]).tolist():
+                        if k >= 0:  # what an operator multiplies with, in place of the layer's weight
+                            dims = np.array([(s[0], math.prod(s[1:])) for s in shapes[k]]).reshape(-1, 2)
                             less = dims.prod(axis=1) * about.itemsize
-                            saved[at] = (less - rounding.nbytes(dims[:, 0], dims[:, 1], about.itemsize)).sum()
-                            multiplied[at] = bool(shapes)
+                            less = less - rounding.nbytes(dims[:, 0], dims[:, 1], about.itemsize)
+                            saved[number[rows] == k] = less.sum()
+                            multiplied[number[rows] == k] = bool(shapes[k])
                 costs["size_mb"][rows] -= saved / _MEGA
                 costs["memory_mb"][rows] -= saved / _MEGA
                 costs["bops"][rows] -= macs[rows] * multiplied * (whole - int(bits)) * whole
@@ -149,16 +152,17 @@ def _store(
 
 
 def _nbytes(rounding: Rounding, lengths: np.ndarray, itemsize: int) -> np.ndarray:
-    return rounding.nbytes(lengths[:, 0], lengths[:, 1:].prod(axis=1), itemsize)
+    rows = lengths[:, rounding.axis]
+    return rounding.nbytes(rows, lengths.prod(axis=1) / np.maximum(rows, 1), itemsize)
 
 
-def multiplied(graph: fx.Graph, coupling: Coupling) -> dict[str, list[str]]:
-    """Weights [out, in, ...] that are multiplied with, by canonical name, and the calls that do, in order."""
-    found: dict[str, list[str]] = {}
+def multiplied(graph: fx.Graph, coupling: Coupling) -> dict[str, list[tuple[fx.Node, fx.Node]]]:
+    """Weights that are multiplied with, by canonical name: the calls and what they read, in order."""
+    found: dict[str, list[tuple[fx.Node, fx.Node]]] = {}
     counted = {node for node, _ in coupling.macs}
     for node in graph.nodes:
         if node.name in counted:
             for operand in node.all_input_nodes:
                 if operand.op == "get_attr" and operand.meta["val"].dim() > 1:
-                    found.setdefault(coupling.canonical[str(operand.target)], []).append(node.name)
+                    found.setdefault(coupling.canonical[str(operand.target)], []).append((node, operand))
     return found

@@ -7,7 +7,7 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -158,9 +158,7 @@ class OperatorsKind(Kind):
         weight = torch.empty(shape, dtype=kind, device="meta")
         bias = None if place.bias is None else weight.new_empty(shape[0])
         site = place.site(weight, bias)
-        dense = (place.site(weight, bias).macs, weight.numel() * weight.element_size())
-        places = math.prod(site.size) * site.inputs + math.prod(site.output_size) * site.outputs
-        moved = places * kind.itemsize
+        moved = math.prod(site.size) * site.inputs + math.prod(site.output_size) * site.outputs
         found: list[tuple[float, int, str, Substitution]] = []
         reasons: list[str] = []
         for name in self.operators or known_operators():
@@ -173,9 +171,9 @@ class OperatorsKind(Kind):
             for option in one.options(site):
                 taken = Substitution(place, name, option)
                 costs = counted(taken.anonymous, shape, kind)
-                if not self.operators and costs.peak > WIDER * moved:
+                if not self.operators and costs.peak > WIDER * moved * kind.itemsize:
                     continue
-                if costs.macs < dense[0] or costs.bytes < dense[1]:
+                if costs.macs < site.macs or costs.bytes < weight.numel() * kind.itemsize:
                     found.append((costs.macs, costs.bytes, f"{name}:{option:g}", taken))
         found.sort(key=lambda one: one[:3], reverse=True)
         why = "; ".join(reasons[:3]) if reasons else "no operator is cheaper than it"
@@ -214,10 +212,10 @@ class OperatorsKind(Kind):
             peaks[rows, begins.index(steps[place.node])] += (peak - output) * place.calls
             share = np.ones(len(column))
             share[rows] += more / np.maximum(dense[rows], 1.0)
-            tables.shares[place.node] = partial(_same, share)
-            tables.standing[place.node] = {
-                int(row): counts[k].weights for row, k in zip(rows, which, strict=True)
-            }
+            tables.shares[place.node] = share.copy
+            number = np.full(len(column), -1)
+            number[rows] = which
+            tables.standing[place.node] = number, [c.weights for c in counts]
         costs["memory_mb"] = costs["size_mb"] + peaks.max(axis=1) / _MEGA
 
 
@@ -225,7 +223,3 @@ def _parameters(about: Replaced, tables: Tables) -> np.ndarray:
     """Numbers that the layer itself holds, [n]."""
     names = [name for name in (about.place.weight, about.place.bias) if name is not None]
     return sum((tables.lengths(name).prod(axis=1) for name in names), np.zeros(len(tables.widths)))
-
-
-def _same(value: np.ndarray) -> np.ndarray:
-    return value
