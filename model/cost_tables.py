@@ -22,6 +22,7 @@ class Tables:
             share of its multiply-accumulates that stays, [n]; nothing else here counts it.
         standing: kinds that let something stand for a call say here what: by node a number for each
             candidate, -1 where the layer itself is there, and by number the shapes of its weights.
+        within: bytes that such a thing needs while it runs, beside what is alive around it, [n] by node.
     """
 
     facts: Facts
@@ -29,6 +30,7 @@ class Tables:
     dropped: np.ndarray  # [n, blocks] bool, blocks that are not there
     shares: dict[str, Callable[[], np.ndarray]] = field(default_factory=dict)
     standing: dict[str, tuple[np.ndarray, Sequence[Sequence[tuple[int, ...]]]]] = field(default_factory=dict)
+    within: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def costs(self) -> Costs:
@@ -65,10 +67,10 @@ class Tables:
         """Of :attr:`shares`, 1 where nobody thins the call out."""
         return self.shares[node]() if node in self.shares else 1.0
 
-    def step(self, node: str) -> int:
-        """Where a node of the captured graph stands among its steps (see :class:`.lifetimes.Lifetimes`)."""
-        return self.costs.step(node)
-
-    def peaks(self, begins: Sequence[int]) -> np.ndarray:
-        """See :meth:`Costs.peaks`."""
-        return self.costs.peaks(self.widths, self.dropped, begins)
+    def memory(self, size_mb: np.ndarray) -> np.ndarray:
+        """Weights and the largest set of intermediates alive together, those :attr:`within` calls too, MB."""
+        most = self.costs.peaks(self.widths, self.dropped, [0])[:, 0]
+        if self.within:
+            alive = self.costs.alive_at(self.widths, self.dropped, [self.costs.step(n) for n in self.within])
+            most = np.maximum(most, (alive + np.stack([*self.within.values()], axis=1)).max(axis=1))
+        return size_mb + most / 1e6

@@ -230,6 +230,16 @@ class Costs:
         alive = np.stack([evaluate(term, lengths) for term in self._tensors], axis=1)
         return self._lifetimes.peaks(alive, dropped, self._liveness.evaluate(dropped), begins)
 
+    def alive_at(self, widths: np.ndarray, dropped: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+        """Bytes of the intermediate tensors alive while each of some steps runs, one sample: [n, steps].
+
+        Args:
+            widths, dropped: as for :meth:`evaluate`.
+        """
+        lengths = self._forms.lengths(widths)
+        sizes = np.stack([evaluate(term, lengths) for term in self._tensors], axis=1)
+        return self._lifetimes.at(sizes, dropped, self._liveness.evaluate(dropped), steps)
+
     def _numel(
         self, coupling: Coupling, name: str, tensor: torch.Tensor, itemsize: int = 1
     ) -> tuple[float, tuple[Vector, ...]]:

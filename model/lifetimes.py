@@ -98,8 +98,8 @@ class Lifetimes:
         last = {n: at[n] for n in roots}
         for n, root in owner.items():
             last[root] = max(last[root], *(at[u] for u in n.users), at[root])
-        births, ends = self._born[: len(roots)], np.array([last[n] for n in roots], dtype=np.int64)
-        self.alive = ((births <= births[:, None]) & (births[:, None] <= ends)).astype(np.float64)
+        births, self._ends = self._born[: len(roots)], np.array([last[n] for n in roots], dtype=np.int64)
+        self.alive = ((births <= births[:, None]) & (births[:, None] <= self._ends)).astype(np.float64)
 
     def peak(
         self, sizes: np.ndarray, dropped: np.ndarray, holds: np.ndarray
@@ -131,6 +131,23 @@ class Lifetimes:
         edges = [*np.searchsorted(births, begins).tolist(), len(births)]
         spans = pairwise(edges)
         return np.stack([after[:, i:j].max(axis=1, initial=0.0) for i, j in spans], axis=1)
+
+    def at(
+        self, sizes: np.ndarray, dropped: np.ndarray, holds: np.ndarray, steps: Sequence[int]
+    ) -> np.ndarray:
+        """Bytes alive while each of some steps runs, what it reads and makes included: [n, steps].
+
+        Args:
+            sizes, dropped, holds: as for :meth:`peak`.
+        """
+        born = self._born
+        if not dropped.any():
+            sizes, born, ends = sizes[:, : len(self._ends)], born[: len(self._ends)], self._ends[None]
+        else:
+            sizes = self._made(sizes, dropped, holds)
+            needed = self._needed(dropped, holds)
+            ends = np.maximum(np.stack([needed[step] for step in born.tolist()], axis=1), born)
+        return np.stack([np.where((born <= s) & (s <= ends), sizes, 0.0).sum(axis=1) for s in steps], axis=1)
 
     def _made(self, sizes: np.ndarray, dropped: np.ndarray, holds: np.ndarray) -> np.ndarray:
         """Bytes [n, tensors] of those tensors that come to be, else 0."""

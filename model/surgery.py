@@ -8,7 +8,7 @@ are not there in the other.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -102,8 +102,13 @@ class Surgeon:
             mend(alive, made)
         return made
 
-    def graph(self, alive: Alive, mend: Mend | None = None) -> CapturedModule:
-        """The captured graph on the kept positions."""
+    def graph(self, alive: Alive, mend: Mend | None = None, standing: Collection[str] = ()) -> CapturedModule:
+        """The captured graph on the kept positions.
+
+        Args:
+            standing: nodes that something is to stand for: those among them that end dropped blocks stay, and
+                hand on their first operand.
+        """
         if self.module is None:
             raise RuntimeError("this copy of the surgeon holds no captured graph")
         parameters = self.parameters(alive, mend)
@@ -121,7 +126,7 @@ class Surgeon:
             if old.name in self.constants:
                 new.args, new.kwargs = rewrite(new, self.constants[old.name], alive)
         if (dropped := self.dropped(alive)).any():
-            self._drop(graph, val_map, dropped)
+            self._drop(graph, val_map, dropped, standing)
             read = {str(n.target) for n in graph.nodes if n.op == "get_attr"}
             attributes = {
                 k: v for k, v in attributes.items() if k in read or k not in self.coupling.canonical
@@ -130,7 +135,13 @@ class Surgeon:
         copy_specs(self.module, made)
         return made
 
-    def _drop(self, graph: fx.Graph, made: dict[fx.Node, fx.Node], dropped: np.ndarray) -> None:
+    def _drop(
+        self,
+        graph: fx.Graph,
+        made: dict[fx.Node, fx.Node],
+        dropped: np.ndarray,
+        standing: Collection[str],
+    ) -> None:
         """Let x take the place of every dropped block in ``graph``, a copy of the captured one."""
         new = {old.name: node for old, node in made.items()}
         dead = self._liveness.dead(dropped)
@@ -142,6 +153,9 @@ class Surgeon:
                 if block.copies:
                     with graph.inserting_before(out):
                         x = graph.call_function(torch.ops.aten.clone.default, (x,))
+                if block.out in standing:
+                    out.target, out.args, out.kwargs = torch.ops.aten.alias.default, (x,), {}
+                    continue
                 out.replace_all_uses_with(x)
                 gone.add(block.out)
         for old, node in reversed(made.items()):

@@ -117,7 +117,8 @@ class Blueprint(Facts):
             importance = "l1" if data is None else "reconstruction"
         ranked, merging = self._ranked(importance, data, merge=repair == "merge", pruned="prune" in kinds)
         moments, batches = (None, ()) if data is None else (data.moments, data.batches)
-        making = Making(ranked, least, ratios, round_to, moments, batches, progress)
+        run = None if data is None or data.sequential is None else data.sequential.inputs
+        making = Making(ranked, least, ratios, round_to, moments, batches, progress, run)
         found = [maker.find(self, making) for maker in makers]
         refusals = {name: why for one in found for name, why in one.refusals.items()}
         choices = [choice for one in found for choice in one.choices]

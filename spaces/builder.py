@@ -16,7 +16,8 @@ from ..model.elastic import Elastic
 from ..model.facts import Facts
 from ..model.layer_widths import layer_widths
 from ..model.model_copy import plain_copy
-from ..model.operators.substitution import Place, Planting, Substitution, Substitutions
+from ..model.operators.place import Place, Substitution
+from ..model.operators.substitution import Planting, Substitutions
 from ..model.repair.gram import Inputs
 from ..model.surgery import Alive, Mend
 from ..model.threads import one_thread
@@ -200,7 +201,7 @@ class Builder(ModelSide):
             return plain_copy(surgeon.source)
         editing = _rewriting(parts, candidate)
         if editing or context.planting.wanted:
-            network = surgeon.graph(context.alive, context.mend)
+            network = surgeon.graph(context.alive, context.mend, context.planting.wanted)
             _edit(network, editing, candidate, context)
             return network
         make = surgeon.own if self.artifact == "module" else surgeon.graph
@@ -260,7 +261,8 @@ class Switch:
     def __init__(self, builder: Builder, choices: tuple[Choice, ...]) -> None:
         self.choices, self._builder = choices, builder
         facts, reading = builder.facts, builder.decoder.read(choices)
-        places = [place.node for place in replaceable(choices)]
+        switching = [c for part in reading.parts if part.kind.switches for c in part.choices]
+        places = [place.node for place in replaceable(switching)]
         self.network = Elastic(
             facts.surgeon,
             {p.group: p.order for p in reading.pruned},

@@ -3,9 +3,11 @@
 import re
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 from netcarve import Space, trace
 from netcarve.commands.arguments import kinds_of
 from netcarve.devices import Device, Link
@@ -52,6 +54,18 @@ class TestBranches(KindConformance):
 
 class TestOperators(KindConformance):
     kind, beside, options = "operators", ("prune", "drop"), {"operators": ("svd",)}
+
+
+class TestBypass(KindConformance):
+    kind, beside = "bypass", ("prune", "operators")
+
+    @classmethod
+    @cache
+    def made(cls):
+        model, x = cls.network()
+        blueprint = trace(model, x)
+        data = blueprint.calibrate([((torch.randn(24, *x.shape[1:], generator=torch.Generator()),), {})])
+        return blueprint, blueprint.space("bypass", *cls.beside, operators=("svd",), ratios=3, calibration=data)
 
 
 class TestBits(KindConformance):

@@ -205,6 +205,11 @@ def versatile_channels(site, option):
     return (option * filters + site.outputs) * given(site), filters + site.outputs
 
 
+def linear(site, option):
+    params = site.outputs * site.inputs * math.prod(min(side, int(option)) for side in site.kernel)
+    return params * given(site), params
+
+
 FORMULAS = {
     "basis": basis,
     "circulant": circulant,
@@ -227,6 +232,7 @@ FORMULAS = {
     "shuffle": shuffle,
     "shuffle-v2": shuffle_v2,
     "spatial-svd": spatial_svd,
+    "linear": linear,
     "svd": svd,
     "tucker": tucker,
     "versatile": versatile,

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from .initialise import initialise
+from .place import Substitution
 from .site import Site, operator
-from .substitution import Substitution
 
 MOST = 8  # options of one layer
 STEPS = 30  # of the regression of those that are curved: enough to tell which are worth more
@@ -36,17 +36,20 @@ class Offer:
     error: float
 
 
-def lost(wanted: Substitution, site: Site, x: torch.Tensor) -> float:
-    """Share of the variance of the layer's outputs that a fitted substitute misses on held-out inputs.
+def lost(wanted: Substitution, site: Site, x: torch.Tensor, y: torch.Tensor | None = None) -> float:
+    """Share of the variance of the layer's outputs, or of ``y``, that a fitted substitute misses on held-out
+    inputs.
 
     The first half of ``x`` fits, the second judges. Three significant digits, so that equal ones are equal.
     """
     half = max(len(x) // 2, 1)
-    new = initialise(operator(wanted.operator), site, wanted.option, x[:half], steps=STEPS)
-    held_out = x[half:] if half < len(x) else x
     with torch.no_grad():
-        y, made = (m(held_out).movedim(site.axis, -1).flatten(0, -2).double() for m in (site, new))
-    share = float((made - y).square().sum() / (y - y.mean(0)).square().sum().clamp_min(1e-30))
+        y = site(x) if y is None else y
+    new = initialise(operator(wanted.operator), site, wanted.option, x[:half], y=y[:half], steps=STEPS)
+    rest = slice(half if half < len(x) else 0, None)
+    with torch.no_grad():
+        given, made = (t.movedim(site.axis, -1).flatten(0, -2).double() for t in (y[rest], new(x[rest])))
+    share = float((made - given).square().sum() / (given - given.mean(0)).square().sum().clamp_min(1e-30))
     return float(f"{share:.3g}") if math.isfinite(share) else math.inf
 
 
@@ -87,22 +90,33 @@ def _dominates(a: Offer, b: Offer) -> bool:
     return all(x <= y for x, y in zip(mine, other, strict=True)) and (mine, a.label) < (other, b.label)
 
 
-def by_layer(
-    layers: Iterable[tuple[str, Mapping[str, Substitution], Site, torch.Tensor]], *, timed: bool
-) -> dict[str, dict[str, list[float]]]:
-    """What every option loses and, where ``timed``, its time as a share of the layer's: plain, to be kept.
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A place at which options are tried.
 
-    Args:
-        layers: name, options, the layer with its weights, and what it reads.
+    Attributes:
+        site: the layer, or the linear map closest to a branch.
+        x, y: what it reads, and what a branch gave for it (``None``: what the layer gives).
     """
+
+    name: str
+    by: Mapping[str, Substitution]
+    site: Site
+    x: torch.Tensor
+    y: torch.Tensor | None = None
+
+
+def by_place(trials: Iterable[Trial], *, timed: bool) -> dict[str, dict[str, list[float]]]:
+    """What every option loses and, where ``timed``, its time as a share of the layer's: plain, to be kept."""
     found: dict[str, dict[str, list[float]]] = {}
-    for name, by, site, x in layers:
-        own = seconds(site, x[:SAMPLES]) if timed else 0.0
-        found[name] = {}
-        for label, wanted in by.items():
-            figures = [lost(wanted, site, x)]
+    for trial in trials:
+        few = trial.x[:SAMPLES]
+        own = seconds(trial.site, few) if timed else 0.0
+        found[trial.name] = {}
+        for label, wanted in trial.by.items():
+            figures = [lost(wanted, trial.site, trial.x, trial.y)]
             if timed:
-                module = operator(wanted.operator).build(site, wanted.option).eval()
-                figures.append(seconds(module, x[:SAMPLES]) / own)
-            found[name][label] = figures
+                module = operator(wanted.operator).build(trial.site, wanted.option).eval()
+                figures.append(seconds(module, few) / own)
+            found[trial.name][label] = figures
     return found

@@ -60,10 +60,12 @@ def initialise(
     option: float,
     x: torch.Tensor | None = None,
     *,
+    y: torch.Tensor | None = None,
     seed: int = 0,
     steps: int = STEPS,
 ) -> Substitute:
-    """A substitute from the layer's weights and, with inputs ``x``, fitted to what the layer gives on them.
+    """A substitute from the layer's weights and, with inputs ``x``, fitted to what the layer gives on them,
+    or to ``y``.
 
     Weights start in closed form; where the operator is curved they are regressed on ``x``; then the last
     linear stage is solved for.
@@ -76,7 +78,7 @@ def initialise(
         new.eval()
         if x is None:
             return new
-        y = site(x)
+        y = site(x) if y is None else y
     if operator.curved:
         regress(new, x, y, steps=steps, seed=seed)
     targets = Targets.of(y, site.axis, rows=max(ROWS, 4 * columns_of(new)), seed=seed)
@@ -203,6 +205,27 @@ def windows(z: torch.Tensor, layer: Layer, at: tuple[torch.Tensor, ...]) -> torc
         steps = zip(at[1:], layer.stride, layer.dilation, tap, strict=True)
         taps.append(last[(at[0], *(i * s + t * d for i, s, d, t in steps))])
     return torch.stack(taps, 1)
+
+
+def closest_map(x: torch.Tensor, y: torch.Tensor, kernel: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of the one linear map that gives ``y`` from ``x`` with the least squared error.
+
+    Args:
+        x, y: of one shape: [batch, channels, *map], or [*rows, channels] for ``kernel`` 0.
+        kernel: odd side of a convolution over the map, padded; 0: a linear layer.
+    """
+    dims = x.dim() - 2 if kernel else 0
+    channels = x.shape[1] if kernel else x.shape[-1]
+    layer: Layer = nn.Linear(channels, channels)
+    if dims:
+        make = nn.Conv2d if dims == 2 else nn.Conv1d
+        layer = make(channels, channels, kernel, padding=kernel // 2)
+    targets = Targets.of(y, -1 - dims, rows=max(ROWS, 4 * channels * kernel**dims))
+    seen = windows(x, layer, targets.at).flatten(1)
+    prior = seen.new_zeros(channels, seen.shape[1], dtype=torch.float64)
+    weight, bias = fitted_layer(seen, targets.values, prior, True, RIDGE)
+    shaped = weight.view(channels, -1, channels).movedim(-1, 1)  # taps first, channels last
+    return shaped.reshape(layer.weight.shape).to(x), bias.to(x)
 
 
 def columns_of(new: Substitute) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import torch
@@ -10,6 +11,44 @@ from torch import nn
 
 from .site import Operator, Site, conv_reason, put, share_of
 from .stages import Gather, Shift, Substitute, Tail
+
+
+class Linear(Operator):
+    """One linear map with a smaller kernel: the layer's inner window, refitted. Option: its longest side.
+
+    Of the branch of a residual block, the map closest to it. Parameters ``s^2 Ci Co``.
+    """
+
+    name = "linear"
+    source = "as Li et al. 2018, arXiv 1708.04728 (DeepRebirth), re-learn one layer for several"
+
+    def refuses(self, site: Site) -> str:
+        if site.dims and site.groups == 1 and not site.centred:
+            return "has a kernel without a centre on its input"
+        return conv_reason(site, kernel=False)
+
+    def options(self, site: Site) -> Sequence[float]:
+        return [*range(max(site.kernel, default=1) - 2, 0, -2)]
+
+    def exact(self, site: Site) -> float:
+        return max(site.kernel, default=1)
+
+    def _inner(self, site: Site, option: float) -> Site:
+        weight, padding = site.weight, list(site.padding)
+        for axis, side in enumerate(site.kernel):
+            cut = (side - min(side, int(option))) // 2
+            weight = weight.narrow(2 + axis, cut, side - 2 * cut)
+            padding[axis] -= cut * site.dilation[axis]
+        return replace(site, weight=weight, padding=tuple(padding))
+
+    def build(self, site: Site, option: float) -> Substitute:
+        layer = self._inner(site, option).like(site.inputs, site.outputs, bias=site.bias is not None)
+        return Substitute(nn.Identity(), Tail(layer), axis=site.axis)
+
+    def start(self, new: Substitute, site: Site, option: float) -> None:
+        (layer,) = new.layers
+        put(layer.weight, self._inner(site, option).weight)
+        put(layer.bias, site.bias)
 
 
 class Separable(Operator):

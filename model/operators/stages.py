@@ -263,3 +263,18 @@ def outputs_of(tail: nn.Module) -> int:
         return len(tail.index)
     layer = tail.layer if isinstance(tail, Tail) else tail
     return int(layer.out_channels if isinstance(layer, (nn.Conv1d, nn.Conv2d)) else layer.out_features)  # type: ignore[arg-type]
+
+
+ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "hardtanh": nn.Hardtanh}
+
+
+class Bypass(nn.Module):
+    """A substitute beside a shortcut: ``act(x + g(x))``."""
+
+    def __init__(self, beside: Substitute, activation: Sequence[Any] = ()) -> None:
+        super().__init__()
+        self.beside = beside
+        self.activation = ACTIVATIONS[activation[0]](*activation[1:]) if activation else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.activation(x + self.beside(x))

@@ -131,7 +131,9 @@ class Replacing(Protocol):
         """The nodes."""
 
     def call(self, node: str, x: torch.Tensor, alive: Alive, made: Mapping[str, Any]) -> torch.Tensor:
-        """What it gives in the place of ``node`` for its first operand, fitted to the original if need be."""
+        """What it gives in the place of ``node`` for its first operand, or for what a dropped block that ends
+        in it hands on; fitted to the original if need be.
+        """
 
 
 class Smaller(fx.Interpreter):
@@ -165,15 +167,19 @@ class Smaller(fx.Interpreter):
         return self.map_nodes_to_values(args, n), self.map_nodes_to_values(kwargs, n)
 
     def run_node(self, n: fx.Node) -> Any:
+        stands = self._replacing is not None and n.name in self._replacing.wanted
         if n.name in self._handed:
             source, copies = self._handed[n.name]
             value = self.env[self._named[source]]
-            return value.clone() if copies else value
-        if n.name in self._dead:
+            if not stands:
+                return value.clone() if copies else value
+        elif n.name in self._dead:
             return None
-        if self._replacing is not None and n.name in self._replacing.wanted:
-            x = self.env[n.args[0]]  # type: ignore[index]
-            return self._replacing.call(n.name, x, self._alive, self._made)
+        elif stands:
+            value = self.env[n.args[0]]  # type: ignore[index]
+        if stands:
+            assert self._replacing is not None
+            return self._replacing.call(n.name, value, self._alive, self._made)
         if n.name in self._original.fits:
             fit = self._original.fits[n.name]
             if fit.operand in self._changed or not self._alive[fit.source.labels].all():

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ...model.captured_module import CapturedModule
     from ...model.cost_tables import Tables
     from ...model.facts import Facts
-    from ...model.operators.substitution import Planting, Substitution
+    from ...model.operators.place import Substitution
+    from ...model.operators.substitution import Planting
     from ...model.repair import Calibration
     from ...model.surgery import Alive, Mend
     from .splits.staged import PlacedStage
@@ -35,6 +36,7 @@ class Making:
         least: fewest units that may stay, by group; 1 where it is not there.
         calibration: moments of what the layers read; ``None`` without calibration data.
         batches: the calibration data, ``(args, kwargs)`` each.
+        run: values of the placeholders on which the repair runs networks; ``None`` where it runs none.
     """
 
     order: Callable[[str], np.ndarray]
@@ -44,6 +46,7 @@ class Making:
     calibration: Calibration | None = None
     batches: Sequence[tuple[tuple[Any, ...], dict[str, Any]]] = ()
     progress: Callable[[int, int], None] | None = None  # for proofs
+    run: Sequence[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,18 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 
 from ...model.capture import flat_inputs
 from ...model.coupling.walk import bind
-from ...model.operators.catalogue import FASTER, WIDER, Offer, by_layer, worth_offering
+from ...model.operators.catalogue import FASTER, WIDER, Offer, Trial, by_place, worth_offering
+from ...model.operators.initialise import closest_map
+from ...model.operators.place import Place, Substitution, place_of
 from ...model.operators.site import known_operators, operator
-from ...model.operators.substitution import Place, Substitution, Substitutions, counted, place_of
+from ...model.operators.substitution import Substitutions, counted
 from ..choice import Choice
 from .base import Found, Kind, Making, Many
 from .group.kind import dense_layers
@@ -45,9 +47,146 @@ class Replaced:
         """Of the option numbered ``index``, from 1, at some widths."""
         return counted(self._anonymous[index - 1], (outputs, inputs, *self.shape[2:]), self.kind)
 
+    def widths(self, tables: Tables) -> tuple[np.ndarray, np.ndarray]:
+        """Outputs and inputs that stay, int64 [n] each; 0 where it has gone."""
+        if self.place.around is None:
+            outputs, inputs = tables.lengths(self.place.weight)[:, :2].T.astype(np.int64)
+            return outputs, inputs
+        labels = tables.coupling.tensors[self.place.around.keep][self.place.axis][1]
+        kept = tables.present(self.place.node) * (self.shape[0] if labels is None else tables.count(labels))
+        return kept.astype(np.int64), kept.astype(np.int64)
+
+    def spared(self, tables: Tables) -> tuple[np.ndarray, np.ndarray]:
+        """Multiply-accumulates and parameters of the layer itself, [n] each; a branch has gone already."""
+        if self.place.around is not None:
+            return np.zeros(len(tables.widths)), np.zeros(len(tables.widths))
+        names = [name for name in (self.place.weight, self.place.bias) if name is not None]
+        held = sum((tables.lengths(name).prod(axis=1) for name in names), np.zeros(len(tables.widths)))
+        return tables.macs(self.place.node), held
+
     @cached_property
     def _anonymous(self) -> tuple[Substitution, ...]:
         return tuple(one.anonymous for one in self.by.values())
+
+
+def charge(used: Sequence[tuple[Replaced, np.ndarray]], costs: dict[str, np.ndarray], tables: Tables) -> None:
+    """Costs of what stands for layers and branches, in place.
+
+    Args:
+        used: with the number of the option of each candidate, [n]: 0 where nothing stands there.
+    """
+    for about, column in used:
+        place = about.place
+        outputs, inputs = about.widths(tables)
+        rows = np.flatnonzero((column > 0) & (outputs > 0))
+        if not len(rows):
+            continue
+        wide = 1 + max(about.shape[:2])
+        keys, which = np.unique((column * wide + outputs)[rows] * wide + inputs[rows], return_inverse=True)
+        counts = [about.counts(int(k // wide**2), int(k // wide % wide), int(k % wide)) for k in keys]
+        macs, params, size, activations, peak, output = np.array(
+            [[c.macs, c.params, c.bytes, c.activations, c.peak, c.output] for c in counts], dtype=float
+        )[which].T
+        dense, held = (figures[rows] for figures in about.spared(tables))
+        if place.around is not None and not place.around.copies:
+            output = np.zeros_like(output)  # what it gives is in no table, as a layer's is
+        more = macs * place.calls - dense
+        costs["macs"][rows] += more
+        costs["flops"][rows] += 2 * more
+        costs["params"][rows] += params - held
+        costs["size_mb"][rows] += (size - held * about.kind.itemsize) / _MEGA
+        costs["activation_mb"][rows] += (activations - output) * place.calls / _MEGA
+        within = np.zeros(len(column))
+        within[rows] = (peak - output) * place.calls
+        tables.within[place.node] = within
+        if place.around is None:
+            share = np.ones(len(column))
+            share[rows] += more / np.maximum(dense, 1.0)
+            tables.shares[place.node] = share.copy
+            number = np.full(len(column), -1)
+            number[rows] = which
+            tables.standing[place.node] = number, [c.weights for c in counts]
+    costs["memory_mb"] = tables.memory(costs["size_mb"])
+
+
+def cheaper(
+    place: Place, shape: tuple[int, ...], kind: torch.dtype, names: Sequence[str], *, narrow: bool
+) -> tuple[dict[str, Substitution], str]:
+    """What may stand in a place and saves multiply-accumulates or bytes there, the dearest first; and, where
+    nothing may, why.
+
+    Args:
+        shape, kind: of the layer's weight.
+        narrow: leave out what holds several times what the layer reads and gives.
+    """
+    weight = torch.empty(shape, dtype=kind, device="meta")
+    site = place.site(weight, None if place.bias is None else weight.new_empty(shape[0]))
+    moved = math.prod(site.size) * site.inputs + math.prod(site.output_size) * site.outputs
+    found: list[tuple[float, int, str, Substitution]] = []
+    reasons: list[str] = []
+    for name in names:
+        one = operator(name)
+        if reason := one.refuses(site):
+            reasons.append(f"{name}: {reason}")
+            continue
+        for option in one.options(site):
+            taken = Substitution(place, name, option)
+            costs = counted(taken.anonymous, shape, kind)
+            if narrow and costs.peak > WIDER * moved * kind.itemsize:
+                continue
+            if costs.macs < site.macs or costs.bytes < weight.numel() * kind.itemsize:
+                found.append((costs.macs, costs.bytes, f"{name}:{option:g}", taken))
+    found.sort(key=lambda one: one[:3], reverse=True)
+    why = "; ".join(reasons[:3]) if reasons else "no operator is cheaper than it"
+    return {label: taken for *_, label, taken in found}, why
+
+
+def worth(
+    found: Sequence[Replaced], facts: Facts, inputs: Sequence[Any], reasons: dict[str, str], *, by: str
+) -> list[Replaced]:
+    """Those of the options that are worth offering; places that keep none go, with the reason.
+
+    Args:
+        inputs: values of the placeholders, on which each option is tried once; figures are kept on disk.
+        by: ``"macs"`` or ``"latency"``.
+    """
+    timed = by == "latency"
+    tried = [known_operators(), [(about.place.name, *about.by) for about in found]]
+    digest = hashlib.sha256(repr([tried, platform.node() if timed else ""]).encode())
+    for x in inputs:
+        if isinstance(x, torch.Tensor):
+            digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    tensors = facts.surgeon.tensors
+
+    def measured() -> dict[str, dict[str, list[float]]]:
+        seen = Substitutions(facts.surgeon, [about.place for about in found], inputs).recorded()
+        trials = []
+        for about in found:
+            place, x = about.place, seen.inputs[about.place.node]
+            y, half = seen.branches.get(place.node), max(len(x) // 2, 1)
+            if y is None or place.around is None:
+                weight = tensors[place.weight], None if place.bias is None else tensors[place.bias]
+            else:
+                weight = closest_map(x[:half], y[:half], place.around.kernel)
+            trials.append(Trial(place.name, about.by, place.site(*weight), x, y))
+        return by_place(trials, timed=timed)
+
+    kept = facts.cache.once(f"operators {by} {digest.hexdigest()}", measured)
+    left: list[Replaced] = []
+    for about in found:
+        offers = []
+        for label, taken in about.by.items():
+            error, *ratio = kept[about.place.name][label]
+            count = counted(taken.anonymous, about.shape, about.kind)
+            costs = tuple(ratio) if timed else (count.macs, float(count.bytes))
+            if not timed or costs[0] <= FASTER:
+                offers.append(Offer(label, costs, error))
+        labels = worth_offering(offers) if offers else []
+        if labels:
+            left.append(replace(about, by={k: v for k, v in about.by.items() if k in labels}))
+        else:
+            reasons[about.place.name] = "operators that save multiply-accumulates here save no time"
+    return left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +234,7 @@ class OperatorsKind(Kind):
         layers, reasons = dense_layers(captured.graph_module.graph, facts.coupling)
         nodes = {n.name: n for n in captured.graph_module.graph.nodes}
         found: list[Replaced] = []
+        names = self.operators or [n for n in known_operators() if not operator(n).curved]
         for layer in layers:
             node = nodes[layer.node]
             place = place_of(node, layer.name, facts.coupling, captured.batch)
@@ -102,124 +242,20 @@ class OperatorsKind(Kind):
                 reasons[layer.name] = place
                 continue
             weight = bind(node)["weight"].meta["val"]
-            by, why = self._options(place, tuple(weight.shape), weight.dtype)
+            by, why = cheaper(place, tuple(weight.shape), weight.dtype, names, narrow=not self.operators)
             if by:
                 found.append(Replaced(place, tuple(weight.shape), weight.dtype, by))
             else:
                 reasons[layer.name] = why
         if making.batches and not self.operators:
-            found = self._worth(found, facts, making, reasons)
+            inputs = flat_inputs(facts.captured.graph_module, *making.batches[0])
+            found = worth(found, facts, inputs, reasons, by=self.operators_by)
         made = [Choice(f"operators:{a.place.name}", (KEEP, *a.by), self, a) for a in found]
         return Found(made, {f"operators:{name}": reason for name, reason in reasons.items()})
-
-    def _worth(
-        self, found: Sequence[Replaced], facts: Facts, making: Making, reasons: dict[str, str]
-    ) -> list[Replaced]:
-        """Those of the options that are worth offering; layers that keep none go, with the reason."""
-        inputs = flat_inputs(facts.captured.graph_module, *making.batches[0])
-        timed = self.operators_by == "latency"
-        digest = hashlib.sha256(repr([known_operators(), platform.node() if timed else ""]).encode())
-        for x in inputs:
-            if isinstance(x, torch.Tensor):
-                digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        tensors = facts.surgeon.tensors
-
-        def measured() -> dict[str, dict[str, list[float]]]:
-            store = Substitutions(facts.surgeon, [a.place for a in found], inputs)
-            seen = store.recorded().inputs
-            layers = []
-            for about in found:
-                bias = None if about.place.bias is None else tensors[about.place.bias]
-                site = about.place.site(tensors[about.place.weight], bias)
-                layers.append((about.place.name, about.by, site, seen[about.place.node]))
-            return by_layer(layers, timed=timed)
-
-        kept = facts.cache.once(f"operators {self.operators_by} {digest.hexdigest()}", measured)
-        worth: list[Replaced] = []
-        for about in found:
-            offers = []
-            for label, taken in about.by.items():
-                error, *ratio = kept[about.place.name][label]
-                count = counted(taken.anonymous, about.shape, about.kind)
-                costs = tuple(ratio) if timed else (count.macs, float(count.bytes))
-                if not timed or costs[0] <= FASTER:
-                    offers.append(Offer(label, costs, error))
-            labels = worth_offering(offers) if offers else []
-            if labels:
-                worth.append(replace(about, by={k: v for k, v in about.by.items() if k in labels}))
-            else:
-                reasons[about.place.name] = "operators that save multiply-accumulates here save no time"
-        return worth
-
-    def _options(
-        self, place: Place, shape: tuple[int, ...], kind: torch.dtype
-    ) -> tuple[dict[str, Substitution], str]:
-        """What may stand for a layer, the dearest first; and, where nothing may, why."""
-        weight = torch.empty(shape, dtype=kind, device="meta")
-        bias = None if place.bias is None else weight.new_empty(shape[0])
-        site = place.site(weight, bias)
-        moved = math.prod(site.size) * site.inputs + math.prod(site.output_size) * site.outputs
-        found: list[tuple[float, int, str, Substitution]] = []
-        reasons: list[str] = []
-        for name in self.operators or known_operators():
-            one = operator(name)
-            if one.curved and not self.operators:
-                continue
-            if reason := one.refuses(site):
-                reasons.append(f"{name}: {reason}")
-                continue
-            for option in one.options(site):
-                taken = Substitution(place, name, option)
-                costs = counted(taken.anonymous, shape, kind)
-                if not self.operators and costs.peak > WIDER * moved * kind.itemsize:
-                    continue
-                if costs.macs < site.macs or costs.bytes < weight.numel() * kind.itemsize:
-                    found.append((costs.macs, costs.bytes, f"{name}:{option:g}", taken))
-        found.sort(key=lambda one: one[:3], reverse=True)
-        why = "; ".join(reasons[:3]) if reasons else "no operator is cheaper than it"
-        return {label: taken for *_, label, taken in found}, why
 
     def replaces(self, choice: Choice, index: int) -> Mapping[str, Substitution]:
         about: Replaced = choice.about
         return {about.place.node: about.by[str(choice.options[index])]} if index else {}
 
     def costs(self, many: Many, costs: dict[str, np.ndarray], tables: Tables) -> None:
-        used: list[tuple[Replaced, np.ndarray]] = [(c.about, column) for c, column in many]
-        steps = {about.place.node: tables.step(about.place.node) for about, _ in used}
-        begins = sorted({0, *(s for step in steps.values() for s in (step, step + 1))})
-        peaks = tables.peaks(begins)
-        for about, column in used:
-            place = about.place
-            outputs, inputs = tables.lengths(place.weight)[:, :2].T.astype(np.int64)  # 0 where it has gone
-            rows = np.flatnonzero((column > 0) & (outputs > 0))
-            if not len(rows):
-                continue
-            wide = 1 + max(about.shape[:2])
-            keys, which = np.unique(
-                (column * wide + outputs)[rows] * wide + inputs[rows], return_inverse=True
-            )
-            counts = [about.counts(int(k // wide**2), int(k // wide % wide), int(k % wide)) for k in keys]
-            macs, params, size, activations, peak, output = np.array(
-                [[c.macs, c.params, c.bytes, c.activations, c.peak, c.output] for c in counts], dtype=float
-            )[which].T
-            dense, held = tables.macs(place.node), _parameters(about, tables)[rows]
-            more = macs * place.calls - dense[rows]
-            costs["macs"][rows] += more
-            costs["flops"][rows] += 2 * more
-            costs["params"][rows] += params - held
-            costs["size_mb"][rows] += (size - held * about.kind.itemsize) / _MEGA
-            costs["activation_mb"][rows] += (activations - output) * place.calls / _MEGA
-            peaks[rows, begins.index(steps[place.node])] += (peak - output) * place.calls
-            share = np.ones(len(column))
-            share[rows] += more / np.maximum(dense[rows], 1.0)
-            tables.shares[place.node] = share.copy
-            number = np.full(len(column), -1)
-            number[rows] = which
-            tables.standing[place.node] = number, [c.weights for c in counts]
-        costs["memory_mb"] = costs["size_mb"] + peaks.max(axis=1) / _MEGA
-
-
-def _parameters(about: Replaced, tables: Tables) -> np.ndarray:
-    """Numbers that the layer itself holds, [n]."""
-    names = [name for name in (about.place.weight, about.place.bias) if name is not None]
-    return sum((tables.lengths(name).prod(axis=1) for name in names), np.zeros(len(tables.widths)))
+        charge([(c.about, column) for c, column in many], costs, tables)
