@@ -70,7 +70,7 @@ class SweepSettings:
         default=("prune",),
         metadata=shown(
             DAILY,
-            "kinds of choices: prune, drop, operators, bypass, bits, mask, splits, width, group, exits, branches",
+            "kinds: prune, drop, operators, bypass, bits, mask, splits, width, group, exits, branches",
             "KINDS",
             commas=True,
         ),

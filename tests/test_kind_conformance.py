@@ -65,7 +65,8 @@ class TestBypass(KindConformance):
         model, x = cls.network()
         blueprint = trace(model, x)
         data = blueprint.calibrate([((torch.randn(24, *x.shape[1:], generator=torch.Generator()),), {})])
-        return blueprint, blueprint.space("bypass", *cls.beside, operators=("svd",), ratios=3, calibration=data)
+        options = {"operators": ("svd",), "ratios": 3, "calibration": data}
+        return blueprint, blueprint.space(cls.kind, *cls.beside, **options)
 
 
 class TestBits(KindConformance):
