@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .repair.consumers import Consumer, block_weights
+from .compensation import Columns, by_column, compensate
+from .repair.consumers import Consumer
 from .repair.gram import Calibration
-from .repair.least_squares import moments
 
 CLIPS = tuple(1 - 0.05 * step for step in range(13))  # of the largest weight, tried for the ends of a grid
-DAMPING = 0.01  # of the mean variance of the inputs
-WIDEST = 2048  # columns that are rounded together; wider layers are rounded plainly
 _SCALE, _ZERO = 4, 1  # bytes of a scale and of a zero point
 
 
@@ -120,28 +118,20 @@ def grid(weight: torch.Tensor, rounding: Rounding) -> Levels:
 
 
 def rounded(weight: torch.Tensor, on: Levels, second: torch.Tensor) -> torch.Tensor:
-    """Numbers of the grid, column by column; the error of each goes to those after it, where inputs allow.
-
-    The optimal brain surgeon's step (Hassibi & Stork 1993) for a number that is moved onto the grid:
-    ``w -= (w_j - q_j) [H^-1]_j: / [H^-1]_jj`` over the columns left, with H the second moments of the inputs.
-    Columns of the largest moments first.
+    """Numbers of the grid, column by column, those of the largest moments first (see :mod:`.compensation`).
+    Zeros stay zeros: a mask may have set them.
 
     Args:
         weight: [rows, columns] float64.
         second: [columns, columns] float64, positive definite.
     """
     order = second.diagonal().argsort(descending=True, stable=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(second[order][:, order]))
-    upper = torch.linalg.cholesky(inverse, upper=True)
-    left = weight[:, order].clone()
-    out = torch.empty_like(left)
-    scale, zero = on.scale[:, order], on.zero[:, order]
-    for j in range(len(order)):
-        here = Levels(scale[:, j], zero[:, j], on.low, on.high)
-        out[:, j] = here.nearest(left[:, j])
-        off = (left[:, j] - out[:, j]) / upper[j, j]
-        left[:, j + 1 :] -= torch.outer(off, upper[j, j + 1 :])
-    return out[:, order.argsort()]
+    scale, zero, given = on.scale[:, order], on.zero[:, order], weight[:, order] != 0
+
+    def settle(j: int, left: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return Levels(scale[:, j], zero[:, j], on.low, on.high).nearest(left[:, j]) * given[:, j]
+
+    return by_column(weight, second, order, settle)
 
 
 def quantise(
@@ -180,39 +170,19 @@ def _quantise_consumer(
     weight: torch.Tensor, rounding: Rounding, calibration: Calibration, consumer: Consumer, alive: np.ndarray
 ) -> torch.Tensor:
     """Round in place; what the outputs then lack on average, [outputs]."""
-    source = calibration.sources[consumer.source]
-    stays = alive[source.columns]
-    size = len(source.columns) // source.groups
-    coverage = torch.from_numpy(consumer.coverage if source.patch is None else np.ones(1))
-    new, shifts = [], []
-    for group, part in enumerate(block_weights(consumer, source, weight)):  # [outputs, columns, shared]
-        outputs, _, shared = part.shape
-        flat = part.flatten(1)
-        on = grid(flat, rounding)
-        out = on.nearest(flat).view(part.shape)
-        scale, zero = on.scale.view(part.shape), on.zero.view(part.shape)
-        place = np.cumsum(stays[group * size : (group + 1) * size]) - 1
-        shift = part.new_zeros(outputs)
-        for block in calibration.blocks[consumer.source]:
-            if int(block.columns[0]) // size != group:
-                continue
-            kept = np.flatnonzero(stays[block.columns])
-            if not 0 < len(kept) <= WIDEST:
-                continue
-            at = torch.from_numpy(place[block.columns[kept] - group * size])
-            picked = np.append(kept, len(block.gram) - 1)
-            gram = block.gram[np.ix_(picked, picked)]
-            second = moments(gram, intercept=consumer.offset is not None, ridge=DAMPING)
-            rows = [t[:, at].transpose(1, 2).flatten(0, 1) for t in (part, scale, zero)]
-            here = rounded(rows[0], Levels(rows[1], rows[2], on.low, on.high), torch.from_numpy(second))
-            out[:, at] = here.view(outputs, shared, -1).transpose(1, 2)
-            mean = torch.from_numpy(gram[:-1, -1] / max(gram[-1, -1], 1.0))
-            shift += torch.einsum("oct,c,t->o", part[:, at] - out[:, at], mean, coverage)
-        new.append(out)
-        shifts.append(shift)
-    moved = weight.movedim((consumer.out, consumer.axis), (0, 1))
-    moved.copy_(torch.cat(new).view(moved.shape))
-    return torch.cat(shifts)
+    grids: list[Levels] = []  # by the layer's group
+
+    def nearest(part: torch.Tensor) -> torch.Tensor:
+        on = grid(part.flatten(1), rounding)
+        grids.append(Levels(on.scale.view(part.shape), on.zero.view(part.shape), on.low, on.high))
+        return grids[-1].nearest(part)
+
+    def by_columns(group: int, columns: Columns) -> torch.Tensor:
+        on = grids[group]
+        scale, zero = (t[:, columns.at].transpose(1, 2).flatten(0, 1) for t in (on.scale, on.zero))
+        return rounded(columns.rows, Levels(scale, zero, on.low, on.high), columns.second)
+
+    return compensate(weight, calibration, consumer, alive, by_columns, nearest)
 
 
 def plain(module: torch.nn.Module, rounding: Rounding) -> None:

@@ -65,7 +65,7 @@ def test_costs_and_masks_of_the_built_network(net: Net, granularity: str) -> Non
 def test_masks_come_after_pruning_and_repair(net: Net) -> None:
     """What is masked is the repaired weight: its weakest numbers are zero, all else is as it was."""
     data = [((torch.randn(32, 3, 6, 6),), {})]
-    space = netcarve.trace(net, X).space("prune", "mask", ratios=2, calibration=data)
+    space = netcarve.trace(net, X).space("prune", "mask", ratios=2, calibration=data, masking="plain")
     cut = {c.name: c.options[-1] if c.name.startswith("prune:") else 0.0 for c in space.choices}
     without = space.build(space.from_values(cut))
     masked = space.build(space.from_values({**cut, "mask:mix.0.weight": 0.5}))

@@ -1,7 +1,7 @@
 """Weights set to zero in place: one by one, by row, column or kernel; torch's own masks read and written."""
 
 from .program import GRANULARITIES, Sparsify, make_masks
-from .torch_masks import apply_masks, read_masks, write_masks
+from .torch_masks import apply_masks, read_masks, semi_structured, write_masks
 
 __all__ = [
     "GRANULARITIES",
@@ -9,5 +9,6 @@ __all__ = [
     "apply_masks",
     "make_masks",
     "read_masks",
+    "semi_structured",
     "write_masks",
 ]

@@ -1,4 +1,4 @@
-"""Program of a mask: blocks of a granularity with the smallest norms go, in one step or several."""
+"""Program of a mask: blocks of a granularity with the smallest norms go, in one step or several; patterns."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # What a block of a weight [out, in, *kernel] holds.
 GRANULARITIES = {
@@ -40,6 +41,76 @@ class Sparsify:
             )
         if self.norm not in (1, 2):
             raise ValueError(f"the norm is 1 or 2, got {self.norm}")
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """At most ``n`` numbers that are not zero in each ``m`` neighbouring inputs of an output, at each tap of
+    a kernel apart: ``2:4`` is what sparse tensor cores take (Mishra et al. 2021, arXiv 2104.08378). Inputs
+    left over make a shorter group.
+
+    Raises:
+        ValueError: not ``0 < n < m``.
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n < self.m:
+            raise ValueError(f"a pattern n:m keeps n of m inputs, 0 < n < m, got {self.n}:{self.m}")
+
+    @classmethod
+    def read(cls, text: str) -> Pattern:
+        """From ``"2:4"``.
+
+        Raises:
+            ValueError: another text.
+        """
+        n, _, m = text.partition(":")
+        if not (n.strip().isdigit() and m.strip().isdigit()):
+            raise ValueError(f"a sparsity is a share below 1 or a pattern such as 2:4, got {text!r}")
+        return cls(int(n), int(m))
+
+    @property
+    def amount(self) -> float:
+        """Share of the numbers that goes."""
+        return 1 - self.n / self.m
+
+    def zeros(self, inputs: np.ndarray) -> np.ndarray:
+        """Of one output at one tap, by its number of inputs."""
+        return inputs // self.m * (self.m - self.n) + np.maximum(inputs % self.m - self.n, 0)
+
+    def spans(self, inputs: int) -> list[int]:
+        """Lengths of the groups."""
+        return [self.m] * (inputs // self.m) + ([inputs % self.m] if inputs % self.m else [])
+
+    def pick(self, worth: Tensor) -> Tensor:
+        """Which of [..., inputs] stay in each group, bool: those worth most."""
+        inputs = worth.shape[-1]
+        padded = nn.functional.pad(worth.double(), (0, -inputs % self.m), value=-1.0).unflatten(
+            -1, (-1, self.m)
+        )
+        stays = torch.zeros_like(padded, dtype=torch.bool)
+        stays.scatter_(-1, padded.argsort(dim=-1, descending=True, stable=True)[..., : self.n], True)
+        return stays.flatten(-2)[..., :inputs]
+
+
+class Quota:
+    """Which numbers of a weight stay, chosen span by span, each losing its part of the whole's."""
+
+    def __init__(self, amount: float, numbers: int) -> None:
+        self._numbers, self._goes = numbers, removed_blocks(amount, numbers)
+        self._seen = self._gone = 0
+
+    def pick(self, worth: Tensor) -> Tensor:
+        """Which of the next numbers stay, bool: those worth most."""
+        self._seen += worth.numel()
+        goes = round(self._goes * self._seen / self._numbers) - self._gone
+        self._gone += goes
+        stays = torch.ones(worth.numel(), dtype=torch.bool, device=worth.device)
+        stays[worth.flatten().argsort(stable=True)[:goes]] = False
+        return stays.view(worth.shape)
 
 
 def make_masks(

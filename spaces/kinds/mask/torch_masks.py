@@ -52,6 +52,41 @@ def apply_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
         weight.detach().mul_(mask.to(weight.dtype))
 
 
+def semi_structured(module: nn.Module) -> dict[str, str]:
+    """Let linear layers whose weights hold 2:4 run on sparse tensor cores, in place.
+
+    ``torch.sparse.to_sparse_semi_structured``: an NVIDIA GPU of compute capability 8 or more, weights in half
+    precision with sides that its kernels take (multiples of 32 and 64).
+
+    Returns:
+        Path of each linear layer that keeps its dense weight -> why.
+
+    Raises:
+        ValueError: the module is on a device without such kernels.
+    """
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < 8:
+        raise ValueError(
+            f"there are no 2:4 kernels on {device}: they need an NVIDIA GPU of compute capability 8 or more; "
+            "elsewhere the masked network keeps its dense weights and computes the same"
+        )
+    left: dict[str, str] = {}
+    for path, child in module.named_modules():
+        if not isinstance(child, nn.Linear):
+            continue
+        weight = child.weight.detach()
+        if weight.shape[1] % 4 or bool(((weight.unflatten(1, (-1, 4)) != 0).sum(-1) > 2).any()):
+            left[path] = "holds more than two of four numbers somewhere"
+            continue
+        try:
+            packed = torch.sparse.to_sparse_semi_structured(weight)
+        except (RuntimeError, ValueError, NotImplementedError) as error:  # its type or its sides
+            left[path] = str(error).splitlines()[0]
+            continue
+        child.weight = nn.Parameter(packed, requires_grad=False)
+    return left
+
+
 def _masked(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """Path and owner of every masked parameter, with its name there."""
     for path, child in module.named_modules():
