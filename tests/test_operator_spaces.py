@@ -6,6 +6,8 @@ import torch
 from netcarve import Space, trace
 from netcarve.model.operators.catalogue import Offer, worth_offering
 from netcarve.model.operators.counting import count
+from netcarve.model.operators.initialise import initialise
+from netcarve.model.operators.site import Site, operator
 from netcarve.spaces.testing import ToyNet, counted_costs
 from torch import nn
 
@@ -161,3 +163,54 @@ def test_the_unchanged_candidate_is_the_model_itself(made):
     net, x, _, _, space = made
     with torch.no_grad():
         assert torch.equal(space.build(space.baseline)(x), net(x))
+
+
+def test_planted_shared_heads_are_found():
+    """Six heads that are maps of three, in any order: nothing is lost at three."""
+    size, inputs = 4, 24
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    shared = drawn(3, size, inputs)
+    weight = torch.cat([drawn(size, size) @ shared[group] for group in (0, 2, 1, 1, 0, 2)])
+    site = Site(weight, drawn(6 * size), size=(5,), head=size)
+    x = drawn(200, 5, inputs)
+    new = initialise(operator("shared-heads"), site, 0.5, x)
+    torch.testing.assert_close(new(x), site(x), rtol=1e-6, atol=1e-6)
+    assert "no heads" in operator("shared-heads").refuses(Site(weight, size=(5,)))
+
+
+class Attention(nn.Module):
+    """Of four heads, each projection a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (m(x).unflatten(-1, (4, 4)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.head(self.out(y.transpose(1, 2).flatten(2)).mean(1))
+
+
+def test_heads_of_attention_share_keys_and_values_after_pruning():
+    torch.manual_seed(0)
+    net, x = Attention().eval(), torch.randn(64, 6, 16)
+    blueprint = trace(net, x[:4])
+    data = blueprint.calibrate([((x,), {})])
+    space = blueprint.space(
+        "prune", "operators", ratios=[0, 0.25], calibration=data, operators=("shared-heads",)
+    )
+    names = [c.name for c in space.choices if c.name.startswith("operators")]
+    assert names == ["operators:q", "operators:k", "operators:v"]
+    assert space.side.left_out["operators:out"].endswith("gives no heads of attention")
+    candidate = space.candidate(space.counts - 1)
+    network = space.build(candidate)
+    assert network.k.shared_heads.front.out_features == 4  # of three heads left, one is shared
+    costs = {name: float(v[0]) for name, v in space.cost_arrays([candidate]).items()}
+    traced = counted_costs(network, x[:4])
+    assert costs["macs"] == pytest.approx(traced["macs"])
+    assert costs["params"] == traced["params"]

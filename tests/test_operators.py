@@ -210,6 +210,13 @@ def linear(site, option):
     return params * given(site), params
 
 
+def shared_heads(site, option):
+    size = math.gcd(site.head, site.outputs)
+    heads = site.outputs // size
+    params = share(heads, option) * size * site.inputs + heads * size**2
+    return params * given(site), params
+
+
 FORMULAS = {
     "basis": basis,
     "circulant": circulant,
@@ -233,6 +240,7 @@ FORMULAS = {
     "shuffle-v2": shuffle_v2,
     "spatial-svd": spatial_svd,
     "linear": linear,
+    "shared-heads": shared_heads,
     "svd": svd,
     "tucker": tucker,
     "versatile": versatile,

@@ -63,6 +63,7 @@ def site_of(
         nonnegative,
         True,
         name=name,
+        head=0 if dims else 4,
     )
 
 
@@ -233,6 +234,7 @@ class OperatorConformance:
             dims = len(kernel)
             weight = torch.empty(64, 64, *kernel, device="meta")
             wide = Site(weight, None, (1,) * dims, (1,) * dims, (1,) * dims, 1, (8,) * max(dims, 1), True)
+            wide = replace(wide, head=0 if dims else 8)
             if not self.made().refuses(wide):
                 for option in self.made().options(wide):
                     costs = count(self.made().build(wide, option), wide.example())

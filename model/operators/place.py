@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 from ..blocks import Block
 from ..coupling import Coupling
+from ..coupling.units import Vector
 from ..coupling.walk import bind, operator_name
 from ..repair.sequential import COLUMNS
 from .site import Site
@@ -57,7 +59,7 @@ class Place:
         name: of the module, or of the weight where that has none.
         node: the call.
         weight, bias: canonical names.
-        size: see :class:`Site`.
+        size, head: see :class:`Site`.
         calls: how often one sample goes through it, where the batch axis holds more than samples.
         around: of the branch of a residual block, in whose place something may stand; ``None`` of a layer.
     """
@@ -73,6 +75,7 @@ class Place:
     nonnegative: bool
     followed_by_relu: bool
     calls: float = 1.0
+    head: int = 0
     around: Around | None = None
 
     @property
@@ -95,6 +98,7 @@ class Place:
             followed_by_relu=self.followed_by_relu,
             inputs_seen=inputs_seen,
             name=self.name,
+            head=self.head,
         )
 
 
@@ -158,7 +162,18 @@ def place_of(node: fx.Node, name: str, coupling: Coupling, batch: int) -> Place 
         _nonnegative(bound["input"]),
         _followed_by_relu(node),
         shape[0] / batch if dims else 1.0,
+        _head(coupling.parameters.get(names[0], (None,))[0]),
     )
+
+
+def _head(labels: Vector | None) -> int:
+    """Outputs of one head: units of several neighbouring outputs each, all of one size; else 0."""
+    if labels is None:
+        return 0
+    begins = np.flatnonzero(np.diff(labels, prepend=-1))
+    sizes = np.diff(begins, append=len(labels))
+    alone = len(np.unique(labels[begins])) == len(begins) and (labels > 0).all()
+    return int(sizes[0]) if alone and sizes[0] > 1 and (sizes == sizes[0]).all() and len(sizes) > 1 else 0
 
 
 def _sizes(value: Any, dims: int) -> tuple[int, ...]:
@@ -219,5 +234,5 @@ def place_beside(block: Block, graph: fx.Graph, coupling: Coupling, batch: int) 
         _nonnegative(keep),
         False,
         shape[0] / batch if dims else 1.0,
-        Around(block.add, block.branch, block.keep, activation, kernel, block.copies),
+        around=Around(block.add, block.branch, block.keep, activation, kernel, block.copies),
     )

@@ -47,6 +47,7 @@ class Site:
         size: of the input, spatial axes; for a linear layer one number, the rows it is applied to.
         nonnegative: no input is ever below zero (it comes from a ReLU).
         followed_by_relu: all that reads the outputs, but for a batch norm between, is a ReLU.
+        head: outputs of one head, where they are those of heads of attention, one after the other; else 0.
         inputs_seen: real inputs, for starts that depend on the data; ``None`` without calibration.
     """
 
@@ -61,6 +62,7 @@ class Site:
     followed_by_relu: bool = False
     inputs_seen: torch.Tensor | None = None
     name: str = ""
+    head: int = 0
 
     @property
     def outputs(self) -> int:

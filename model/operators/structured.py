@@ -1,4 +1,4 @@
-"""Structured matrices: Kronecker products and circulant blocks."""
+"""Structured matrices: Kronecker products, circulant blocks, heads that share what they read."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from .site import Operator, Site, put
-from .stages import Computed, Substitute
+from .assignment import balanced_sizes
+from .site import Operator, Site, put, share_of
+from .stages import Computed, Gather, GroupLinear, Substitute, Tail
 
 
 class Kronecker(Operator):
@@ -147,3 +148,85 @@ class CirculantLayer(Computed):
         blocks = self.values[:, :, self.place(self.values.device)]  # [down, across, side, side, taps]
         whole = blocks.transpose(1, 2).flatten(2, 3).flatten(0, 1)
         return whole[: self._shape[0], : self._shape[1]].reshape(self._shape)
+
+
+class SharedHeads(Operator):
+    """Fewer heads of keys or values: each head is a small map of one that a group shares. Option: the share of
+    heads left.
+
+    Grouped-query attention from multi-head: ``k_h = A_h (W_g x)``, A_h of the head's size for each head h of
+    group g. The best of that form for the heads of a group: the leading eigenvectors of their outputs'
+    covariance on real inputs (of the weights, without inputs). Heads whose outputs go together share; exact
+    at 1. What a cache has to hold is ``W_g x``. Parameters ``G d Ci + H d^2`` for G of H heads of d channels.
+    """
+
+    name = "shared-heads"
+    source = "Ainslie et al. 2023, arXiv 2305.13245 (GQA), with the best linear merge for the mean"
+
+    def refuses(self, site: Site) -> str:
+        return "gives no heads of attention" if site.dims or not site.head else ""
+
+    def options(self, site: Site) -> Sequence[float]:
+        heads = self._heads(site)[0]
+        return [share for share in (0.25, 0.5) if share_of(heads, share) < heads]
+
+    def exact(self, site: Site) -> float:
+        return 1.0
+
+    def _heads(self, site: Site) -> tuple[int, int]:
+        """How many, and channels of each; of a width that its heads do not divide, smaller ones."""
+        size = math.gcd(site.head, site.outputs)
+        return site.outputs // size, size
+
+    def build(self, site: Site, option: float) -> Substitute:
+        heads, size = self._heads(site)
+        shared = share_of(heads, option)
+        groups = torch.arange(heads) % shared
+        tail = GroupLinear(site.outputs, site.outputs, heads, bias=site.bias is not None).to(site.weight)
+        reads = Gather(self._channels(groups, size).to(site.weight.device), site.axis)
+        front = site.pointwise(site.inputs, shared * size)
+        return Substitute(front, Tail(tail, reads), axis=site.axis)
+
+    def _channels(self, groups: torch.Tensor, size: int) -> torch.Tensor:
+        """Those of the shared head of each head, one after the other."""
+        return (groups[:, None] * size + torch.arange(size)).flatten()
+
+    def start(self, new: Substitute, site: Site, option: float) -> None:
+        heads, size = self._heads(site)
+        weight = site.wide[..., 0]
+        spread = weight @ weight.T
+        if site.inputs_seen is not None and len(site.inputs_seen):
+            y = (site.inputs_seen.flatten(0, -2).double() @ weight.T).T.cov(correction=0)
+            # Directions that these inputs do not reach follow in the weight's own order.
+            spread = y + 1e-9 * y.trace() / spread.trace().clamp_min(1e-30) * spread
+        front, tail = new.layers
+        blocks = spread.unflatten(1, (heads, size)).unflatten(0, (heads, size)).square().sum((1, 3))
+        groups = _alike(blocks, len(front.weight) // size)
+        shared, maps = torch.zeros_like(front.weight).double(), torch.zeros_like(tail.weight[..., 0]).double()
+        for group in range(len(front.weight) // size):
+            rows = self._channels((groups == group).nonzero().flatten().cpu(), size).to(weight.device)
+            leading = torch.linalg.eigh(spread[rows][:, rows]).eigenvectors[:, -size:]
+            shared[group * size : (group + 1) * size] = leading.T @ weight[rows]
+            maps[rows] = leading
+        put(front.weight, shared)
+        put(tail.weight, maps)
+        put(tail.bias, site.bias)
+        reads = new.tails[0].before
+        assert isinstance(reads, Gather)
+        reads.index.copy_(self._channels(groups, size))
+
+
+def _alike(likeness: torch.Tensor, groups: int) -> torch.Tensor:
+    """Groups of sizes as equal as can be, each of one member and those most like it: int64 [members].
+
+    Args:
+        likeness: [members, members], its diagonal each one's own size; the largest begin a group.
+    """
+    own = likeness.diagonal().clamp_min(1e-30)
+    alike = likeness / (own[:, None] * own).sqrt()
+    found = torch.full((len(own),), -1)
+    for group, size in enumerate(balanced_sizes(len(own), groups).tolist()):
+        left = (found < 0).nonzero().flatten()
+        first = left[own.cpu()[left].argmax()]
+        found[left[alike.cpu()[first, left].argsort(descending=True, stable=True)[:size]]] = group
+    return found
