@@ -151,8 +151,8 @@ class CirculantLayer(Computed):
 
 
 class SharedHeads(Operator):
-    """Fewer heads of keys or values: each head is a small map of one that a group shares. Option: the share of
-    heads left.
+    """Fewer heads of keys or values: each head is a small map of one that a group shares. Option: their share
+    of all heads.
 
     Grouped-query attention from multi-head: ``k_h = A_h (W_g x)``, A_h of the head's size for each head h of
     group g. The best of that form for the heads of a group: the leading eigenvectors of their outputs'
