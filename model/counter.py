@@ -69,6 +69,26 @@ def _bilinear(left: Shape, weight: Shape, right: Shape, *args: Any, **kwargs: An
     return 2 * left[0] * (math.prod(weight) + outputs * j)
 
 
+def _added_product(added: Shape, left: Shape, right: Shape, *args: Any, **kwargs: Any) -> int:
+    """Matrices, or batches of them, whose product goes into a tensor that is there."""
+    return 2 * math.prod(left) * right[-1]
+
+
+def _bags(
+    table: Shape,
+    index: Shape,
+    starts: Shape,
+    scale: bool,
+    mode: int,
+    sparse: bool,
+    weights: Shape | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> int:
+    """Weighted sums of a table's rows, which is a sparse matrix times it; plain sums multiply nothing."""
+    return 0 if weights is None else 2 * math.prod(index) * table[1]
+
+
 _UNKNOWN: dict[Any, Callable[..., int]] = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_fused_attention_overrideable: _attention,
@@ -80,4 +100,8 @@ _UNKNOWN: dict[Any, Callable[..., int]] = {
     aten.vdot: _matrix_vector,
     aten.addmv: _added_matrix_vector,
     aten._trilinear: _bilinear,
+    aten.addmm_: _added_product,
+    aten.baddbmm_: _added_product,
+    aten._embedding_bag: _bags,
+    aten._embedding_bag_forward_only: _bags,
 }

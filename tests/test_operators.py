@@ -18,6 +18,7 @@ QUICK = (
     "learned-groups",
     "interleaved",
     "dictionary",
+    "sparse",
 )
 
 
@@ -205,6 +206,17 @@ def versatile_channels(site, option):
     return (option * filters + site.outputs) * given(site), filters + site.outputs
 
 
+def sparse(site, option):
+    """One multiply-accumulate a weight and place."""
+    entries = max(1, round(option * site.weight.numel()))
+    return entries * given(site), entries
+
+
+def direct(site, option):
+    """As the layer, in whatever blocks."""
+    return site.macs, site.weight.numel()
+
+
 def linear(site, option):
     params = site.outputs * site.inputs * math.prod(min(side, int(option)) for side in site.kernel)
     return params * given(site), params
@@ -224,6 +236,7 @@ FORMULAS = {
     "collaborative": collaborative,
     "cp": cp,
     "dictionary": dictionary,
+    "direct": direct,
     "expander": expander,
     "fire": fire,
     "fire-linear": fire_linear,
@@ -238,6 +251,7 @@ FORMULAS = {
     "shift": shift,
     "shuffle": shuffle,
     "shuffle-v2": shuffle_v2,
+    "sparse": sparse,
     "spatial-svd": spatial_svd,
     "linear": linear,
     "shared-heads": shared_heads,
@@ -269,7 +283,7 @@ for _name in known_operators():
         _class = type(
             f"Test_{_name.replace('-', '_')}",
             (_Others,),
-            {"operator": _name, "saves": _name != "collaborative"},
+            {"operator": _name, "saves": _name not in ("collaborative", "direct")},
         )
         globals()[_class.__name__] = _class if _name in QUICK else pytest.mark.slow(_class)
 

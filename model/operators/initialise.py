@@ -11,11 +11,13 @@ from torch import nn
 from torch.nn import functional
 
 from ..repair.sequential import fitted_layer
+from .kernels import SparseLayer
 from .site import Operator, Site
 from .stages import GroupLinear, Layer, Substitute, Tail
 
 RIDGE = 1e-3  # of the mean variance of what a tail reads; pulls towards the started weights
 ROWS = 4096  # samples of one tail, or four a column
+ROUNDS = 100  # of conjugate gradients, at most
 BLOCK = 2**22  # numbers of the small systems solved at once
 STEPS = 80  # of the regression
 BATCH = 16  # its samples a step
@@ -106,6 +108,8 @@ def refit(
     left_over = targets.values.new_zeros(targets.values.shape[1])
     moments: _Moments | None = None  # of all that tails of one form gather from
     for tail, outputs in zip(new.tails, new.outputs(), strict=True):
+        if isinstance(tail, SparseLayer):
+            left_over += _refit_sparse(tail, front, targets, intercept, ridge)
         if not isinstance(tail, Tail):
             continue
         layer, before = tail.layer, tail.before
@@ -128,6 +132,56 @@ def refit(
         else:
             left_over[outputs[read]] = constant[read].to(left_over)
     return left_over
+
+
+def _refit_sparse(
+    layer: SparseLayer, x: torch.Tensor, targets: Targets, intercept: bool, ridge: float
+) -> torch.Tensor:
+    """The weights that a sparse layer holds, in place, those of each output from what it reads alone.
+
+    Returns:
+        [outputs] constants that it has no bias for.
+    """
+    height, width = layer.sides
+    seen = windows(x, layer, targets.at).unflatten(1, (height, width)).permute(0, 2, 3, 1).flatten(1)
+    kind = torch.promote_types(seen.dtype, torch.float32)
+    seen, y = seen.to(kind), targets.values.to(kind)
+    mx, my = (v.mean(0) * float(intercept) for v in (seen, y))
+    seen, y = seen - mx, y - my
+    second, cross = (seen.T @ seen).double(), (y.T @ seen).double()
+    damping = ridge * float(second.diagonal().mean()) + 1e-30
+    second.diagonal().add_(damping)
+    support = layer.matrix(torch.ones_like(layer.values)).double()
+    prior = layer.matrix(layer.values).double()
+    weight = _on_support(second, cross + damping * prior, prior, support)
+    layer.values.copy_(weight[layer.rows(), layer.columns.to(torch.int64)])
+    constant = (my.double() - weight @ mx.double()).to(targets.values)
+    if layer.bias is None:
+        return constant
+    layer.bias.copy_(constant)
+    return torch.zeros_like(constant)
+
+
+def _on_support(a: torch.Tensor, b: torch.Tensor, w: torch.Tensor, support: torch.Tensor) -> torch.Tensor:
+    """Rows W with ``(W A - B) * support = 0``, zero elsewhere, by conjugate gradients from ``w``: of every
+    row its own, all at once, so that no row's matrix has to be factorised. Each round lowers the error.
+
+    Args:
+        a: [columns, columns], symmetric and positive definite.
+        b, w, support: [rows, columns]; ``support`` of ones and zeros.
+    """
+    left = (b - w @ a) * support
+    step, square = left, left.square().sum(1, keepdim=True)
+    least = 1e-20 * (b * support).square().sum(1, keepdim=True)
+    for _ in range(ROUNDS):
+        if bool((square <= least).all()):
+            break
+        moved = (step @ a) * support
+        length = square / (step * moved).sum(1, keepdim=True).clamp_min(1e-300)
+        w, left = w + length * step, left - length * moved
+        before, square = square, left.square().sum(1, keepdim=True)
+        step = left + square / before.clamp_min(1e-300) * step
+    return w
 
 
 def _by_group(
@@ -188,14 +242,14 @@ class _Moments:
         return made, torch.cat(constants)
 
 
-def windows(z: torch.Tensor, layer: Layer, at: tuple[torch.Tensor, ...]) -> torch.Tensor:
+def windows(z: torch.Tensor, layer: Layer | SparseLayer, at: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """What ``layer`` reads for its outputs at the places ``at``: [rows, taps, inputs].
 
     Args:
         z: its input.
         at: index over the batch and the axes of the output's places.
     """
-    if isinstance(layer, (nn.Linear, GroupLinear)):
+    if isinstance(layer, (nn.Linear, GroupLinear)) or not layer.kernel_size:
         return z[at].unsqueeze(1)
     around: tuple[int, ...] = layer.padding  # type: ignore[assignment]  # never a word here
     padding = [p for p in reversed(around) for _ in range(2)]
@@ -230,7 +284,9 @@ def closest_map(x: torch.Tensor, y: torch.Tensor, kernel: int) -> tuple[torch.Te
 
 def columns_of(new: Substitute) -> int:
     """Most unknowns of any output of a substitute's tails."""
-    return max((math.prod(t.layer.weight.shape[1:]) for t in new.tails if isinstance(t, Tail)), default=0)
+    unknowns = [math.prod(t.layer.weight.shape[1:]) for t in new.tails if isinstance(t, Tail)]
+    unknowns += [int(t.starts.diff().max()) for t in new.tails if isinstance(t, SparseLayer)]
+    return max(unknowns, default=0)
 
 
 def regress(new: Substitute, x: torch.Tensor, y: torch.Tensor, *, steps: int = STEPS, seed: int = 0) -> None:

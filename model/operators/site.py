@@ -244,11 +244,14 @@ class Operator(ABC):
         source: the publication.
         curved: there is a non-linearity inside, or weights in many places for which least squares does not
             solve, so that regression comes before the refit.
+        by_name: it is offered only where it is named, and then at all its sizes: what it saves shows
+            neither in multiply-accumulates nor in bytes, or does not become time on most machines.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     curved: ClassVar[bool] = False
+    by_name: ClassVar[bool] = False
 
     def refuses(self, site: Site) -> str:
         """Why it cannot take the layer's place, in words that follow the layer's name; empty where it can."""

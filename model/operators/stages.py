@@ -1,4 +1,4 @@
-"""Stages of compact operators: the five modules that substitutes are made of, beside torch's own layers."""
+"""Stages of compact operators: the modules that substitutes are made of, beside torch's own layers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional
+
+
+def exporting() -> bool:
+    """Whether a call is being written to a file: then by operations that all runtimes know."""
+    return torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
 
 
 class Gather(nn.Module):

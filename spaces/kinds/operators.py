@@ -6,7 +6,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,8 +15,9 @@ import torch
 
 from ...model.capture import flat_inputs
 from ...model.coupling.walk import bind
-from ...model.operators.catalogue import FASTER, WIDER, Offer, Trial, by_place, worth_offering
+from ...model.operators.catalogue import FASTER, WIDER, Offer, Trial, by_place, seconds, worth_offering
 from ...model.operators.initialise import closest_map
+from ...model.operators.kernels import Pace, Sparse
 from ...model.operators.place import Place, Substitution, place_of
 from ...model.operators.site import known_operators, operator
 from ...model.operators.substitution import Substitutions, counted
@@ -134,11 +135,41 @@ def cheaper(
             costs = counted(taken.anonymous, shape, kind)
             if narrow and costs.peak > WIDER * moved * kind.itemsize:
                 continue
-            if costs.macs < site.macs or costs.bytes < weight.numel() * kind.itemsize:
+            saves = costs.macs < site.macs or costs.bytes < weight.numel() * kind.itemsize
+            if saves or one.by_name:
                 found.append((costs.macs, costs.bytes, f"{name}:{option:g}", taken))
     found.sort(key=lambda one: one[:3], reverse=True)
     why = "; ".join(reasons[:3]) if reasons else "no operator is cheaper than it"
     return {label: taken for *_, label, taken in found}, why
+
+
+def guided(about: Replaced, pace: Pace, batch: int) -> tuple[dict[str, Substitution], str]:
+    """What may stand in a place but for sparse layers that the performance model calls slower than the layer
+    is; and, where nothing is left, why (guided sparsity, Park et al. 2017, section 3.3).
+
+    Args:
+        batch: samples of a call.
+    """
+    weight = torch.empty(about.shape, dtype=about.kind, device="meta")
+    macs = about.place.site(weight, None).macs * about.place.calls * batch
+    slow = {k for k, v in about.by.items() if v.operator == Sparse.name and pace.slower(macs, v.option)}
+    why = ""
+    if slow:
+        density = min(about.by[k].option for k in slow)
+        times = 1e3 * pace.seconds(macs, density), 1e3 * pace.seconds(macs)
+        why = (
+            f"sparse at {density:g} takes {times[0]:.3g} ms by the performance model, dense {times[1]:.3g} ms"
+        )
+    return {k: v for k, v in about.by.items() if k not in slow}, why
+
+
+def timed_pace(facts: Facts) -> Pace:
+    """Of this machine, on the model's device and at the example's batch; kept on disk."""
+    device = next(iter(facts.surgeon.tensors.values())).device
+    batch = facts.captured.batch
+    host = f"{platform.node()} {device.type} {torch.get_num_threads()}"
+    kept = facts.cache.once(f"pace {host}", lambda: asdict(Pace.timed(device, seconds, batch)))
+    return Pace(**kept)
 
 
 def worth(
@@ -202,7 +233,9 @@ class OperatorsKind(Kind):
     that lie on the front of error against multiply-accumulates and size, or, ``operators_by="latency"``,
     against measured time on this machine; none that holds several times what the layer reads and gives, and
     none with a non-linearity inside, which would be trained anew for every set of kept channels: name those.
-    What was measured is kept on disk.
+    What was measured is kept on disk. Some operators are offered only by name (:attr:`.Operator.by_name`).
+    With ``operators_by="latency"`` a ``sparse`` layer is offered at the densities at which it beats the layer
+    by a performance model of this machine.
 
     Raises:
         ValueError: an unknown operator.
@@ -234,7 +267,10 @@ class OperatorsKind(Kind):
         layers, reasons = dense_layers(captured.graph_module.graph, facts.coupling)
         nodes = {n.name: n for n in captured.graph_module.graph.nodes}
         found: list[Replaced] = []
-        names = self.operators or [n for n in known_operators() if not operator(n).curved]
+        known = {name: operator(name) for name in known_operators()}
+        names = self.operators or [n for n, one in known.items() if not (one.curved or one.by_name)]
+        guide = self.operators_by == "latency" and Sparse.name in names
+        pace = timed_pace(facts) if guide and layers else None
         for layer in layers:
             node = nodes[layer.node]
             place = place_of(node, layer.name, facts.coupling, captured.batch)
@@ -243,8 +279,11 @@ class OperatorsKind(Kind):
                 continue
             weight = bind(node)["weight"].meta["val"]
             by, why = cheaper(place, tuple(weight.shape), weight.dtype, names, narrow=not self.operators)
+            about = Replaced(place, tuple(weight.shape), weight.dtype, by)
+            if pace is not None and by:
+                by, why = guided(about, pace, captured.batch)
             if by:
-                found.append(Replaced(place, tuple(weight.shape), weight.dtype, by))
+                found.append(replace(about, by=by))
             else:
                 reasons[layer.name] = why
         if making.batches and not self.operators:
