@@ -17,6 +17,11 @@ from hypothesis import HealthCheck, Phase, settings
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"
 
+# Processes that a test starts find the toy networks too.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
 # Their assertions say what was compared, as those of test files do.
 pytest.register_assert_rewrite(
     "netcarve.testing", "netcarve.spaces.testing", "netcarve.model.operators.conformance"

@@ -8,22 +8,7 @@ from netcarve import trace
 from netcarve.model.proof import relative_difference
 from netcarve.spaces.testing import norms_over_kept, zeroed_consumers
 from torch import nn
-
-
-class Block(nn.Module):
-    def __init__(self, d, heads):
-        super().__init__()
-        self.ln1, self.ln2, self.heads = nn.LayerNorm(d), nn.LayerNorm(d), heads
-        self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.up, self.down = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
-
-    def forward(self, x):
-        b, t, d = x.shape
-        q, k, v = self.qkv(self.ln1(x)).split(d, -1)
-        q, k, v = (y.view(b, t, self.heads, -1).transpose(1, 2) for y in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, t, -1)
-        x = x + self.out(y)
-        return x + self.down(F.gelu(self.up(self.ln2(x))))
+from toys import Recurrent, TransformerBlock
 
 
 class GPT(nn.Module):
@@ -32,7 +17,7 @@ class GPT(nn.Module):
     def __init__(self, vocabulary=50, d=32):
         super().__init__()
         self.token, self.position = nn.Embedding(vocabulary, d), nn.Embedding(16, d)
-        self.blocks = nn.Sequential(Block(d, 4), Block(d, 4))
+        self.blocks = nn.Sequential(*(TransformerBlock(d, hidden=4 * d, causal=True) for _ in range(2)))
         self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, vocabulary, bias=False)
         self.head.weight = self.token.weight
 
@@ -85,16 +70,6 @@ class Llama(nn.Module):
         x = x + self.o(y.reshape(b, t, self.heads * self.dim))
         y = self.n2(x)
         return self.head(self.n3(x + self.down(F.silu(self.gate(y)) * self.up(y))))
-
-
-class Recurrent(nn.Module):
-    def __init__(self, kind, **options):
-        super().__init__()
-        self.token, self.rnn = nn.Embedding(50, 16), kind(16, 24, batch_first=True, **options)
-        self.head = nn.Linear(24 * (2 if options.get("bidirectional") else 1), 5)
-
-    def forward(self, ids):
-        return self.head(self.rnn(self.token(ids))[0][:, -1])
 
 
 def double(i, o):
@@ -158,8 +133,11 @@ def tokens(n):
 NETWORKS = {
     "gpt": (GPT, tokens),
     "llama": (Llama, tokens),
-    "lstm": (lambda: Recurrent(nn.LSTM), tokens),
-    "gru": (lambda: Recurrent(nn.GRU, num_layers=2, bidirectional=True), tokens),
+    "lstm": (lambda: Recurrent(nn.LSTM, 16, 24, 5, nn.Embedding(50, 16)), tokens),
+    "gru": (
+        lambda: Recurrent(nn.GRU, 16, 24, 5, nn.Embedding(50, 16), num_layers=2, bidirectional=True),
+        tokens,
+    ),
     "unet": (UNet, lambda n: torch.randn(n, 3, 16, 16)),
     "generator": (generator, lambda n: torch.randn(n, 20, 1, 1)),
     "encoder": (Encoder, lambda n: torch.randn(n, 7, 6)),
@@ -226,9 +204,11 @@ def test_pruned_transformers_equal_zeroed_consumers_with_norms_over_the_kept(nam
 
 def test_attention_is_cut_by_whole_heads_and_keeps_the_ratio_of_grouped_queries():
     gpt = {g.name: g for g in trace(GPT(), tokens(2)).groups}
-    assert gpt["blocks.0.qkv"].size == 4
+    assert gpt["blocks.0.attention.qkv"].size == 4
     assert {
-        m.positions.shape[1] for m in gpt["blocks.0.qkv"].members if m.parameter.endswith("qkv.weight")
+        m.positions.shape[1]
+        for m in gpt["blocks.0.attention.qkv"].members
+        if m.parameter.endswith("qkv.weight")
     } == {24}
     llama = {g.name: g for g in trace(Llama(), tokens(2)).groups}
     assert llama["q"].size == 2

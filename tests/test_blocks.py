@@ -5,11 +5,11 @@ import copy
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from netcarve import trace
 from netcarve.model.proof import relative_difference
 from netcarve.spaces.testing import counted_costs, declare_torchvision_operators
 from torch import nn
+from toys import BasicBlock, TransformerBlock
 
 
 def conv(i, o, stride=1):
@@ -22,49 +22,11 @@ def assert_costs(space, candidate, small, x):
         assert float(row[name][0]) == pytest.approx(counted), name
 
 
-class BasicBlock(nn.Module):
-    def __init__(self, i, o, stride):
-        super().__init__()
-        self.conv1, self.bn1, self.conv2, self.bn2 = (
-            conv(i, o, stride),
-            nn.BatchNorm2d(o),
-            conv(o, o),
-            nn.BatchNorm2d(o),
-        )
-        self.shortcut = nn.Sequential()
-        if stride > 1:
-            self.shortcut = nn.Sequential(nn.Conv2d(i, o, 1, stride), nn.BatchNorm2d(o))
-
-    def forward(self, x):
-        y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        return torch.relu(y + self.shortcut(x))
-
-
 def resnet20():
     layers = [conv(3, 8), nn.BatchNorm2d(8), nn.ReLU()]
     for i, o, stride in ((8, 8, 1), (8, 16, 2), (16, 32, 2)):
         layers += [BasicBlock(i, o, stride), BasicBlock(o, o, 1), BasicBlock(o, o, 1)]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
-
-
-class Layer(nn.Module):
-    def __init__(self, d, post):
-        super().__init__()
-        self.n1, self.n2, self.post = nn.LayerNorm(d), nn.LayerNorm(d), post
-        self.qkv, self.proj = nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.up, self.down = nn.Linear(d, 2 * d), nn.Linear(2 * d, d)
-
-    def attention(self, x, mask):
-        q, k, v = (y.unflatten(-1, (4, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(y.transpose(1, 2).flatten(2))
-
-    def forward(self, x, mask):
-        if self.post:
-            x = self.n1(x + self.attention(x, mask))
-            return self.n2(x + self.down(F.gelu(self.up(x))))
-        x = x + self.attention(self.n1(x), mask)
-        return x + self.down(F.gelu(self.up(self.n2(x))))
 
 
 class Transformer(nn.Module):
@@ -76,12 +38,12 @@ class Transformer(nn.Module):
             nn.Parameter(torch.randn(4, 5, 5)),
             nn.Linear(d, 3),
         )
-        self.layers = nn.ModuleList(Layer(d, post) for _ in range(layers))
+        self.layers = nn.ModuleList(TransformerBlock(d, post=post) for _ in range(layers))
 
     def forward(self, x):
         x, mask = self.inside(x), self.bias.tanh().unsqueeze(0)
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, attn_mask=mask)
         return self.out(x.mean(1))
 
 
@@ -91,8 +53,8 @@ class Transformer(nn.Module):
 def test_a_transformer_of_three_layers_has_six_blocks_that_share_a_mask(post):
     net, x = Transformer(post=post).eval(), torch.randn(2, 5, 6)
     blueprint = trace(net, x)
-    names = [f"layers.{i}.{part}" for i in range(3) for part in ("qkv", "up")]
-    assert [b.name for b in blueprint.blocks] == names
+    assert [b.name for b in blueprint.blocks][::2] == [f"layers.{i}.attention" for i in range(3)]
+    assert len(blueprint.blocks) == 6
     space = blueprint.space("drop")
     assert space.model.artifact == "graph"
     # The mask goes with the last attention that reads it.
@@ -104,7 +66,7 @@ def test_a_transformer_of_three_layers_has_six_blocks_that_share_a_mask(post):
         reference = copy.deepcopy(net)
         for i in np.flatnonzero(chosen):
             layer = reference.layers[i // 2]
-            for p in layer.proj.parameters():
+            for p in layer.attention.out.parameters():
                 nn.init.zeros_(p)
         with torch.no_grad():
             assert relative_difference([small(x)], [reference(x)])[0] < 1e-5

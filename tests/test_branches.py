@@ -14,19 +14,9 @@ from netcarve.spaces.kinds.branches import Branches, assign, cluster_classes, en
 from netcarve.spaces.kinds.branches.assignment import shares
 from netcarve.spaces.testing import counted_costs
 from torch import nn
+from toys import BasicBlock
 
 CLASSES = 6
-
-
-class Block(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-        self.act = nn.ReLU(inplace=True)
-
-    def forward(self, x):
-        return self.act(x + self.bn2(self.conv2(self.act(self.bn1(self.conv1(x))))))
 
 
 class Convs(nn.Module):
@@ -36,9 +26,11 @@ class Convs(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
         self.stage1 = nn.Sequential(
-            nn.Conv2d(8, 9, 3, 2, 1), nn.BatchNorm2d(9), nn.ReLU(inplace=True), Block(9)
+            nn.Conv2d(8, 9, 3, 2, 1), nn.BatchNorm2d(9), nn.ReLU(inplace=True), BasicBlock(9, 9, inplace=True)
         )
-        self.stage2 = nn.Sequential(nn.Conv2d(9, 14, 3, 2, 1), nn.BatchNorm2d(14), nn.ReLU(), Block(14))
+        self.stage2 = nn.Sequential(
+            nn.Conv2d(9, 14, 3, 2, 1), nn.BatchNorm2d(14), nn.ReLU(), BasicBlock(14, 14, inplace=True)
+        )
         self.out = nn.Linear(14, CLASSES)
 
     def forward(self, x):

@@ -10,6 +10,7 @@ from netcarve import trace
 from netcarve.model.proof import relative_difference
 from netcarve.spaces.testing import zeroed_consumers
 from torch import nn
+from toys import Recurrent
 
 
 class Convolutional(nn.Module):
@@ -191,19 +192,9 @@ def test_onnx(case, tmp_path):
     assert np.isfinite(got).all()
 
 
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.lstm = nn.LSTM(4, 8, 2, dropout=0.5, batch_first=True)
-        self.head = nn.Linear(8, 2)
-
-    def forward(self, x):
-        return self.head(self.lstm(x)[0][:, -1])
-
-
 def test_dropout_between_recurrent_layers_follows_train():
     torch.manual_seed(0)
-    net, x = Recurrent(), torch.randn(3, 6, 4)
+    net, x = Recurrent(nn.LSTM, 4, 8, 2, num_layers=2, dropout=0.5), torch.randn(3, 6, 4)
     space = trace(net, x).space(ratios=[0, 0.5])
     graph = space.model.facts.surgeon.graph(space.model.alive(space.baseline))
     torch.testing.assert_close(step(graph, x)[:2], step(net, x)[:2])

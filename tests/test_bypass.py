@@ -8,19 +8,9 @@ from netcarve.model.operators.counting import count
 from netcarve.model.operators.initialise import closest_map
 from netcarve.spaces.testing import ToyNet, counted_costs
 from torch import nn
+from toys import Attention
 
 KINDS = ("prune", "operators", "bypass")
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.read, self.out = nn.Linear(12, 36), nn.Linear(12, 12)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.read(x).unflatten(-1, (3, 2, 6)).permute(2, 0, 3, 1, 4)
-        y = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.out(y.transpose(1, 2).flatten(2))
 
 
 class Residual(nn.Module):
@@ -37,7 +27,7 @@ class Residual(nn.Module):
         )
         self.tokens = nn.Conv2d(8, 12, 2, 2)
         self.norms = nn.ModuleList(nn.LayerNorm(12) for _ in range(2))
-        self.attention = Attention()
+        self.attention = Attention(12, 2)
         self.mlp = nn.Sequential(nn.Linear(12, 24), nn.GELU(), nn.Linear(24, 12))
         self.out = nn.Linear(12, 4)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from netcarve import trace
 from netcarve.model.elastic_storage import Storage, Widths
 from torch import nn
+from toys import Recurrent, Words
 
 
 class Cell(nn.Module):
@@ -52,35 +53,6 @@ class Images(nn.Module):
         return self.head(x.flatten(1) if self.flatten else x.mean((2, 3)))
 
 
-class Words(nn.Module):
-    """A transformer block with its projections in one matrix."""
-
-    def __init__(self, d=8, heads=4):
-        super().__init__()
-        self.heads, self.embed = heads, nn.Embedding(11, d)
-        self.norm, self.qkv, self.out = nn.LayerNorm(d), nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.mlp = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, 3 * d), nn.GELU(), nn.Linear(3 * d, d))
-        self.head = nn.Linear(d, 4)
-
-    def forward(self, tokens):
-        x = self.embed(tokens)
-        b, t = tokens.shape
-        q, k, v = self.qkv(self.norm(x)).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, -1)
-        x = x + self.out(y)
-        return self.head((x + self.mlp(x)).mean(1))
-
-
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed, self.head = nn.Embedding(11, 6), nn.Linear(8, 4)
-        self.rnn = nn.LSTM(6, 8, batch_first=True)
-
-    def forward(self, tokens):
-        return self.head(self.rnn(self.embed(tokens))[0][:, -1])
-
-
 def _spread(net):
     """Fresh statistics would make normalisation an identity."""
     for m in net.modules():
@@ -92,6 +64,14 @@ def _spread(net):
 
 def pictures(n=5):
     return torch.randn(n, 2, 4, 4, generator=torch.Generator().manual_seed(n))
+
+
+def words():
+    return Words(11, 8, 4)
+
+
+def recurrent():
+    return Recurrent(nn.LSTM, 6, 8, 4, nn.Embedding(11, 6))
 
 
 def tokens(n=5):
@@ -127,7 +107,7 @@ nets = st.one_of(
         st.lists(st.sampled_from(("residual", "depthwise", "grouped", "concat")), min_size=1, max_size=4),
         st.booleans(),
     ),
-    st.builds(lambda make: (make(), tokens()), st.sampled_from((Words, Recurrent))),
+    st.builds(lambda make: (make(), tokens()), st.sampled_from((words, recurrent))),
 )
 
 
@@ -262,7 +242,7 @@ def test_weights_are_copied_where_sorting_would_change_the_outputs(monkeypatch):
 
 
 def test_widths_count_what_is_kept():
-    blueprint = trace(Words(), tokens())
+    blueprint = trace(words(), tokens())
     coupling = blueprint.coupling
     widths = Widths(
         coupling.units, coupling.groups, [v for axes in coupling.parameters.values() for v in axes]

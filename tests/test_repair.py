@@ -12,6 +12,7 @@ from netcarve.model.repair import gram as gram_module
 from netcarve.model.repair.consumers import find_consumers
 from netcarve.spaces.mending import Calibrated
 from torch import nn
+from toys import BasicBlock
 
 BLOCK = 4  # channels k and k + 4 are linearly dependent in the networks below
 
@@ -174,22 +175,11 @@ def test_repair_never_raises_the_error_of_a_single_linear_consumer(seed):
 # -- whole networks: the order and what is built ---------------------------------------------------------
 
 
-class Block(nn.Module):
-    def __init__(self, i, o, stride):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.Conv2d(o, o, 3, 1, 1, bias=False)
-        self.na, self.nb = nn.BatchNorm2d(o), nn.BatchNorm2d(o)
-        self.skip = nn.Identity() if i == o else nn.Conv2d(i, o, 1, stride)
-
-    def forward(self, x):
-        return torch.relu(self.nb(self.b(torch.relu(self.na(self.a(x))))) + self.skip(x))
-
-
 def residual():
     torch.manual_seed(3)
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), Block(8, 8, 1), Block(8, 16, 2), Block(16, 16, 1), *head
+        nn.Conv2d(3, 8, 3, padding=1), BasicBlock(8, 8), BasicBlock(8, 16, 2), BasicBlock(16, 16), *head
     )
 
 

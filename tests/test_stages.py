@@ -14,6 +14,7 @@ from netcarve.model.capture import capture
 from netcarve.model.stages import balanced, find_cuts, functionalise, run_stages, split, verify
 from torch import nn
 from torch.utils import _pytree as pytree
+from toys import BasicBlock
 
 
 def sent_through(stages, args, kwargs):
@@ -114,25 +115,11 @@ def test_every_cut_of_a_generated_network_is_exact_at_any_batch(steps):
 # -- networks as people write them ---------------------------------------------------------------------
 
 
-class Block(nn.Module):
-    def __init__(self, i, o, stride):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o)
-        self.conv2, self.bn2 = nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o)
-        self.relu = nn.ReLU(inplace=True)
-        self.down = nn.Conv2d(i, o, 1, stride) if stride > 1 else nn.Identity()
-
-    def forward(self, x):
-        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        y += self.down(x)
-        return self.relu(y)
-
-
 class ResNet(nn.Module):
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(3, 6, 3, padding=1)
-        self.layers = nn.Sequential(Block(6, 6, 1), Block(6, 8, 2))
+        self.layers = nn.Sequential(BasicBlock(6, 6, inplace=True), BasicBlock(6, 8, 2, inplace=True))
         self.drop, self.head = nn.Dropout(0.2), nn.Linear(8, 5)
 
     def forward(self, x):

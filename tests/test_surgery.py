@@ -14,19 +14,7 @@ from netcarve.model.proof import relative_difference
 from netcarve.spaces.testing import zeroed_consumers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-
-
-class Residual(nn.Module):
-    def __init__(self, i, o, stride=1):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU(),
-            nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o),
-        )  # fmt: skip
-        self.skip = nn.Identity() if stride == 1 and i == o else nn.Conv2d(i, o, 1, stride)
-
-    def forward(self, x):
-        return torch.relu(self.body(x) + self.skip(x))
+from toys import BasicBlock
 
 
 class Depthwise(nn.Module):
@@ -88,9 +76,9 @@ class Net(nn.Module):
         blocks, c = [nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()], width
         for kind in kinds:
             if kind == "residual":
-                blocks.append(Residual(c, c))
+                blocks.append(BasicBlock(c, c))
             elif kind == "down":
-                blocks.append(Residual(c, c + 4, 2))
+                blocks.append(BasicBlock(c, c + 4, 2))
                 c += 4
             elif kind == "depthwise":
                 blocks.append(Depthwise(c, c))
@@ -199,11 +187,11 @@ def residual_net():
 def test_groups_of_a_residual_network():
     groups = {g.name: g for g in trace(residual_net(), torch.randn(2, 3, 8, 8)).groups}
     assert set(groups) == {
-        "blocks.0", "blocks.3.body.0", "blocks.4.body.0", "blocks.4.body.3", "blocks.5.body.0", "head.0",
+        "blocks.0", "blocks.3.conv1", "blocks.4.conv1", "blocks.4.conv2", "blocks.5.conv1", "head.0",
     }  # fmt: skip
     stem = {(m.parameter, m.role) for m in groups["blocks.0"].members}
-    assert ("blocks.3.body.3.weight", "out") in stem
-    assert ("blocks.4.skip.weight", "in") in stem
+    assert ("blocks.3.conv2.weight", "out") in stem
+    assert ("blocks.4.shortcut.weight", "in") in stem
     assert ("blocks.1.weight", "scale") in stem
 
 

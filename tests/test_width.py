@@ -11,6 +11,7 @@ from netcarve import trace
 from netcarve.spaces.kinds.width import branches, find_regions
 from netcarve.spaces.testing import counted_costs
 from torch import nn
+from toys import Recurrent, TransformerBlock
 
 
 class Perceptron(nn.Module):
@@ -43,28 +44,10 @@ class Convolutions(nn.Module):
         return self.head((self.left(h) + nn.functional.avg_pool2d(self.right(h), 2)).mean((2, 3)))
 
 
-class Attention(nn.Module):
-    """A transformer block with a fused input projection, and an MLP behind a LayerNorm."""
-
-    def __init__(self, width=12, heads=4):
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 20), nn.Linear(20, width)
-
-    def forward(self, x):
-        n, t, w = x.shape
-        q, k, v = self.qkv(self.norm1(x)).reshape(n, t, 3, self.heads, w // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
-        x = x + self.out(mixed.transpose(1, 2).reshape(n, t, w))
-        return (x + self.down(nn.functional.gelu(self.up(self.norm2(x))))).mean(1)
-
-
 NETS = {
     "perceptron": (Perceptron, (4, 6), {"a", "b"}),
     "convolutions": (Convolutions, (3, 3, 8, 8), {"make", "left"}),
-    "attention": (Attention, (3, 5, 12), {"qkv", "up"}),
+    "attention": (lambda: TransformerBlock(12, 4, 20), (3, 5, 12), {"attention.qkv", "up"}),
 }
 
 
@@ -143,8 +126,8 @@ def test_branch_macs_are_those_of_the_largest_branch():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "group", "parts"), [
-    ("perceptron", "a", 9), ("perceptron", "b", 2), ("convolutions", "make", 3), ("attention", "qkv", 4),
-    ("attention", "up", 3),
+    ("perceptron", "a", 9), ("perceptron", "b", 2), ("convolutions", "make", 3),
+    ("attention", "attention.qkv", 4), ("attention", "up", 3),
 ])  # fmt: skip
 def test_branches_run_apart_and_add_up(name, group, parts):
     net, x, _, _, _ = made(name)
@@ -246,17 +229,12 @@ class Measured(Perceptron):
         return self.c(torch.tanh(self.b(h / h.norm(dim=1, keepdim=True))))
 
 
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.cell, self.head = nn.Linear(4, 6), nn.GRU(6, 5, batch_first=True), nn.Linear(5, 3)
-
-    def forward(self, x):
-        return self.head(self.cell(self.a(x))[0])
+def recurrent():
+    return Recurrent(nn.GRU, 6, 5, 3, nn.Linear(4, 6))
 
 
 @pytest.mark.parametrize(("kind", "shape", "group", "reason"), [
-    (Recurrent, (5, 3, 4), "a", "is read by gru, whose results for parts of the units do not add up"),
+    (recurrent, (5, 3, 4), "embed", "is read by gru, whose results for parts of the units do not add up"),
     (Residual, (5, 4), "first", "holds pairs of its units"),
     (Normalised, (5, 6), "a", "takes statistics over its units"),
     (Gated, (5, 3, 4, 4), "make", "needs the sum over all units"),
