@@ -52,7 +52,7 @@ def load(name: str) -> TyperCommand:
     entry = COMMANDS[name]
     alone = typer.Typer(rich_markup_mode=None, add_completion=False)
     # Options of kinds of choices, which may be of other packages, are not known until they are asked for.
-    known = {"ignore_unknown_options": True} if name == "sweep" else {}
+    known = {"ignore_unknown_options": True} if name in ("sweep", "inspect") else {}
     function = getattr(import_module(f".commands.{entry.module}", __package__), entry.function)
     alone.command(name, cls=Panels, context_settings=known)(function)
     made = typer.main.get_command(alone)

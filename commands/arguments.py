@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 TaskName = Annotated[
     str, typer.Argument(metavar="TASK", help="digits, file.py:function or package.module:function")
 ]
+# With the options of kinds of choices, which a command does not know itself: see `cli.load`.
+TaskAndOptions = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="TASK", help="digits, file.py:function or package.module:function"),
+]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, as `sweep` says at its end")]
 TrialName = Annotated[
     str,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..engine.read_settings import shown
-from .arguments import AsJson, TaskName, kinds_of, traced
-from .options import options_of, with_options
+from .arguments import AsJson, TaskAndOptions, TaskName, kinds_of, traced
+from .options import check_kind_options, kind_options, options_of, task_and_options, with_options
 from .runs import PICTURES
 from .terminal import busy, proving, tell
 from .views import print_inspection, print_json, print_table
@@ -24,18 +24,22 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    task: TaskName,
+    words: TaskAndOptions = None,
+    *,
     space: Annotated[
         str, typer.Option("--space", metavar="KINDS", help="show what these kinds decide: operators,bits")
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Show what may be changed in a model, and what its layers cost."""
+    """Show what may be changed in a model, and what its layers cost; takes a sweep's options of kinds."""
+    task, others = task_and_options(words or ())
     kinds = kinds_of(space.split(",")) if space else ()
+    options = kind_options(others)
+    check_kind_options(kinds, options)
     with busy() as say:
         from ..evaluators.inspection import inspection
 
-        found = inspection(*traced(task, say), kinds, progress=proving(say))
+        found = inspection(*traced(task, say), kinds, options, progress=proving(say))
     if as_json:
         print_json(found)
     else:

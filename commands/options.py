@@ -123,12 +123,7 @@ def settings_of(words: Sequence[str], given: Mapping[str, Any]) -> SweepSettings
         typer.BadParameter: no TASK or two, an option that is not known.
         ValueError: a recipe that cannot be read, or a value that no sweep can have.
     """
-    tasks, others = _split(words)
-    if len(tasks) != 1:
-        raise typer.BadParameter(
-            "Missing argument 'TASK'" if not tasks else f"one TASK, got {' '.join(tasks)}"
-        )
-    [first] = tasks
+    first, others = task_and_options(words)
     held: dict[str, Any] = {"task": first}
     if first.endswith(".toml"):
         held = SweepSettings.read(first).to_dict()
@@ -146,8 +141,12 @@ def settings_of(words: Sequence[str], given: Mapping[str, Any]) -> SweepSettings
     return SweepSettings.from_dict({**held, **asked, "options": options})
 
 
-def _split(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Tasks, and the options that the table does not have: ``--sparsities 0,0.5``, by name."""
+def task_and_options(words: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """The TASK, and the options that a command does not have itself: ``--sparsities 0,0.5``, by name.
+
+    Raises:
+        typer.BadParameter: no TASK or two, an option without a value.
+    """
     tasks: list[str] = []
     others: dict[str, str] = {}
     rest = iter(words)
@@ -160,7 +159,11 @@ def _split(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if not name.startswith("--") or not value:
             raise NoSuchOption(name)
         others[name] = value
-    return tasks, others
+    if len(tasks) != 1:
+        raise typer.BadParameter(
+            "Missing argument 'TASK'" if not tasks else f"one TASK, got {' '.join(tasks)}"
+        )
+    return tasks[0], others
 
 
 class NoSuchOption(typer.BadParameter):
@@ -213,7 +216,8 @@ def check_kind_options(kinds: Sequence[str], options: Mapping[str, Any]) -> None
                 if name in taken
                 else " is unknown"
             )
-            raise ValueError(f"the option {name!r}{of}; {', '.join(kinds)} take " + _all_fields(kinds))
+            take = f"{', '.join(kinds)} take {_all_fields(kinds)}" if kinds else "give --space KINDS"
+            raise ValueError(f"the option {name!r}{of}; {take}")
     make_kinds(kinds, options)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,13 +26,14 @@ def inspection(
     task: Task,
     blueprint: Blueprint,
     kinds: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """The model's proven groups and blocks, what stays as it is and why, and its cost by layer: plain JSON.
 
     Args:
-        kinds: of a space whose choices are told too, and what they leave alone.
+        kinds, options: of a space whose choices are told too, and what they leave alone.
 
     Returns:
         ``{"task", "metric", "model", "macs", "params", "choices": [{"name", "options"}],
@@ -49,7 +50,8 @@ def inspection(
     blueprint.prove_blocks(progress=progress)
     layers = layer_costs(blueprint)
     cuts, no_cuts = _cuts(blueprint)
-    space = blueprint.space(*kinds, calibration=task.calibration_batches or None) if kinds else None
+    data = task.calibration_batches or None
+    space = blueprint.space(*kinds, calibration=data, **(options or {})) if kinds else None
     return {
         "choices": [] if space is None else [{"name": c.name, "options": c.options} for c in space.choices],
         "task": task.name,

@@ -111,6 +111,7 @@ def refused(call):
         ("sweep mine.py:untraceable --resume --out runs/a", ["task was 'tiny', is now 'untraceable'"]),
         ("sweep mine.py:on_meta", ["on the meta device", "load the weights"]),
         ("inspect mnist", ["mnist", "digits"]),
+        ("inspect mine.py:unread --sparsities 0,0.5", ["'mask'", "--space KINDS"]),
         ("front runs/none", ["runs/none", "runs/a"]),
         ("front runs/a --objective beauty", ["beauty"]),
         ("front runs/a --objective beauty:max", ["beauty", "known are", "accuracy"]),
@@ -253,6 +254,9 @@ def test_inspect(call) -> None:
     assert "Conv2d" in table
     assert "made and read by" in table
     assert "channels" in table.split()
+    shares = ("--space", "mask", "--sparsities", "0,0.5", "--json")
+    masks = json.loads(call("inspect", "mine.py:task", *shares).out)["choices"]
+    assert {tuple(choice["options"]) for choice in masks} == {(0.0, 0.5)}
 
 
 def test_trials_have_names(call) -> None:
