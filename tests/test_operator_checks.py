@@ -7,7 +7,6 @@ import pytest
 import torch
 from netcarve.model.operators.connected import balanced_chain, interleaved_factors, regular
 from netcarve.model.operators.counting import count
-from netcarve.model.operators.gated import CollaborativeLayer
 from netcarve.model.operators.initialise import Targets, initialise, refit
 from netcarve.model.operators.shared import k_means, learned_dictionary, pursuit
 from netcarve.model.operators.site import Site, operator
@@ -375,21 +374,3 @@ def test_filters_slid_along_the_channels_are_found_again():
     weight[:6, :4], weight[6:, 4:] = filters, filters * drawn(6, 1, 1, 1, seed=2)
     site = conv(weight[order])
     assert error(started("versatile-channels", site, 2), site) < 1e-28
-
-
-# -- collaborative layers ---------------------------------------------------------------------------------
-
-
-def test_skipping_closed_gates_changes_nothing_and_multiplies_less():
-    site = conv(drawn(6, 4, 3, 3), followed_by_relu=True)
-    new, x = started("collaborative", site, 1), drawn(2, 4, 8, 8, seed=1)
-    layer = new.tails[0]
-    assert isinstance(layer, CollaborativeLayer)
-    with torch.no_grad():
-        assert torch.equal(new(x), site(x))
-        assert layer.skipping(x)[1] == 2 * site.macs
-        layer.gate[0].weight.copy_(drawn(6, 4, 1, 1, seed=2))
-        y, macs = layer.skipping(x)
-        torch.testing.assert_close(y, layer(x), rtol=1e-12, atol=1e-12)
-        open_gates = int((layer.gate(x) > 0).sum())
-    assert macs == open_gates * 9 * 4 < 2 * site.macs

@@ -1,4 +1,4 @@
-"""Kernels: sparse and blocked layers are the layer, multiply what they say, and are used where they pay."""
+"""Layers run in another way, sparse, in blocks or where needed, multiply what they say; offered where it pays."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from netcarve import trace
 from netcarve.model.counter import counted
+from netcarve.model.operators.gated import CollaborativeLayer, PredictedLayer
 from netcarve.model.operators.initialise import Targets, initialise, refit
 from netcarve.model.operators.kernels import (
     BlockedLayer,
@@ -18,6 +19,7 @@ from netcarve.model.operators.kernels import (
 from netcarve.model.operators.site import Site, operator
 from netcarve.spaces.kinds.operators import guided
 from netcarve.spaces.testing import ToyNet
+from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -220,6 +222,106 @@ def test_blocked_convolution_makes_nothing_but_its_output(stride):
 
 def test_blocks_divide_the_channels():
     assert [fitting_block(c, 8) for c in (1, 7, 12, 32, 36)] == [1, 7, 6, 8, 6]
+
+
+# -- collaborative layers ---------------------------------------------------------------------------------
+
+
+def before_relu(weight, stride=1, **others):
+    """A convolution behind which a ReLU stands."""
+    return Site(
+        weight,
+        None,
+        (stride,) * 2,
+        tuple(k // 2 for k in weight.shape[2:]),
+        (1, 1),
+        size=(8, 8),
+        followed_by_relu=True,
+        **others,
+    )
+
+
+def test_skipping_closed_gates_changes_nothing_and_multiplies_less():
+    site = before_relu(drawn(6, 4, 3, 3))
+    new, x = initialise(operator("collaborative"), site, 1), drawn(2, 4, 8, 8, seed=1)
+    layer = new.tails[0]
+    assert isinstance(layer, CollaborativeLayer)
+    with torch.no_grad():
+        assert torch.equal(new(x), site(x))
+        assert layer.skipping(x)[1] == 2 * site.macs
+        layer.gate[0].weight.copy_(drawn(6, 4, 1, 1, seed=2))
+        y, macs = layer.skipping(x)
+        torch.testing.assert_close(y, layer(x), rtol=1e-12, atol=1e-12)
+        open_gates = int((layer.gate(x) > 0).sum())
+    assert macs == open_gates * 9 * 4 < 2 * site.macs
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("recall", [0.95, 0.8])
+def test_a_predictor_computes_that_share_of_what_passes_and_little_else(stride, recall):
+    site = before_relu(drawn(6, 4, 3, 3), stride)
+    x = drawn(16, 4, 8, 8, seed=1)
+    y = site(x)
+    layer = initialise(operator("collaborative"), site, recall, x).tails[0]
+    with torch.no_grad():
+        needed = layer.gate(x) >= 0
+        for channel in range(6):
+            passed = needed[:, channel][y[:, channel] > 0].double().mean()
+            assert recall <= passed < recall + 0.01
+        assert 0.02 < layer.skipped(x) == float((~needed).double().mean())
+        made, macs = layer.skipping(x)
+        torch.testing.assert_close(made, layer(x), rtol=1e-12, atol=1e-12)
+        assert macs == int(needed.sum()) * 9 * 4
+        wanted = torch.where(needed, y, y.new_tensor(0.0)).relu()
+        torch.testing.assert_close(made.relu(), wanted, rtol=1e-12, atol=1e-12)
+        layer.skips = True
+        assert torch.equal(layer(x), made)
+
+
+def test_a_predictor_that_can_know_closes_all_that_it_may():
+    """Only the kernel's centre counts, so that the 1x1 layer sees all of it."""
+    weight = torch.zeros(6, 4, 3, 3, dtype=torch.float64)
+    weight[:, :, 1, 1] = drawn(6, 4)
+    site, x = before_relu(weight), drawn(16, 4, 8, 8, seed=1)
+    layer = initialise(operator("collaborative"), site, 0.95, x).tails[0]
+    y = site(x)
+    assert layer.skipped(x) >= float((y <= 0).double().mean())
+    with torch.no_grad():
+        assert float((layer.gate(x) >= 0)[y <= 0].double().mean()) == 0
+
+
+def test_channels_that_never_or_always_pass_are_closed_or_open():
+    weight, x = drawn(3, 4, 3, 3), drawn(8, 4, 8, 8, seed=1)
+    site = replace(before_relu(weight), bias=torch.tensor([-100.0, 0.0, 100.0], dtype=torch.float64))
+    layer = initialise(operator("collaborative"), site, 0.95, x).tails[0]
+    with torch.no_grad():
+        needed = (layer.gate(x) >= 0).double().mean((0, 2, 3)).tolist()
+    assert needed[0] == 0
+    assert 0 < needed[1] < 1
+    assert needed[2] == 1
+
+
+def test_behind_a_batch_norm_what_is_left_out_stays_below_the_relu():
+    """Whatever the sign of its scale: the constant is the mean of what the ReLU cuts."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
+    net[1].running_mean.normal_()
+    net[1].weight.data, net[1].bias.data = torch.tensor([1.0, -1.0] * 3), torch.randn(6)
+    net, x = nn.Sequential(net, nn.Conv2d(6, 2, 1)).eval(), torch.randn(64, 4, 8, 8)
+    blueprint = trace(net, x[:4])
+    data = blueprint.calibrate([((x,), {})])
+    space = blueprint.space("operators", operators=("collaborative",), calibration=data)
+    choice = space.choices[0]
+    assert choice.options == ("keep", "collaborative:0.99", "collaborative:0.95")
+    small = space.build(space.candidate([2]))
+    layer = next(m for m in small.modules() if isinstance(m, PredictedLayer))
+    with torch.no_grad():
+        given, needed = net[0](x), layer.gate(x) >= 0
+        norm = net[0][1](layer(x)).relu()
+    assert 0.9 < float(needed[given > 0].float().mean()) < 1
+    assert layer.skipped(x) > 0.05
+    assert float(norm[~needed].max()) == 0
+    torch.testing.assert_close(norm[needed], given[needed], rtol=1e-5, atol=1e-5)
 
 
 # -- offered ----------------------------------------------------------------------------------------------

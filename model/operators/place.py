@@ -62,6 +62,7 @@ class Place:
         size, head: see :class:`Site`.
         calls: how often one sample goes through it, where the batch axis holds more than samples.
         around: of the branch of a residual block, in whose place something may stand; ``None`` of a layer.
+        relu: the call of the ReLU behind, where it is followed by one.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Place:
     calls: float = 1.0
     head: int = 0
     around: Around | None = None
+    relu: str = ""
 
     @property
     def axis(self) -> int:
@@ -84,9 +86,13 @@ class Place:
         return -1 - len(self.stride)
 
     def site(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, inputs_seen: torch.Tensor | None = None
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        inputs_seen: torch.Tensor | None = None,
+        through: torch.Tensor | None = None,
     ) -> Site:
-        """With weights."""
+        """With weights, and what was seen, see :class:`Site`."""
         return Site(
             weight,
             bias,
@@ -98,6 +104,7 @@ class Place:
             followed_by_relu=self.followed_by_relu,
             inputs_seen=inputs_seen,
             name=self.name,
+            through=through,
             head=self.head,
         )
 
@@ -115,7 +122,7 @@ class Substitution:
         """The same without names: equal for layers of one form."""
         bias = None if self.place.bias is None else ""
         around = None if self.place.around is None else self.place.around.anonymous
-        place = replace(self.place, name="", node="", weight="", bias=bias, around=around)
+        place = replace(self.place, name="", node="", weight="", bias=bias, around=around, relu="")
         return replace(self, place=place)
 
     def standing(self, substitute: Substitute) -> nn.Module:
@@ -150,6 +157,7 @@ def place_of(node: fx.Node, name: str, coupling: Coupling, batch: int) -> Place 
             return "pads more on one side than on the other"
         padding = [s // 2 for s in span]
     rows = math.prod(shape[:-1]) // batch
+    relu = _relu_behind(node)
     return Place(
         name,
         node.name,
@@ -160,9 +168,10 @@ def place_of(node: fx.Node, name: str, coupling: Coupling, batch: int) -> Place 
         dilation,
         tuple(shape[2:]) if dims else (max(rows, 1),),
         _nonnegative(bound["input"]),
-        _followed_by_relu(node),
+        bool(relu),
         shape[0] / batch if dims else 1.0,
         _head(coupling.parameters.get(names[0], (None,))[0]),
+        relu=relu,
     )
 
 
@@ -193,11 +202,16 @@ def _nonnegative(n: fx.Node) -> bool:
     return False
 
 
-def _followed_by_relu(node: fx.Node) -> bool:
-    kinds = [(operator_name(u.target)[0].rstrip("_"), u) for u in node.users if u.op == "call_function"]
-    if len(kinds) != len(node.users) or not kinds:
-        return False
-    return all(kind == "relu" or (kind == "batch_norm" and _followed_by_relu(user)) for kind, user in kinds)
+def _relu_behind(node: fx.Node) -> str:
+    """Name of the ReLU, maybe behind a batch norm, that alone reads a call; empty where others do."""
+    found = []
+    for user in node.users:
+        kind = operator_name(user.target)[0].rstrip("_") if user.op == "call_function" else ""
+        name = user.name if kind == "relu" else _relu_behind(user) if kind == "batch_norm" else ""
+        if not name:
+            return ""
+        found.append(name)
+    return found[0] if found else ""
 
 
 def place_beside(block: Block, graph: fx.Graph, coupling: Coupling, batch: int) -> Place | str:

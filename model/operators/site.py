@@ -49,6 +49,7 @@ class Site:
         followed_by_relu: all that reads the outputs, but for a batch norm between, is a ReLU.
         head: outputs of one head, where they are those of heads of attention, one after the other; else 0.
         inputs_seen: real inputs, for starts that depend on the data; ``None`` without calibration.
+        through: bool, which outputs for these the ReLU behind lets through; ``None``: those above zero.
     """
 
     weight: torch.Tensor
@@ -62,6 +63,7 @@ class Site:
     followed_by_relu: bool = False
     inputs_seen: torch.Tensor | None = None
     name: str = ""
+    through: torch.Tensor | None = None
     head: int = 0
 
     @property
@@ -143,7 +145,7 @@ class Site:
         kind = self.weight.dtype
         weight = torch.empty((outputs, inputs // self.groups, *self.kernel), dtype=kind, device="meta")
         bias = None if self.bias is None else torch.empty(outputs, dtype=kind, device="meta")
-        return replace(self, weight=weight, bias=bias, inputs_seen=None)
+        return replace(self, weight=weight, bias=bias, inputs_seen=None, through=None)
 
     # -- layers for substitutes, on the site's device and in its type -----------------------------------
 

@@ -136,12 +136,15 @@ class Substitutions:
         weight: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> Substitute:
-        place, x = wanted.place, None
+        place, x, through = wanted.place, None, None
         if self._inputs is not None:
             x = self.recorded().inputs[place.node]
             if kept[1] is not None:
                 x = x.index_select(place.axis, kept[1].to(x.device))
-        site = place.site(weight, None if bias is None else bias.detach(), x)
+            through = self.recorded().through.get(place.node)
+            if through is not None and kept[0] is not None:
+                through = through.index_select(place.axis, kept[0].to(through.device))
+        site = place.site(weight, None if bias is None else bias.detach(), x, through)
         with torch.no_grad():
             new = op.build(site, wanted.option)
             op.start(new, site, wanted.option)
@@ -225,6 +228,7 @@ class _Recorder(fx.Interpreter):
     Attributes:
         inputs, targets: by the place's node; of a branch what it reads, and the sum that it goes into.
         branches: what branches gave for ``inputs``.
+        through: which outputs for ``inputs`` the ReLU behind a layer let through.
     """
 
     def __init__(self, module: fx.GraphModule, places: Mapping[str, Place]) -> None:
@@ -233,8 +237,14 @@ class _Recorder(fx.Interpreter):
         self.inputs: dict[str, torch.Tensor] = {}
         self.targets: dict[str, Targets] = {}
         self.branches: dict[str, torch.Tensor] = {}
+        self._relus = {p.relu: p.node for p in places.values() if p.relu}
+        self.through: dict[str, torch.Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.name in self._relus:
+            out, behind = super().run_node(n), self._relus[n.name]
+            self.through[behind] = out[: len(self.inputs[behind])] > 0
+            return out
         place = self._places.get(n.name)
         if place is None:
             return super().run_node(n)
