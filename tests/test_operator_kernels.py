@@ -1,4 +1,4 @@
-"""Layers run in another way, sparse, in blocks or where needed, multiply what they say; offered where it pays."""
+"""Layers run in another way, sparse, in blocks or where needed: what they multiply, where they stand."""
 
 from dataclasses import replace
 
