@@ -1,6 +1,8 @@
 """Published families of timm and torchvision, shallow and narrow: most of each may go, the rest is exact."""
 
 import copy
+from importlib import import_module
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,24 +12,21 @@ from netcarve.model.proof import relative_difference
 from netcarve.spaces.testing import zeroed_consumers
 from torch import nn
 
-timm = pytest.importorskip("timm")
-torchvision = pytest.importorskip("torchvision")
+if not (find_spec("timm") and find_spec("torchvision")):
+    pytest.skip("timm and torchvision are not installed", allow_module_level=True)
 
-from timm.models import (  # noqa: E402
-    byobnet,
-    convnext,
-    deit,
-    dla,
-    hrnet,
-    levit,
-    metaformer,
-    mlp_mixer,
-    resnet,
-    swin_transformer,
-    vision_transformer,
-)  # fmt: skip
-from torchvision import models as tv  # noqa: E402
-from torchvision.models.segmentation.fcn import FCN, FCNHead  # noqa: E402
+
+class Later:
+    """A module that is imported when it is first used: each test process collects this file, few run it."""
+
+    def __init__(self, name):
+        self._name = name
+
+    def __getattr__(self, name):
+        return getattr(import_module(self._name), name)
+
+
+timm, tm, tv = Later("timm"), Later("timm.models"), Later("torchvision.models")
 
 ONE = [1, 1, 1, 1]
 NARROW = {"depths": (1, 1, 1, 1), "dims": (16, 24, 32, 48)}
@@ -37,21 +36,21 @@ INVERTED = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]  # expansion, channels,
 
 def fcn():
     body = tv._utils.IntermediateLayerGetter(tv.ResNet(tv.resnet.BasicBlock, ONE), {"layer4": "out"})
-    return FCN(body, FCNHead(512, 5))
+    return tv.segmentation.fcn.FCN(body, tv.segmentation.fcn.FCNHead(512, 5))
 
 
 def hr():
-    config = copy.deepcopy(hrnet.cfg_cls["hrnet_w18_small"])
+    config = copy.deepcopy(tm.hrnet.cfg_cls["hrnet_w18_small"])
     for stage in (config["stage1"], config["stage2"], config["stage3"], config["stage4"]):
         stage["num_blocks"] = [1] * len(stage["num_blocks"])
         stage["num_channels"] = [max(8, c // 4) for c in stage["num_channels"]]
         stage["num_modules"] = 1
-    return hrnet.HighResolutionNet(config)
+    return tm.hrnet.HighResolutionNet(config)
 
 
 def repvgg():
-    blocks = tuple(byobnet.ByoBlockCfg(type="rep", d=2, c=c, s=2, gs=0) for c in (16, 24, 32))
-    return byobnet.ByobNet(byobnet.ByoModelCfg(blocks=blocks, stem_type="rep", stem_chs=16))
+    blocks = tuple(tm.byobnet.ByoBlockCfg(type="rep", d=2, c=c, s=2, gs=0) for c in (16, 24, 32))
+    return tm.byobnet.ByobNet(tm.byobnet.ByoModelCfg(blocks=blocks, stem_type="rep", stem_chs=16))
 
 
 def narrow(net, features):
@@ -98,7 +97,7 @@ def critic():
 
 def called_levit():
     """It keeps the attention biases that a call in eval mode computes."""
-    net = levit.Levit(64, embed_dim=(32, 48), key_dim=8, depth=(1, 1), num_heads=(4, 6), num_classes=7)
+    net = tm.levit.Levit(64, embed_dim=(32, 48), key_dim=8, depth=(1, 1), num_heads=(4, 6), num_classes=7)
     net.eval()(torch.randn(2, 3, 64, 64))
     return net
 
@@ -111,7 +110,7 @@ def vit(cls):
 FAMILIES = {
     "resnet": (lambda: tv.ResNet(tv.resnet.BasicBlock, ONE), 32),
     "resnext": (lambda: tv.ResNet(tv.resnet.Bottleneck, ONE, groups=8, width_per_group=8), 32),
-    "seresnet": (lambda: resnet.ResNet(resnet.BasicBlock, ONE, block_args={"attn_layer": "se"}), 32),
+    "seresnet": (lambda: tm.resnet.ResNet(tm.resnet.BasicBlock, ONE, block_args={"attn_layer": "se"}), 32),
     "densenet": (lambda: tv.DenseNet(growth_rate=8, block_config=(2, 2, 2), num_init_features=16), 32),
     "mobilenet_v2": (lambda: tv.mobilenet_v2(inverted_residual_setting=INVERTED), 32),
     "mobilenet_v3": (lambda: timm.create_model("mobilenetv3_small_050"), 32),
@@ -124,15 +123,15 @@ FAMILIES = {
     "mnasnet": (lambda: tv.mnasnet0_5(), 32),
     "vgg": (vgg, 32),
     "alexnet": (lambda: narrow(tv.alexnet(), 256 * 36), 64),
-    "convnext": (lambda: convnext.ConvNeXt(**NARROW), 64),
-    "vit": (lambda: vit(vision_transformer.VisionTransformer), 32),
-    "deit": (lambda: vit(deit.VisionTransformerDistilled), 32),
-    "swin": (lambda: swin_transformer.SwinTransformer(32, 2, embed_dim=16, **WINDOWS), 32),
-    "mixer": (lambda: mlp_mixer.MlpMixer(9, img_size=32, patch_size=8, num_blocks=2, embed_dim=32), 32),
-    "poolformer": (lambda: metaformer.MetaFormer(**NARROW), 64),
+    "convnext": (lambda: tm.convnext.ConvNeXt(**NARROW), 64),
+    "vit": (lambda: vit(tm.vision_transformer.VisionTransformer), 32),
+    "deit": (lambda: vit(tm.deit.VisionTransformerDistilled), 32),
+    "swin": (lambda: tm.swin_transformer.SwinTransformer(32, 2, embed_dim=16, **WINDOWS), 32),
+    "mixer": (lambda: tm.mlp_mixer.MlpMixer(9, img_size=32, patch_size=8, num_blocks=2, embed_dim=32), 32),
+    "poolformer": (lambda: tm.metaformer.MetaFormer(**NARROW), 64),
     "ghostnet": (lambda: timm.create_model("ghostnet_050"), 32),
     "hrnet": (hr, 64),
-    "dla": (lambda: dla.DLA([1, 1, 1, 2, 1, 1], [8, 8, 16, 16, 24, 32], block=dla.DlaBasic), 64),
+    "dla": (lambda: tm.dla.DLA([1, 1, 1, 2, 1, 1], [8, 8, 16, 16, 24, 32], block=tm.dla.DlaBasic), 64),
     "repvgg": (repvgg, 32),
     "cspnet": (lambda: timm.create_model("cs3darknet_focus_s"), 64),
     "nfnet": (lambda: timm.create_model("test_nfnet"), 64),

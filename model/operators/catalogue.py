@@ -93,7 +93,7 @@ def _dominates(a: Offer, b: Offer) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
+class Tried:
     """A place at which options are tried.
 
     Attributes:
@@ -108,7 +108,7 @@ class Trial:
     y: torch.Tensor | None = None
 
 
-def by_place(trials: Iterable[Trial], *, timed: bool) -> dict[str, dict[str, list[float]]]:
+def by_place(trials: Iterable[Tried], *, timed: bool) -> dict[str, dict[str, list[float]]]:
     """What every option loses and, where ``timed``, its time as a share of the layer's: plain, to be kept."""
     found: dict[str, dict[str, list[float]]] = {}
     for trial in trials:

@@ -15,7 +15,7 @@ import torch
 
 from ...model.capture import flat_inputs
 from ...model.coupling.walk import bind
-from ...model.operators.catalogue import FASTER, WIDER, Offer, Trial, by_place, seconds, worth_offering
+from ...model.operators.catalogue import FASTER, WIDER, Offer, Tried, by_place, seconds, worth_offering
 from ...model.operators.initialise import closest_map
 from ...model.operators.kernels import Pace, Sparse
 from ...model.operators.place import Place, Substitution, place_of
@@ -199,7 +199,7 @@ def worth(
                 weight = tensors[place.weight], None if place.bias is None else tensors[place.bias]
             else:
                 weight = closest_map(x[:half], y[:half], place.around.kernel)
-            trials.append(Trial(place.name, about.by, place.site(*weight), x, y))
+            trials.append(Tried(place.name, about.by, place.site(*weight), x, y))
         return by_place(trials, timed=timed)
 
     kept = facts.cache.once(f"operators {by} {digest.hexdigest()}", measured)
