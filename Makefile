@@ -28,7 +28,7 @@ demo: $(STAMP)
 
 # Two files at a time, one thread a process: Ray's workers are processes of their own.
 test: $(STAMP) $(ZOO)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: override ARGS += -m 'slow or not slow'
 test-all: test

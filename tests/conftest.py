@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, settings
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_variable] = "1"
 
-# Compiled files are kept: the tests start processes by the dozen, each of which would compile the package anew.
+# Compiled files are kept: the tests start processes by the dozen, each would compile the package anew.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
@@ -34,6 +34,9 @@ pytest.register_assert_rewrite(
 from netcarve.spaces.testing import declare_torchvision_operators  # noqa: E402
 
 declare_torchvision_operators()  # before anything imports torchvision, as timm and transformers do
+
+# Files that take longest come first, so that no process works on one of them alone at the end.
+_LONGEST = ("cli", "pools", "verify", "resume", "splits", "stages", "followed", "elastic_scoring", "serving")
 
 _MARKERS = (
     "ray: starts real Ray workers, some seconds",
@@ -67,7 +70,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow what ``quick`` does not name."""
+    """Mark as slow what ``quick`` does not name; order the files."""
+    first = {f"test_{name}": rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: first.get(item.path.stem, len(first)))
     cases: dict[str, list[bool]] = {}
     for item in items:
         if (quick := item.get_closest_marker("quick")) is not None:

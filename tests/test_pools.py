@@ -356,6 +356,7 @@ def test_a_job_that_cannot_be_loaded_or_sent_is_one_clear_error(session: RaySess
         RayPool(Job(None, SPACE, (Unsendable(),)), workers=2)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_workers_that_die_at_the_start_do_not_loop_for_ever(session: RaySession) -> None:
     class Deadly:
