@@ -66,8 +66,8 @@ def modules() -> dict[str, Path]:
 
 MODULES = modules()
 NOT_PRODUCT = [p for top in ("tests", "benchmarks", "examples") for p in sorted((ROOT / top).rglob("*.py"))]
-# Run with their own folder on the path: benchmarks, and what an export carries along.
-SCRIPTS = {p.stem for p in ROOT.rglob("*.py") if p.parent.name in ("benchmarks", "standalone")}
+# Run with their own folder on the path: tests, benchmarks, and what an export carries along.
+SCRIPTS = {p.stem for p in ROOT.rglob("*.py") if p.parent.name in ("tests", "benchmarks", "standalone")}
 # Installed by hand by those who want them; nothing else asks for them.
 BY_HAND = {"atheris", "executorch", "torch_pruning"}
 
@@ -202,8 +202,6 @@ def test_what_is_imported_is_declared() -> None:
         groups = for_users if path in MODULES.values() else every
         declared = {canonicalize_name(Requirement(d).name) for texts in groups.values() for d in texts}
         for name in imported_from_elsewhere(path):
-            if path.with_name(f"{name}.py").exists():  # beside it, as the tests' toy networks and benchmarks'
-                continue
             sources = {canonicalize_name(d) for d in installed.get(name, [name])}
             assert sources & declared, f"{path.relative_to(ROOT)} imports {name}, which nothing declares"
 
