@@ -78,6 +78,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if (quick := item.get_closest_marker("quick")) is not None:
             case = item.callspec.id
             named = not {case, *case.split("-")}.isdisjoint(quick.args)
+            if named and item.get_closest_marker("slow") is not None:
+                raise pytest.UsageError(
+                    f"{item.nodeid} is marked `slow` beside `quick`, so that it never is quick"
+                )
             cases.setdefault(item.nodeid.partition("[")[0], []).append(named)
             if not named:
                 item.add_marker(pytest.mark.slow)

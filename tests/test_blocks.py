@@ -47,7 +47,6 @@ class Transformer(nn.Module):
         return self.out(x.mean(1))
 
 
-@pytest.mark.slow
 @pytest.mark.quick("False")
 @pytest.mark.parametrize("post", [False, True])
 def test_a_transformer_of_three_layers_has_six_blocks_that_share_a_mask(post):
@@ -83,7 +82,6 @@ def test_a_resnet_20_has_nine_blocks_less_the_projections():
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.quick("vit_tiny_patch16_224")
 @pytest.mark.parametrize(
     ("name", "options", "count"),

@@ -226,7 +226,6 @@ def session() -> Iterator[RaySession]:
     session.close()
 
 
-@pytest.mark.slow
 @pytest.mark.quick("1-4")
 @pytest.mark.ray
 @pytest.mark.parametrize(("workers", "window"), [(1, 4), (3, None)])

@@ -76,7 +76,6 @@ def _left(mark: str) -> list[str]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.quick("normal")
 @pytest.mark.ray
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")

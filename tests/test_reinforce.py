@@ -153,7 +153,6 @@ def test_a_state_tells_what_is_left_and_nothing_of_the_future() -> None:
     assert past[0, -3] == pytest.approx(9 * 8 * 8 * 8 / 1e4)  # and at least
 
 
-@pytest.mark.slow
 @pytest.mark.quick("Reinforce")
 @pytest.mark.parametrize("kind", [Reinforce, PPO])
 def test_it_learns_a_single_objective(kind: type[Reinforce]) -> None:

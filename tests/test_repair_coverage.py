@@ -56,7 +56,6 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(torch.relu(self.input(x)))[0])
 
 
-@pytest.mark.slow
 @pytest.mark.quick("True-2-True-LSTM", "True-1-False-GRU", "True-3-False-GRU")
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 @pytest.mark.parametrize(

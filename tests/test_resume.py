@@ -62,7 +62,6 @@ def test_resume_at_every_trial(finished, tmp_path):
         assert len(resume(finished, folder)) == len(whole.trials) - cut
 
 
-@pytest.mark.slow
 @pytest.mark.quick("random")
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
