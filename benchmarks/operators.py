@@ -1,6 +1,6 @@
 """Compact operators: accuracy when three convolutions are replaced at once, and time beside MACs.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/operators.py [--seeds 3] [--only accuracy|latency]
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/operators.py [--seeds 3] [--only accuracy|latency|kernels]
 
 Accuracy: a small digits network, trained here, without any fine-tuning: weights in closed form (start), with
 the last linear stage fitted to the original's outputs from the original's inputs (refit), and from those that
@@ -8,6 +8,9 @@ the compressed network gives (cascade). The last column is what a prototype reac
 
 Latency: one layer of 64 channels on 32x32 and of 256 on 14x14, batch 1, one thread; calls of the operator
 alternate with those of the layer, in eager mode and in onnxruntime. The figure is the ratio of the medians.
+
+Kernels: the same two layers, at batches of 1 and 16, sparse at every density beside what the performance
+model of this machine says of it; in blocks; and with a predictor that leaves outputs out.
 """
 
 from __future__ import annotations
@@ -17,14 +20,18 @@ import io
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 
 import onnxruntime
 import torch
 from netcarve.evaluators.digits import data
 from netcarve.evaluators.machine import processor
+from netcarve.model.operators.catalogue import in_turn
 from netcarve.model.operators.counting import count
+from netcarve.model.operators.gated import PredictedLayer
 from netcarve.model.operators.initialise import Targets, initialise, refit, regress
+from netcarve.model.operators.kernels import Pace
 from netcarve.model.operators.site import Site, known_operators, operator
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -56,6 +63,8 @@ ROWS_OF_TABLE: list[tuple[str, str, Callable[[Site], float], tuple[float | None,
     ("versatile-channels", "2 windows", lambda s: 2, (None, None, None)),
     ("codebook", "16 numbers", lambda s: 16, (None, None, None)),
     ("circulant", "blocks of 4", lambda s: 4, (None, None, None)),
+    ("sparse", "density 1/4", lambda s: 0.25, (None, None, None)),
+    ("sparse", "density 1/10", lambda s: 0.1, (None, None, None)),
     ("mobilenet", "1 filter, ReLU", lambda s: 1, (15.1, 96.2, None)),
     ("fire", "squeeze 8, ReLU", lambda s: 8 / s.inputs, (None, None, None)),
     ("shuffle", "2 groups, ReLU", lambda s: 2, (9.6, 60.4, None)),
@@ -146,13 +155,15 @@ def replaced(net: Net, name: str, option: Callable[[Site], float], way: str) -> 
     return small, kept / whole
 
 
-def accuracies(seeds: int) -> None:
+def accuracies(seeds: int, names: Collection[str]) -> None:
     nets = [trained(seed) for seed in range(seeds)]
     base = statistics.mean(map(accuracy, nets))
     print(f"unchanged {base:.1f} %, {seeds} seeds; 450 images a seed\n")
     print(f"| {'operator':18}| {'size':22}| kept | start | refit | cascade | prototype          |")
     print(f"|{'-' * 19}|{'-' * 23}|-----:|------:|------:|--------:|--------------------|")
     for name, size, option, prototype in ROWS_OF_TABLE:
+        if name not in names:
+            continue
         found = []
         for way in ("start", "refit", "cascade"):
             made = [replaced(net, name, option, way) for net in nets]
@@ -202,15 +213,20 @@ def wide(channels: int, size: int) -> Iterator[tuple[str, float, Site]]:
         yield name, options[(len(options) - 1) // 2], site
 
 
-def latencies(rounds: int) -> None:
+def latencies(rounds: int, names: Collection[str]) -> None:
     for channels, size in ((64, 32), (256, 14)):
         print(f"\n{channels} channels, {size}x{size}; multiples of the layer's own\n")
         print(f"| {'operator':18}| option | MACs | bytes | eager | onnxruntime |")
         print(f"|{'-' * 19}|-------:|-----:|------:|------:|------------:|")
         for name, option, site in wide(channels, size):
+            if name not in names:
+                continue
             new = operator(name).build(site, option).eval().requires_grad_(False)
-            for p in new.parameters():
-                p.data.normal_(0, 0.1)
+            if operator(name).by_name:  # time depends on which weights there are
+                operator(name).start(new, site, option)
+            else:
+                for p in new.parameters():
+                    p.data.normal_(0, 0.1)
             layer = site.like(site.inputs, site.outputs).requires_grad_(False)
             layer.weight.data.copy_(site.weight)
             x = torch.rand(site.example().shape)
@@ -224,18 +240,53 @@ def latencies(rounds: int) -> None:
             print(f"{start} | {eager:5.2f} | {onnx:11.2f} |", flush=True)
 
 
+def kernels(rounds: int) -> None:
+    """Times as multiples of the layer's own, by calls in turn."""
+    for batch in (1, 16):
+        print(f"\nbatch {batch}\n")
+        print("| layer        | operator            | MACs | time | performance model |")
+        print("|--------------|---------------------|-----:|-----:|------------------:|")
+        for channels, size in ((64, 32), (256, 14)):
+            _, _, site = next(wide(channels, size))
+            layer = site.like(site.inputs, site.outputs).requires_grad_(False)
+            layer.weight.data.copy_(site.weight)
+            x = torch.rand(site.example(batch).shape)
+            pace = Pace.timed(site, in_turn, batch)
+            asked = [("sparse", d) for d in (0.5, 0.25, 0.1, 0.05)] + [("direct", 16), ("direct", 32)]
+            for name, option in [*asked, ("collaborative", 0.95)]:
+                new = initialise(operator(name), replace(site, inputs_seen=x[:1]), option)
+                new.requires_grad_(False)
+                macs, said = count(new, x[:1]).macs / site.macs, ""
+                if name == "sparse":
+                    said = f"{pace.seconds(option) / pace.dense:.2f}"
+                made = new.tails[0]
+                if isinstance(made, PredictedLayer):
+                    made.skips = True
+                    macs = made.skipping(x)[1] / batch / site.macs
+                with torch.no_grad():
+                    _, taken = ratio(lambda: layer(x), lambda: new(x), rounds)  # noqa: B023
+                shown = f"{name} {option:g}"
+                print(
+                    f"| {channels:3} on {size}x{size} | {shown:20}| {macs:4.2f} | {taken:4.2f} | {said:>17} |"
+                )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=40, help="calls of each in a timing")
-    parser.add_argument("--only", choices=("accuracy", "latency"))
+    parser.add_argument("--only", choices=("accuracy", "latency", "kernels"))
+    parser.add_argument("--operators", type=lambda text: text.split(","), help="names; default: all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{processor()}, 1 thread")
-    if options.only != "latency":
-        accuracies(options.seeds)
-    if options.only != "accuracy":
-        latencies(options.rounds)
+    names = options.operators or known_operators()
+    if options.only in (None, "accuracy"):
+        accuracies(options.seeds, names)
+    if options.only in (None, "latency"):
+        latencies(options.rounds, names)
+    if options.only in (None, "kernels"):
+        kernels(options.rounds)
 
 
 if __name__ == "__main__":

@@ -126,13 +126,28 @@ def test_gradients_of_sparse_values_are_those_of_differences(kernel):
 
 
 def test_a_pace_is_read_off_three_timings():
-    pace = Pace.of({1.0: 2.0, 0.1: 1.0, 0.5: 3.0}, macs=100)
-    assert (pace.dense, pace.sparse) == (50, pytest.approx(20))
+    pace = Pace.of({1.0: 2.0, 0.1: 1.0, 0.5: 3.0})
+    assert (pace.dense, pace.each) == (2.0, pytest.approx(5))
     assert pace.overhead == pytest.approx(0.5)
-    assert pace.seconds(100, 0.5) == pytest.approx(3.0)
-    assert pace.densest(100) == pytest.approx(0.3)
-    assert [pace.slower(100, density) for density in (0.29, 0.31, 1.0)] == [False, True, False]
-    assert pace.densest(20) < 0  # the overhead alone takes longer than a small layer
+    assert pace.seconds(0.5) == pytest.approx(3.0)
+    assert pace.densest == pytest.approx(0.3)
+    assert [pace.slower(density) for density in (0.29, 0.31, 1.0)] == [False, True, False]
+    assert Pace(1.0, 1.0, 1.5).densest < 0  # the overhead alone takes longer
+    assert Pace.of({1.0: 2.0, 0.1: 1.0, 0.5: 0.9}).each > 0
+
+
+def test_a_pace_times_the_layer_itself_and_two_sparse_ones():
+    site, called = layer_of((3, 3)), []
+
+    def clock(modules, x):
+        called.extend(modules)
+        assert x.shape == (5, 6, 11, 13)
+        return [1.0, 2.0, 3.0]
+
+    pace = Pace.timed(site, clock, 5)
+    assert called[0].weight.shape == site.weight.shape
+    assert [new.tails[0].values.numel() for new in called[1:]] == [22, 216]
+    assert [pace.dense, pace.seconds(0.05), pace.seconds(0.5)] == pytest.approx([1, 2, 3])
 
 
 @pytest.fixture(scope="module")
@@ -147,14 +162,14 @@ def test_guided_layers_are_never_slower_than_unguided_ones(layers):
     """Whatever density is asked for: that one where it is offered still, else the dense layer."""
     macs = {about.place.name: about.place.site(torch.empty(about.shape), None).macs for about in layers}
     middle = sorted(macs.values())[len(macs) // 2]
-    pace = Pace(dense=1.0, sparse=0.5, overhead=0.6 * middle)
-    left = {about.place.name: guided(about, pace, 1) for about in layers}
+    paces = {name: Pace(dense=m, each=2 * m, overhead=0.6 * middle) for name, m in macs.items()}
+    left = {about.place.name: guided(about, paces[about.place.name]) for about in layers}
     for density in (0.05, 0.1, 0.25, 0.5):
-        unguided = sum(pace.seconds(m, density) for m in macs.values())
+        unguided = sum(pace.seconds(density) for pace in paces.values())
         chosen = {n: density if f"sparse:{density:g}" in by else 1.0 for n, (by, _) in left.items()}
-        assert sum(pace.seconds(macs[n], d) for n, d in chosen.items()) <= unguided
+        assert sum(paces[n].seconds(d) for n, d in chosen.items()) <= unguided
         for name, taken in chosen.items():
-            assert (taken == 1) == (density >= pace.densest(macs[name]))
+            assert (taken == 1) == (density >= paces[name].densest)
     assert any("sparse:0.05" in by for by, _ in left.values())
     dense = [(by, why) for by, why in left.values() if not any(k.startswith("sparse") for k in by)]
     assert dense

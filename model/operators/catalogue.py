@@ -54,16 +54,24 @@ def lost(wanted: Substitution, site: Site, x: torch.Tensor, y: torch.Tensor | No
 
 
 def seconds(module: nn.Module | Site, x: torch.Tensor) -> float:
-    """Least time of a call on ``x``, after one that does not count; an accelerator's, until it is done."""
-    times = []
+    """Least time of a call on ``x``, after one that does not count."""
+    return in_turn([module], x)[0]
+
+
+def in_turn(modules: Sequence[nn.Module | Site], x: torch.Tensor) -> list[float]:
+    """The same of several, whose calls take turns, so that none finds its own numbers in the cache still; an
+    accelerator's, until it is done.
+    """
+    times: list[list[float]] = [[] for _ in modules]
     with torch.no_grad():
         for _ in range(RUNS + 1):
-            begun = time.perf_counter()
-            module(x)
-            if x.device.type != "cpu":
-                torch.accelerator.synchronize(x.device)
-            times.append(time.perf_counter() - begun)
-    return min(times[1:])
+            for module, taken in zip(modules, times, strict=True):
+                begun = time.perf_counter()
+                module(x)
+                if x.device.type != "cpu":
+                    torch.accelerator.synchronize(x.device)
+                taken.append(time.perf_counter() - begun)
+    return [min(taken[1:]) for taken in times]
 
 
 def worth_offering(offers: Sequence[Offer], *, most: int = MOST) -> list[str]:

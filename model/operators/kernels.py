@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,8 +15,7 @@ from .site import Operator, Site, put
 from .stages import Substitute, exporting
 
 ENTRIES = 2**17  # of the sparse matrix multiplied at once: their indices stay in the processor's cache
-CALIBRATED = (64, 16)  # channels and side of the 3x3 layer that a host is timed on
-DENSITIES = (0.05, 0.5)  # at which
+DENSITIES = (0.05, 0.5)  # at which layers are timed
 
 
 class SparseLayer(nn.Module):
@@ -293,60 +291,64 @@ class Direct(Operator):
 # -- Performance model ------------------------------------------------------------------------------------
 
 
+Clock = Callable[[Sequence[nn.Module | Site], torch.Tensor], Sequence[float]]
+
+
 @dataclass(frozen=True)
 class Pace:
-    """How fast a host multiplies dense and sparse layers: which densities are worth having where.
+    """How long one form of layer takes on a machine, dense and at any density: where sparse ones pay.
 
-    ``T_dense = M / dense`` and ``T_sparse = overhead + density M / sparse`` of a layer with M dense
-    multiply-accumulates (Park et al. 2017, section 3.2; they take a roofline's rates, here they are timed).
+    ``T_dense = M / eta_d`` and ``T_sparse = a + density M / eta_s`` with M multiply-accumulates of the dense
+    layer (Park et al. 2017, section 3.2, who derive the rates from the processor's). The rates of one form
+    are not another's, since rows of outputs may be long or short: each form is timed.
 
     Attributes:
-        dense, sparse: multiply-accumulates a second.
-        overhead: seconds of a call.
+        dense: seconds of a call, ``M / eta_d``.
+        each: seconds that all weights take sparse, ``M / eta_s``, beside
+        overhead: seconds of a call whatever the density, a.
     """
 
     dense: float
-    sparse: float
+    each: float
     overhead: float
 
-    def seconds(self, macs: float, density: float = 1.0) -> float:
-        """Of a layer with ``macs`` dense multiply-accumulates, sparse below a density of 1."""
-        return macs / self.dense if density >= 1 else self.overhead + density * macs / self.sparse
+    def seconds(self, density: float) -> float:
+        """Of a call; at a density of 1 of the dense layer."""
+        return self.dense if density >= 1 else self.overhead + density * self.each
 
-    def densest(self, macs: float) -> float:
+    @property
+    def densest(self) -> float:
         """The density at which the sparse layer takes as long as the dense one; not above 0: at none."""
-        return (self.seconds(macs) - self.overhead) * self.sparse / macs
+        return (self.dense - self.overhead) / self.each
 
-    def slower(self, macs: float, density: float) -> bool:
+    def slower(self, density: float) -> bool:
         """Whether the sparse layer takes no less time than the dense one."""
-        return density < 1 and self.seconds(macs, density) >= self.seconds(macs)
+        return density < 1 and self.seconds(density) >= self.dense
 
     @classmethod
-    def of(cls, seconds: Mapping[float, float], macs: float) -> Pace:
-        """From the seconds of one layer at two densities, and at 1, where it is the dense one.
+    def of(cls, seconds: Mapping[float, float]) -> Pace:
+        """From the seconds at two densities, and at 1, where they are the dense layer's.
 
-        Rates are positive, whatever a noisy clock said.
+        Time rises with density, whatever a noisy clock said.
         """
         low, high = sorted(density for density in seconds if density < 1)
-        each = max((seconds[high] - seconds[low]) / (high - low), 1e-3 * seconds[high])  # of density 1
-        return cls(macs / seconds[1.0], macs / each, max(seconds[low] - low * each, 0.0))
+        each = max((seconds[high] - seconds[low]) / (high - low), 1e-3 * seconds[high])
+        return cls(seconds[1.0], each, max(seconds[low] - low * each, 0.0))
 
     @classmethod
-    def timed(cls, device: torch.device, clock: Callable[[Any, torch.Tensor], float], batch: int) -> Pace:
-        """Of the host, or of an accelerator, by three timings of one layer.
+    def timed(cls, form: Site, clock: Clock, batch: int) -> Pace:
+        """Of layers of a form, whose weights are not read, by three timings on the device of its weights.
 
         Args:
-            clock: seconds of a call of a module on an input.
-            batch: samples of a call; ``macs`` of all other methods are those of such a call.
+            clock: seconds of a call of each of several modules on an input.
+            batch: samples of a call.
         """
-        channels, side = CALIBRATED
-        weight = torch.randn(channels, channels, 3, 3, generator=torch.Generator().manual_seed(0)).to(device)
-        ones = (1, 1)
-        site = Site(weight, None, ones, ones, ones, size=(side, side))
-        x = torch.rand(batch, channels, side, side, generator=torch.Generator().manual_seed(1)).to(device)
-        seconds = {1.0: clock(site, x)}
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.randn(form.weight.shape, generator=generator).to(form.weight)
+        site = replace(form, weight=weight, bias=None, inputs_seen=None)
+        x = torch.rand(site.example(batch).shape, generator=generator).to(form.weight)
+        layers = []
         for density in DENSITIES:
-            new = Sparse().build(site, density).eval()
-            Sparse().start(new, site, density)
-            seconds[density] = clock(new, x)
-        return cls.of(seconds, batch * site.macs)
+            layers.append(Sparse().build(site, density).eval())
+            Sparse().start(layers[-1], site, density)
+        return cls.of(dict(zip((1.0, *DENSITIES), clock([site, *layers], x), strict=True)))

@@ -6,7 +6,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ import torch
 
 from ...model.capture import flat_inputs
 from ...model.coupling.walk import bind
-from ...model.operators.catalogue import FASTER, WIDER, Offer, Tried, by_place, seconds, worth_offering
+from ...model.operators.catalogue import FASTER, WIDER, Offer, Tried, by_place, in_turn, worth_offering
 from ...model.operators.initialise import closest_map
 from ...model.operators.kernels import Pace, Sparse
 from ...model.operators.place import Place, Substitution, place_of
@@ -143,33 +143,46 @@ def cheaper(
     return {label: taken for *_, label, taken in found}, why
 
 
-def guided(about: Replaced, pace: Pace, batch: int) -> tuple[dict[str, Substitution], str]:
+def guided(about: Replaced, pace: Pace) -> tuple[dict[str, Substitution], str]:
     """What may stand in a place but for sparse layers that the performance model calls slower than the layer
     is; and, where nothing is left, why (guided sparsity, Park et al. 2017, section 3.3).
-
-    Args:
-        batch: samples of a call.
     """
-    weight = torch.empty(about.shape, dtype=about.kind, device="meta")
-    macs = about.place.site(weight, None).macs * about.place.calls * batch
-    slow = {k for k, v in about.by.items() if v.operator == Sparse.name and pace.slower(macs, v.option)}
+    slow = {k for k, v in about.by.items() if v.operator == Sparse.name and pace.slower(v.option)}
     why = ""
     if slow:
         density = min(about.by[k].option for k in slow)
-        times = 1e3 * pace.seconds(macs, density), 1e3 * pace.seconds(macs)
+        times = 1e3 * pace.seconds(density), 1e3 * pace.dense
         why = (
             f"sparse at {density:g} takes {times[0]:.3g} ms by the performance model, dense {times[1]:.3g} ms"
         )
     return {k: v for k, v in about.by.items() if k not in slow}, why
 
 
-def timed_pace(facts: Facts) -> Pace:
-    """Of this machine, on the model's device and at the example's batch; kept on disk."""
-    device = next(iter(facts.surgeon.tensors.values())).device
-    batch = facts.captured.batch
-    host = f"{platform.node()} {device.type} {torch.get_num_threads()}"
-    kept = facts.cache.once(f"pace {host}", lambda: asdict(Pace.timed(device, seconds, batch)))
-    return Pace(**kept)
+def guide(found: Sequence[Replaced], facts: Facts, reasons: dict[str, str]) -> list[Replaced]:
+    """Places at which sparse layers are offered where they are faster, on this machine, the model's device
+    and the example's batch; places that keep nothing go, with the reason. What was timed is kept on disk.
+    """
+    tensors, left = facts.surgeon.tensors, []
+    forms = [f"{next(iter(about.by.values())).anonymous.place} {about.shape}" for about in found]
+
+    def timed() -> dict[str, list[float]]:
+        paces = {}
+        for form, about in zip(forms, found, strict=True):
+            if form not in paces:
+                site = about.place.site(tensors[about.place.weight], None)
+                batch = max(1, round(facts.captured.batch * about.place.calls))
+                paces[form] = [*astuple(Pace.timed(site, in_turn, batch))]
+        return paces
+
+    host = f"{platform.node()} {torch.get_num_threads()} {hashlib.sha256(repr(forms).encode()).hexdigest()}"
+    kept = facts.cache.once(f"paces {host}", timed)
+    for form, about in zip(forms, found, strict=True):
+        by, why = guided(about, Pace(*kept[form]))
+        if by:
+            left.append(replace(about, by=by))
+        else:
+            reasons[about.place.name] = why
+    return left
 
 
 def worth(
@@ -269,8 +282,6 @@ class OperatorsKind(Kind):
         found: list[Replaced] = []
         known = {name: operator(name) for name in known_operators()}
         names = self.operators or [n for n, one in known.items() if not (one.curved or one.by_name)]
-        guide = self.operators_by == "latency" and Sparse.name in names
-        pace = timed_pace(facts) if guide and layers else None
         for layer in layers:
             node = nodes[layer.node]
             place = place_of(node, layer.name, facts.coupling, captured.batch)
@@ -279,13 +290,12 @@ class OperatorsKind(Kind):
                 continue
             weight = bind(node)["weight"].meta["val"]
             by, why = cheaper(place, tuple(weight.shape), weight.dtype, names, narrow=not self.operators)
-            about = Replaced(place, tuple(weight.shape), weight.dtype, by)
-            if pace is not None and by:
-                by, why = guided(about, pace, captured.batch)
             if by:
-                found.append(replace(about, by=by))
+                found.append(Replaced(place, tuple(weight.shape), weight.dtype, by))
             else:
                 reasons[layer.name] = why
+        if self.operators_by == "latency" and Sparse.name in names:
+            found = guide(found, facts, reasons)
         if making.batches and not self.operators:
             inputs = flat_inputs(facts.captured.graph_module, *making.batches[0])
             found = worth(found, facts, inputs, reasons, by=self.operators_by)
