@@ -99,7 +99,12 @@ def graph_of(model: nn.Module, example: Inputs) -> LayerGraph:
         Skipped: it cannot be captured, or only for one size of batch.
     """
     inside = next((pattern for kind, pattern in COMPOSITIONS.items() if isinstance(model, kind)), "")
-    if isinstance(model, CapturedModule) and hasattr(model, "_in_spec"):
+    # What stands for layers is called as a module, whose own layers a new capture shows. Guards give nothing.
+    if (
+        isinstance(model, CapturedModule)
+        and hasattr(model, "_in_spec")
+        and not any(n.op == "call_module" and n.users for n in model.graph.nodes)
+    ):
         return LayerGraph(model)
     try:
         captured = capture(model, example)

@@ -92,6 +92,7 @@ def layers_section(subject: Subject) -> Section:
         data |= {"paths": less / whole, "layer_paths": share}
         summary += f"; of the paths from input to output a share of {_small(less / whole)}"
     if new:
+        summary += f"; {len(new)} layers are there that the original does not have"
         basis += f"; {len(new)} layers that the original does not have: {', '.join(new[:5])}"
     return Section("layers", "What is left, layer by layer", summary, basis, tuple(figures), data)
 

@@ -148,6 +148,18 @@ def test_density_and_fan_in_are_those_of_the_built_network(subject):
     assert 0 < found["paths"] < 1
 
 
+def test_layers_of_operators_are_seen(task):
+    """One layer replaced, the others as they were: counted on the network that is built."""
+    space = trace(task.model, task.example).space("operators", operators=("svd",))
+    candidate = space.candidate([1] + [0] * (len(space) - 1))
+    name = space.choices[0].name.partition(":")[2]
+    found = section("layers", subject_of(task, space, candidate)).data
+    left = dict(zip(found["layers"], found["density"], strict=True))
+    assert left.pop(name) == 0
+    assert set(left.values()) == {1}
+    assert len(found["new_layers"]) == 2
+
+
 def test_widths_told_by_choices_are_those_of_the_built_network(space):
     layers = [LayerWidth(**one) for one in space.model.layers(space.choices)]
     assert [layer.name for layer in layers][:2] == ["stem.0", "a.conv1"]

@@ -130,14 +130,14 @@ def test_a_kind_of_another_package_is_one_of_them(uniform):
 def test_options_are_read_from_text():
     kinds = ["mask", "exits", "splits", "branches"]
     texts = {
-        "sparsities": "0, 0.5",
+        "sparsities": "0, 0.5, 2:4",
         "norm": "2",
         "exit-places": "a,b",
         "parts": "none",
         "sensitivity": "true",
     }
     assert read_options(kinds, texts) == {
-        "sparsities": [0.0, 0.5],
+        "sparsities": [0.0, 0.5, "2:4"],
         "norm": 2,
         "exit_places": ["a", "b"],
         "parts": None,

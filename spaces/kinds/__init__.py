@@ -98,8 +98,13 @@ def _value(name: str, wanted: Any, text: str) -> Any:
     if kind in (Union, UnionType):
         if text.lower() == "none" and type(None) in inner:
             return None
-        wanted = next(a for a in inner if a is not type(None))
-        kind, inner = get_origin(wanted), get_args(wanted)
+        *others, last = (a for a in inner if a is not type(None))
+        for other in others:
+            try:
+                return _value(name, other, text)
+            except ValueError:
+                continue
+        wanted, kind, inner = last, get_origin(last), get_args(last)
     if kind is not None and kind is not Literal and issubclass(kind, Sequence):
         return [_value(name, inner[0], part.strip()) for part in text.split(",") if part.strip()]
     if kind is Literal or wanted is str:
