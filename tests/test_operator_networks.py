@@ -4,7 +4,7 @@ import pytest
 import torch
 from netcarve import trace
 from netcarve.model.counter import counted
-from netcarve.model.operators import networks
+from netcarve.model.operators import networks, small_networks
 from netcarve.model.operators.stages import Gather, Masked
 from netcarve.spaces.testing import declare_torchvision_operators
 from torch import nn
@@ -131,3 +131,57 @@ def test_wrong_forms_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+WIDTHS = (16, 32, 32, 64)
+
+
+def test_a_split_network_holds_a_share_behind_its_trunk_and_its_branches_share_nothing():
+    whole, split = small_networks.plain_net(WIDTHS), small_networks.split_net(WIDTHS, 2, 2).eval()
+
+    def weights(net: nn.Module) -> int:
+        return sum(p.numel() for p in net.parameters() if p.dim() > 1)
+
+    trunk, branches = split[0], split[1]
+    assert weights(branches) == (weights(whole) - weights(trunk)) / 2
+    x = torch.randn(3, 1, 8, 8)
+    assert split(x).shape == (3, 10)
+    split(x)[:, :5].sum().backward()  # classes of the first branch
+    assert not any(p.grad.any() for p in branches.branches[1].parameters())
+    assert any(p.grad.any() for p in branches.branches[0].parameters())
+    with pytest.raises(ValueError, match="3 groups do not divide"):
+        small_networks.split_net(WIDTHS, 2, 3)
+
+
+def test_widened_widths_are_the_largest_within_the_budget():
+    def macs(widths: list[int]) -> float:
+        with torch.device("meta"):
+            return counted(small_networks.plain_net(widths).eval(), torch.zeros(1, 1, 8, 8))[1]
+
+    budget = 1.7 * macs([16, 20, 9, 30])
+    found = small_networks.widened([16, 20, 9, 30], budget, macs)
+    factor = max((w + 0.5) / v for w, v in zip(found, (16, 20, 9, 30), strict=True))
+    assert macs(found) <= budget
+    assert macs([round(1.03 * factor * v) for v in (16, 20, 9, 30)]) > budget
+    with pytest.raises(ValueError, match="more than the budget"):
+        small_networks.widened([4, 4], 10, macs)
+
+
+def test_levels_are_nested_and_a_level_reads_its_own_weights_alone():
+    torch.manual_seed(0)
+    nested = small_networks.NestedNet(small_networks.plain_net(WIDTHS), (0.1, 0.3, 1.0)).eval()
+    x = torch.randn(3, 1, 8, 8)
+    low, middle = nested.masks(0), nested.masks(1)
+    for name, mask in low.items():
+        assert (mask <= middle[name]).all()
+        assert int(mask.sum()) == max(1, round(0.1 * mask.numel()))
+    with torch.no_grad():
+        before = nested(x, level=0)
+        assert torch.equal(nested.level(0)(x), before)
+        assert torch.equal(nested(x), nested.network(x))
+        for name, mask in low.items():
+            nested.network.get_parameter(name).add_(~mask)
+        assert torch.equal(nested(x, level=0), before)
+        assert not torch.equal(nested(x, level=1), before)
+    with pytest.raises(ValueError, match="rising shares"):
+        small_networks.NestedNet(nn.Linear(2, 2), (0.5, 0.2))

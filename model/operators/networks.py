@@ -17,7 +17,7 @@ from .stages import Cat, Gather, Masked, Shift, Sum, shuffle
 CHANNELS = -3  # axis of the channels of a picture, counted from the end
 
 
-def _norm(
+def norm(
     inputs: int,
     outputs: int,
     kernel: int = 1,
@@ -30,7 +30,7 @@ def _norm(
     return nn.Sequential(layer, nn.BatchNorm2d(outputs), *([] if active is None else [active]))
 
 
-def _head(width: int, classes: int) -> list[nn.Module]:
+def head(width: int, classes: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes)]
 
 
@@ -89,16 +89,16 @@ def mobilenet(alpha: float = 1.0, classes: int = 1000, *, expand: int = 1) -> nn
         expand: of X-MobileNet: every 1x1 layer but the first reads this fraction of its inputs, by masks.
     """
     width = int(32 * alpha)
-    layers = [_norm(3, width, 3, 2, active=nn.ReLU())]
+    layers = [norm(3, width, 3, 2, active=nn.ReLU())]
     for number, (wide, stride) in enumerate(_MOBILE):
         wide = int(wide * alpha)
-        layers.append(_norm(width, width, 3, stride, width, nn.ReLU()))
-        point = _norm(width, wide, active=nn.ReLU())
+        layers.append(norm(width, width, 3, stride, width, nn.ReLU()))
+        point = norm(width, wide, active=nn.ReLU())
         if expand > 1 and number:
             point[0] = expanded(point[0], expand, seed=number)  # type: ignore[arg-type]
         layers.append(point)
         width = wide
-    return nn.Sequential(*layers, *_head(width, classes))
+    return nn.Sequential(*layers, *head(width, classes))
 
 
 # -- MobileNetV2: Sandler et al. 2018, arXiv 1801.04381 -------------------------------------------------
@@ -118,21 +118,21 @@ _V2 = (
 def inverted_residual(inputs: int, outputs: int, stride: int, expansion: int) -> nn.Module:
     """1x1, 3x3 depthwise, linear 1x1; a shortcut where shapes allow."""
     inner = inputs * expansion
-    layers = [_norm(inputs, inner, active=nn.ReLU6())] if expansion > 1 else []
-    layers += [_norm(inner, inner, 3, stride, inner, nn.ReLU6()), _norm(inner, outputs)]
+    layers = [norm(inputs, inner, active=nn.ReLU6())] if expansion > 1 else []
+    layers += [norm(inner, inner, 3, stride, inner, nn.ReLU6()), norm(inner, outputs)]
     block = nn.Sequential(*layers)
     return Sum(nn.Identity(), block) if stride == 1 and inputs == outputs else block
 
 
 def mobilenet_v2(classes: int = 1000) -> nn.Sequential:
     width = 32
-    layers: list[nn.Module] = [_norm(3, width, 3, 2, active=nn.ReLU6())]
+    layers: list[nn.Module] = [norm(3, width, 3, 2, active=nn.ReLU6())]
     for expansion, wide, blocks, first in _V2:
         for number in range(blocks):
             layers.append(inverted_residual(width, wide, 1 if number else first, expansion))
             width = wide
-    layers.append(_norm(width, 1280, active=nn.ReLU6()))
-    pool, flat, linear = _head(1280, classes)
+    layers.append(norm(width, 1280, active=nn.ReLU6()))
+    pool, flat, linear = head(1280, classes)
     return nn.Sequential(*layers, pool, flat, nn.Dropout(0.2), linear)
 
 
@@ -150,10 +150,10 @@ def shuffle_unit(inputs: int, outputs: int, groups: int, stride: int, first: int
     branch = outputs - inputs if stride == 2 else outputs
     between = outputs // 4
     inner = nn.Sequential(
-        _norm(inputs, between, groups=groups if first is None else first, active=nn.ReLU()),
+        norm(inputs, between, groups=groups if first is None else first, active=nn.ReLU()),
         Gather(shuffle(between, groups), CHANNELS),
-        _norm(between, between, 3, stride, between),
-        _norm(between, branch, groups=groups),
+        norm(between, between, 3, stride, between),
+        norm(between, branch, groups=groups),
     )
     if stride == 2:
         return nn.Sequential(Cat(nn.AvgPool2d(3, 2, 1), inner, axis=CHANNELS), nn.ReLU())
@@ -171,14 +171,14 @@ def shufflenet(groups: int = 3, classes: int = 1000) -> nn.Sequential:
     if groups not in SHUFFLE_WIDTHS:
         raise ValueError(f"ShuffleNet has 1, 2, 3, 4 or 8 groups, got {groups}")
     width = 24
-    layers: list[nn.Module] = [_norm(3, width, 3, 2, active=nn.ReLU()), nn.MaxPool2d(3, 2, 1)]
+    layers: list[nn.Module] = [norm(3, width, 3, 2, active=nn.ReLU()), nn.MaxPool2d(3, 2, 1)]
     for stage, units in enumerate((4, 8, 4)):
         wide = SHUFFLE_WIDTHS[groups] * 2**stage
         for number in range(units):
             first = 1 if stage == number == 0 else None
             layers.append(shuffle_unit(width, wide, groups, 1 if number else 2, first))
             width = wide
-    return nn.Sequential(*layers, *_head(width, classes))
+    return nn.Sequential(*layers, *head(width, classes))
 
 
 # -- ShuffleNetV2: Ma et al. 2018, arXiv 1807.11164 -----------------------------------------------------
@@ -198,10 +198,10 @@ def shuffle_unit_v2(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     """
     half = outputs // 2
     read = inputs if stride == 2 else half
-    right = [_norm(read, half, active=nn.ReLU()), _norm(half, half, 3, stride, half)]
-    right.append(_norm(half, half, active=nn.ReLU()))
+    right = [norm(read, half, active=nn.ReLU()), norm(half, half, 3, stride, half)]
+    right.append(norm(half, half, active=nn.ReLU()))
     if stride == 2:
-        left: list[nn.Module] = [_norm(inputs, inputs, 3, 2, inputs), _norm(inputs, half, active=nn.ReLU())]
+        left: list[nn.Module] = [norm(inputs, inputs, 3, 2, inputs), norm(inputs, half, active=nn.ReLU())]
         branches = Cat(nn.Sequential(*left), nn.Sequential(*right), axis=CHANNELS)
     else:
         low, high = torch.arange(half), torch.arange(half, outputs)
@@ -221,13 +221,13 @@ def shufflenet_v2(scale: float = 1.0, classes: int = 1000) -> nn.Sequential:
         raise ValueError(f"scales of ShuffleNetV2 are {', '.join(map(str, V2_WIDTHS))}, got {scale}")
     *stages, last = V2_WIDTHS[scale]
     width = 24
-    layers: list[nn.Module] = [_norm(3, width, 3, 2, active=nn.ReLU()), nn.MaxPool2d(3, 2, 1)]
+    layers: list[nn.Module] = [norm(3, width, 3, 2, active=nn.ReLU()), nn.MaxPool2d(3, 2, 1)]
     for wide, units in zip(stages, (4, 8, 4), strict=True):
         for number in range(units):
             layers.append(shuffle_unit_v2(width, wide, 1 if number else 2))
             width = wide
-    layers.append(_norm(width, last, active=nn.ReLU()))
-    return nn.Sequential(*layers, *_head(last, classes))
+    layers.append(norm(width, last, active=nn.ReLU()))
+    return nn.Sequential(*layers, *head(last, classes))
 
 
 # -- ShiftResNet: Wu et al. 2018, arXiv 1711.08141; pictures are [batch, 3, 32, 32] ----------------------
@@ -254,7 +254,7 @@ def shift_block(inputs: int, outputs: int, stride: int, expansion: float) -> nn.
     )
     shortcut: nn.Module = nn.Identity()
     if stride > 1 or inputs != outputs:
-        shortcut = _norm(inputs, outputs, stride=stride)
+        shortcut = norm(inputs, outputs, stride=stride)
     return nn.Sequential(Sum(shortcut, block), nn.ReLU())
 
 
@@ -269,13 +269,13 @@ def shift_resnet(depth: int = 20, expansion: float = 1, classes: int = 10) -> nn
     """
     if (depth - 2) % 6:
         raise ValueError(f"the depth of a ShiftResNet is 6 n + 2, got {depth}")
-    layers: list[nn.Module] = [_norm(3, 16, 3, active=nn.ReLU())]
+    layers: list[nn.Module] = [norm(3, 16, 3, active=nn.ReLU())]
     width = 16
     for stage, wide in enumerate((16, 32, 64)):
         for number in range((depth - 2) // 6):
             layers.append(shift_block(width, wide, 2 if stage and not number else 1, expansion))
             width = wide
-    return nn.Sequential(*layers, *_head(width, classes))
+    return nn.Sequential(*layers, *head(width, classes))
 
 
 # -- IGC: Zhang et al. 2017, arXiv 1707.02725; pictures are [batch, 3, 32, 32] ---------------------------
@@ -298,8 +298,8 @@ def interleaved_net(
     groups: int, each: int, blocks: Sequence[int] = (6, 6, 6), classes: int = 10
 ) -> nn.Sequential:
     """IGC-L``groups``M``each``: blocks at three scales, averaged down between them."""
-    layers: list[nn.Module] = [_norm(3, groups * each, 3, active=nn.ReLU())]
+    layers: list[nn.Module] = [norm(3, groups * each, 3, active=nn.ReLU())]
     for stage, count in enumerate(blocks):
         layers += [nn.AvgPool2d(2)] if stage else []
         layers += [interleaved_block(groups, each) for _ in range(count)]
-    return nn.Sequential(*layers, *_head(groups * each, classes))
+    return nn.Sequential(*layers, *head(groups * each, classes))
