@@ -302,6 +302,14 @@ def test_export(call, tmp_path: Path) -> None:
     assert not (folder / "model.pt2").exists()
 
 
+def test_export_of_one_format(call, tmp_path: Path) -> None:
+    done = call("export", "runs/a", "3", "--format", "state", "-o", str(tmp_path / "out"), "--json")
+    assert done.code == 0, done.err
+    receipt = json.loads(done.out)
+    assert receipt["formats"]["state"]["max_relative_difference"] < 1e-4
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {*receipt["files"], "receipt.json"}
+
+
 # -- interruption and the main job ---------------------------------------------------------------------------
 
 

@@ -139,7 +139,6 @@ class TestExported:
         assert case["model"].training
         assert all(p.requires_grad for p in case["model"].parameters())
 
-    @pytest.mark.slow
     def test_pt2_needs_torch_alone(self, exported, case, tmp_path):
         batches = [torch.randn(n, 1, 8, 8) for n in (1, 3, 7)]
         np.savez(tmp_path / "x.npz", *[x.numpy() for x in batches])

@@ -42,12 +42,10 @@ class TestGroup(KindConformance):
     kind, beside = "group", ("width", "prune")
 
 
-@pytest.mark.slow
 class TestExits(KindConformance):
     kind, beside, options = "exits", ("prune",), {"exits": 1, "thresholds": (0.9, 0.5)}
 
 
-@pytest.mark.slow
 class TestBranches(KindConformance):
     kind, beside, options = "branches", ("prune",), {"branches": (1, 2), "branch_place": "stem"}
 

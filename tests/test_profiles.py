@@ -282,7 +282,6 @@ def test_stored_devices_are_used_where_the_same_are_asked_for():
     assert as_stored(files, files) == files
 
 
-@pytest.mark.slow
 def test_a_run_is_not_resumed_with_other_devices_and_says_which(small, split_space, tmp_path):
     options = {"trials": 2, "workers": 0, "out": tmp_path / "r"}
     sweep(small.task, split_space, "random", **options)

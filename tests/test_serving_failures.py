@@ -90,7 +90,6 @@ def test_a_stage_that_is_killed_ends_the_stream_with_its_name_and_all_others_wit
         assert gone(pids)
 
 
-@pytest.mark.slow
 def test_a_stage_that_hangs_is_found_by_its_silence(made) -> None:
     _, stages = made
     with Deployment(stages, runtime="onnx", timeout=1.0) as deployment:
@@ -101,7 +100,6 @@ def test_a_stage_that_hangs_is_found_by_its_silence(made) -> None:
         assert gone(pids)
 
 
-@pytest.mark.slow
 def test_after_a_restart_no_input_is_lost_or_answered_twice(made) -> None:
     net, stages = made
     with Deployment(stages, runtime="onnx", timeout=1.5, restart=True) as deployment:
