@@ -15,25 +15,9 @@ from netcarve.spaces import trace
 from netcarve.spaces.kinds.exits import Cascade, Head, confidence
 from netcarve.spaces.testing import counted_costs
 from torch import nn
+from toys import Convs
 
 CLASSES = 5
-
-
-class Convs(nn.Module):
-    """Residual, with writing in place and a linear end."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
-        self.down = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8))
-        self.act = nn.ReLU(inplace=True)
-        self.same = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
-        self.out = nn.Linear(8, CLASSES)
-
-    def forward(self, x):
-        x = self.act(self.down(self.stem(x)))
-        x = self.act(x + self.same(x))
-        return self.out(x.mean((2, 3)))
 
 
 def seeded(cls):

@@ -190,26 +190,21 @@ class TestVerdict:
         with pytest.raises(ValueError, match=f"receipt.json cannot be read by this netcarve: .*{reason}"):
             recheck(copy)
 
-    def test_from_the_command_line(self, copy, tmp_path, capsys):
+    @pytest.mark.quick("not checked")
+    @pytest.mark.parametrize(
+        ("given", "state"), [([], "not checked"), (["--task", "{}/mine.py:task"], "same")]
+    )
+    def test_from_the_command_line(self, given, state, home, copy, tmp_path, capsys):
         only(copy, "onnx", "state")
-        assert command(["verify", str(copy), "--json"]) == 0
-        formats = json.loads(capsys.readouterr().out)["formats"]
-        assert {name: found["status"] for name, found in formats.items()} == {
-            "onnx": "same", "state": "not checked"
-        }  # fmt: skip
+        assert command(["verify", str(copy), "--json", *(word.format(home) for word in given)]) == 0
+        found = json.loads(capsys.readouterr().out)["formats"]
+        assert [found[name]["status"] for name in ("onnx", "state")] == ["same", state]
         (copy / "weights.safetensors").unlink()
         assert command(["verify", str(copy)]) == 1
         out = capsys.readouterr().out
-        assert "weights.safetensors: missing" in out
-        assert "This is not what was exported" in out
+        assert all(text in out for text in ("weights.safetensors: missing", "This is not what was exported"))
         assert command(["verify", str(tmp_path)]) == 2
         assert "is not an export (there is no receipt.json in it)" in capsys.readouterr().err
-
-    @pytest.mark.slow
-    def test_from_the_command_line_with_the_task(self, home, copy, capsys):
-        only(copy, "state")
-        assert command(["verify", str(copy), "--json", "--task", f"{home}/mine.py:task"]) == 0
-        assert json.loads(capsys.readouterr().out)["formats"]["state"]["status"] == "same"
 
 
 def test_without_samples(home, tmp_path):

@@ -36,6 +36,23 @@ class BasicBlock(nn.Module):
         return self.relu(y)
 
 
+class Convs(nn.Module):
+    """Residual, with writing in place and a linear end."""
+
+    def __init__(self, classes: int = 5) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
+        self.down = nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8))
+        self.act = nn.ReLU(inplace=True)
+        self.same = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.out = nn.Linear(8, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.act(self.down(self.stem(x)))
+        x = self.act(x + self.same(x))
+        return self.out(x.mean((2, 3)))
+
+
 def attend(qkv: torch.Tensor, heads: int, **options: Any) -> torch.Tensor:
     """Attention over [batch, tokens, 3 x width] of queries, keys and values: [batch, tokens, width]."""
     q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in qkv.chunk(3, -1))
