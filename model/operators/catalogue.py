@@ -18,6 +18,7 @@ MOST = 8  # options of one layer
 STEPS = 30  # of the regression of those that are curved: enough to tell which are worth more
 SAMPLES = 32  # of a timing
 RUNS = 5  # of it, whose least counts
+GUIDING = 15  # the same of a timing that other figures are derived from
 FASTER = 0.97  # of the layer's own time: what is not below saves none
 WIDER = 4.0  # times the layer's input and output: more inside moves more than multiplications save
 
@@ -58,13 +59,13 @@ def seconds(module: nn.Module | Site, x: torch.Tensor) -> float:
     return in_turn([module], x)[0]
 
 
-def in_turn(modules: Sequence[nn.Module | Site], x: torch.Tensor) -> list[float]:
+def in_turn(modules: Sequence[nn.Module | Site], x: torch.Tensor, *, runs: int = RUNS) -> list[float]:
     """The same of several, whose calls take turns, so that none finds its own numbers in the cache still; an
     accelerator's, until it is done.
     """
     times: list[list[float]] = [[] for _ in modules]
     with torch.no_grad():
-        for _ in range(RUNS + 1):
+        for _ in range(runs + 1):
             for module, taken in zip(modules, times, strict=True):
                 begun = time.perf_counter()
                 module(x)

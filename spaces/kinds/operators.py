@@ -7,7 +7,7 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +15,16 @@ import torch
 
 from ...model.capture import flat_inputs
 from ...model.coupling.walk import bind
-from ...model.operators.catalogue import FASTER, WIDER, Offer, Tried, by_place, in_turn, worth_offering
+from ...model.operators.catalogue import (
+    FASTER,
+    GUIDING,
+    WIDER,
+    Offer,
+    Tried,
+    by_place,
+    in_turn,
+    worth_offering,
+)
 from ...model.operators.initialise import closest_map
 from ...model.operators.kernels import Pace, Sparse
 from ...model.operators.place import Place, Substitution, place_of
@@ -166,12 +175,12 @@ def guide(found: Sequence[Replaced], facts: Facts, reasons: dict[str, str]) -> l
     forms = [f"{next(iter(about.by.values())).anonymous.place} {about.shape}" for about in found]
 
     def timed() -> dict[str, list[float]]:
-        paces = {}
+        paces, clock = {}, partial(in_turn, runs=GUIDING)
         for form, about in zip(forms, found, strict=True):
             if form not in paces:
                 site = about.place.site(tensors[about.place.weight], None)
                 batch = max(1, round(facts.captured.batch * about.place.calls))
-                paces[form] = [*astuple(Pace.timed(site, in_turn, batch))]
+                paces[form] = [*astuple(Pace.timed(site, clock, batch))]
         return paces
 
     host = f"{platform.node()} {torch.get_num_threads()} {hashlib.sha256(repr(forms).encode()).hexdigest()}"
