@@ -70,7 +70,8 @@ class SweepSettings:
         default=("prune",),
         metadata=shown(
             DAILY,
-            "kinds: prune, drop, operators, bypass, bits, mask, splits, width, group, exits, branches",
+            "kinds: prune, drop, operators, bypass, rewrite, bits, mask, splits, width, group, exits, "
+            "branches",
             "KINDS",
             commas=True,
         ),

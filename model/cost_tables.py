@@ -23,6 +23,7 @@ class Tables:
         standing: kinds that let something stand for a call say here what: by node a number for each
             candidate, -1 where the layer itself is there, and by number the shapes of its weights.
         within: bytes that such a thing needs while it runs, beside what is alive around it, [n] by node.
+        gone: intermediate tensors that are not made any more, [n] bool by number (:meth:`.Costs.owner`).
     """
 
     facts: Facts
@@ -31,6 +32,7 @@ class Tables:
     shares: dict[str, Callable[[], np.ndarray]] = field(default_factory=dict)
     standing: dict[str, tuple[np.ndarray, Sequence[Sequence[tuple[int, ...]]]]] = field(default_factory=dict)
     within: dict[str, np.ndarray] = field(default_factory=dict)
+    gone: dict[int, np.ndarray] = field(default_factory=dict)
 
     @property
     def costs(self) -> Costs:
@@ -69,8 +71,9 @@ class Tables:
 
     def memory(self, size_mb: np.ndarray) -> np.ndarray:
         """Weights and the largest set of intermediates alive together, those :attr:`within` calls too, MB."""
-        most = self.costs.peaks(self.widths, self.dropped, [0])[:, 0]
+        most = self.costs.peaks(self.widths, self.dropped, [0], self.gone)[:, 0]
         if self.within:
-            alive = self.costs.alive_at(self.widths, self.dropped, [self.costs.step(n) for n in self.within])
+            steps = [self.costs.step(n) for n in self.within]
+            alive = self.costs.alive_at(self.widths, self.dropped, steps, self.gone)
             most = np.maximum(most, (alive + np.stack([*self.within.values()], axis=1)).max(axis=1))
         return size_mb + most / 1e6

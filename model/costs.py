@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from .lifetimes import Lifetimes
 from .liveness import ALWAYS, Liveness
 
 Product = tuple[float, tuple[int, ...]]  # factor, and the forms that it is multiplied with
+Gone = Mapping[int, np.ndarray]  # tensors that are not made, [n] bool by number
 
 
 class Forms:
@@ -190,6 +191,14 @@ class Costs:
         """Where a node of the captured graph stands among the steps of :meth:`peaks`."""
         return self._lifetimes.steps[node]
 
+    def owner(self, node: str) -> int:
+        """Number of the intermediate tensor that holds a node's value."""
+        return self._lifetimes.owners[node]
+
+    def tensor(self, number: int, widths: np.ndarray) -> np.ndarray:
+        """Bytes of an intermediate tensor of one sample, float64 [n]."""
+        return evaluate(self._tensors[number], self._forms.lengths(widths))
+
     def _evaluate(self, widths: np.ndarray, dropped: np.ndarray | None) -> dict[str, np.ndarray]:
         n = len(widths)
         lengths = self._forms.lengths(widths)  # [n, forms]
@@ -216,29 +225,40 @@ class Costs:
 
     # -- construction --------------------------------------------------------------------------------
 
-    def peaks(self, widths: np.ndarray, dropped: np.ndarray, begins: Sequence[int]) -> np.ndarray:
+    def peaks(
+        self, widths: np.ndarray, dropped: np.ndarray, begins: Sequence[int], gone: Gone | None = None
+    ) -> np.ndarray:
         """Bytes of the largest set of intermediate tensors alive together within segments, one sample.
 
         Args:
             widths, dropped: as for :meth:`evaluate`.
             begins: steps (see :class:`Lifetimes`) at which segments begin, rising, the first 0.
+            gone: tensors that are not made, [n] bool by number.
 
         Returns:
             float64 [n, segments]: 0 where a segment makes no tensor.
         """
-        lengths = self._forms.lengths(widths)
-        alive = np.stack([evaluate(term, lengths) for term in self._tensors], axis=1)
+        alive = self._sizes(widths, gone)
         return self._lifetimes.peaks(alive, dropped, self._liveness.evaluate(dropped), begins)
 
-    def alive_at(self, widths: np.ndarray, dropped: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+    def alive_at(
+        self, widths: np.ndarray, dropped: np.ndarray, steps: Sequence[int], gone: Gone | None = None
+    ) -> np.ndarray:
         """Bytes of the intermediate tensors alive while each of some steps runs, one sample: [n, steps].
 
         Args:
-            widths, dropped: as for :meth:`evaluate`.
+            widths, dropped, gone: as for :meth:`peaks`.
         """
+        sizes = self._sizes(widths, gone)
+        return self._lifetimes.at(sizes, dropped, self._liveness.evaluate(dropped), steps)
+
+    def _sizes(self, widths: np.ndarray, gone: Gone | None) -> np.ndarray:
+        """Bytes of all tensors, [n, tensors]."""
         lengths = self._forms.lengths(widths)
         sizes = np.stack([evaluate(term, lengths) for term in self._tensors], axis=1)
-        return self._lifetimes.at(sizes, dropped, self._liveness.evaluate(dropped), steps)
+        for number, rows in (gone or {}).items():
+            sizes[rows, number] = 0.0
+        return sizes
 
     def _numel(
         self, coupling: Coupling, name: str, tensor: torch.Tensor, itemsize: int = 1

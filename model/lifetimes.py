@@ -46,6 +46,7 @@ class Lifetimes:
         alive: [steps, tensors] of 0 and 1, all blocks in place: who is alive when a tensor is born. Tensors
             that come to be only once blocks are dropped are the last ones of ``tensors`` and not in it.
         steps: of the nodes, by name.
+        owners: number of the tensor in whose memory a node's value lies, by name.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class Lifetimes:
         # A sum written over an operand takes memory of its own once a copy of x stands for it.
         copied = [n for n in owner if n.name in gates and blocks[gates[n.name]].copies and owner[n] is not n]
         self.tensors = [_bytes(n, captured, coupling) for n in (*roots, *copied)]
+        number = {n: t for t, n in enumerate(roots)}
+        self.owners = {n.name: number[root] for n, root in owner.items()}
         self._born = np.array([at[n] for n in (*roots, *copied)], dtype=np.int64)
         self._conditions = [liveness.of[n.name] for n in (*roots, *copied)]
         # tensor -> block that it goes with although it is read, or (copies) that it comes with

@@ -12,7 +12,8 @@ from netcarve import Space, trace
 from netcarve.commands.arguments import kinds_of
 from netcarve.devices import Device, Link
 from netcarve.spaces.kinds import known_kinds, read_options
-from netcarve.spaces.testing import KindConformance, fingerprint
+from netcarve.spaces.testing import KindConformance, ToyNet, fingerprint
+from torch import nn
 
 GUIDE = Path(__file__).parents[1] / "docs" / "extending.md"
 
@@ -78,6 +79,30 @@ class TestBitsOfOperators(KindConformance):
         ("operators", "prune"),
         {"operators": ("svd", "codebook"), "bits_group": 8},
     )
+
+
+class RewritableToy(ToyNet):
+    """With an average pool behind a convolution, and branches that are added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside, self.down = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = x + self.block(x)
+        x = torch.relu(nn.functional.avg_pool2d(self.down(x) + self.beside(x), 2))
+        return self.out(torch.relu(self.hidden(x.mean((2, 3)))))
+
+
+class TestRewrite(KindConformance):
+    kind, beside = "rewrite", ("prune", "drop")
+
+    @classmethod
+    def network(cls):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return RewritableToy().eval(), torch.randn(4, 3, 6, 6)
 
 
 def test_all_installed_kinds_are_tried():
