@@ -106,7 +106,6 @@ def test_a_run_writes_its_recipe_and_repeating_it_gives_the_same_trials(call, tm
     assert facts(load(third).trials) == facts(load(first).trials)[:9]
 
 
-@pytest.mark.slow
 def test_devices_with_their_profiles_are_in_the_recipe(call, tmp_path):
     """Modelled times follow from the profile that the run was made with, so that the trials are the same."""
     first, second = tmp_path / "first", tmp_path / "second"

@@ -111,7 +111,7 @@ def test_kinds_that_do_not_go_together_are_refused_before_the_model_is_proven(ki
         make_kinds(kinds, {})
 
 
-@pytest.mark.slow
+@pytest.mark.quick("arguments0", "arguments2", "arguments3")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -220,7 +220,6 @@ def test_a_trial_is_deployed_with_its_traffic_as_predicted(run) -> None:
     assert deployment.record.traffic_kb == pytest.approx(predicted)
 
 
-@pytest.mark.slow
 def test_the_command_prints_what_was_measured_beside_what_was_predicted(run, capsys, monkeypatch) -> None:
     number = cut_trial(run)
     monkeypatch.setattr("netcarve.engine.load", lambda path, task=None: run)  # the task of a test has no name
