@@ -177,7 +177,7 @@ class Follower:
     def _scaled(self, m: LinearMap, bound: dict[str, Any]) -> LinearMap:
         """Behind it a batch norm in eval mode."""
         average, variance = self._held(bound["running_mean"]), self._held(bound["running_var"])
-        if average is None or variance is None:
+        if average is None or variance is None or bound["training"] is True:
             raise ValueError("a norm takes its statistics from the batch")
         m = m.dense(len(average))
         weight, shift = self._held(bound["weight"]), self._held(bound["bias"])

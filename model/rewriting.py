@@ -182,6 +182,9 @@ class Finder:
             return "reads or gives something whose shape is not followed"
         if len(given) != len(gives) or len(gives) not in (3, 4) or given[0][0] != gives[0][0]:
             return "has no batch axis before its channels"
+        sums = [n for n in calls.inside if _kind(n) in SUMS]
+        if any(self._value(a).shape != self._value(n).shape for n in sums for a in operands(n)):
+            return "adds branches of different shapes"
         others = (*given[:1], *given[2:], *gives[:1], *gives[2:])
         if any(labels is not None for _, labels in others):
             return "has axes beside the channels that are cut"

@@ -202,3 +202,28 @@ def test_reasons_are_given_before_work(made):
     space = blueprint.space("prune", "rewrite")
     assert not any(c.name.startswith("rewrite:") for c in space.choices)
     assert "padded between" in space.side.left_out["rewrite:a"]
+
+
+def test_what_only_looks_linear_is_left_alone():
+    """A norm by the batch's own statistics, and one channel that is added to all."""
+
+    class Alike(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.norm, self.b = nn.Conv2d(1, 9, 3), nn.BatchNorm2d(9), nn.Conv2d(9, 2, 1)
+            self.c, self.d = nn.Conv2d(1, 4, 1), nn.Conv2d(1, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            norm = self.norm
+            y = nn.functional.batch_norm(
+                self.a(x), norm.running_mean, norm.running_var, norm.weight, norm.bias, training=True
+            )
+            z = torch.relu(self.c(x) + self.d(x) + x)
+            return torch.relu(self.b(y)).mean((2, 3)) + z.mean((2, 3))[:, :2]
+
+    net, x = Alike().eval(), torch.randn(4, 1, 8, 8)
+    space = trace(net, x).space("prune", "rewrite")
+    assert [c.name for c in space.choices if c.name.startswith("rewrite:")] == ["rewrite:c"]  # c and d alone
+    assert "rewrite:a" in space.side.left_out
+    with torch.no_grad():
+        torch.testing.assert_close(space.build(_rewritten(space))(x), net(x))
