@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 from .compensation import Columns, by_column, compensate
 from .repair.consumers import Consumer
 from .repair.gram import Calibration
 
 CLIPS = tuple(1 - 0.05 * step for step in range(13))  # of the largest weight, tried for the ends of a grid
+LEVELS = 255  # of an activation, above the least
 _SCALE, _ZERO = 4, 1  # bytes of a scale and of a zero point
 
 
@@ -183,6 +185,69 @@ def _quantise_consumer(
         return rounded(columns.rows, Levels(scale, zero, on.low, on.high), columns.second)
 
     return compensate(weight, calibration, consumer, alive, by_columns, nearest)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers that a tensor takes, in 256 levels: one scale for all of it, zero among them."""
+
+    low: float
+    high: float
+
+    @property
+    def scale(self) -> float:
+        return max(self.high - self.low, 1e-12) / LEVELS
+
+    @property
+    def zero(self) -> int:
+        return round(-self.low / self.scale)
+
+    def simulate(self, graph: fx.Graph, call: fx.Node) -> None:
+        """Let a call read its first operand in 8 bits.
+
+        ``scale (clamp(round(x / scale) + zero, 0, 255) - zero)``, written out: torch's own is not exported.
+        """
+        operand = operand_of(call)
+        assert operand is not None
+        aten = torch.ops.aten
+        new = operand
+        with graph.inserting_before(call):
+            for function, *given in (
+                (aten.div.Scalar, self.scale),
+                (aten.round.default,),
+                (aten.add.Scalar, self.zero),
+                (aten.clamp.default, 0, LEVELS),
+                (aten.sub.Scalar, self.zero),
+                (aten.mul.Scalar, self.scale),
+            ):
+                new = graph.call_function(function, (new, *given))
+                new.meta = {k: v for k, v in call.meta.items() if k == "nn_module_stack"}
+        call.replace_input_with(operand, new)
+
+
+def operand_of(call: fx.Node) -> fx.Node | None:
+    """The first that a call reads beside parameters."""
+    return next((n for n in call.all_input_nodes if n.op != "get_attr"), None)
+
+
+class Ranges(fx.Interpreter):
+    """Runs the original and takes down what some calls read.
+
+    Attributes:
+        found: by call.
+    """
+
+    def __init__(self, module: fx.GraphModule, calls: Collection[str]) -> None:
+        super().__init__(module)
+        self._calls = calls
+        self.found: dict[str, Range] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.name in self._calls and (operand := operand_of(n)) is not None:
+            low, high = (float(v) for v in self.env[operand].detach().aminmax())
+            known = self.found.get(n.name, Range(0.0, 0.0))
+            self.found[n.name] = Range(min(low, known.low), max(high, known.high))
+        return super().run_node(n)
 
 
 def plain(module: torch.nn.Module, rounding: Rounding) -> None:

@@ -165,11 +165,13 @@ class Planting:
     Attributes:
         wanted: by node of the captured graph.
         made: by node.
+        installed: calls of them in a built network, by node.
     """
 
     def __init__(self, store: Substitutions, wanted: Mapping[str, Substitution], repair: Hashable) -> None:
         self._store, self.wanted, self._repair = store, dict(wanted), repair
         self.made: dict[str, Substitute] = {}
+        self.installed: dict[str, fx.Node] = {}
 
     def call(self, node: str, x: torch.Tensor, alive: Alive, made: Mapping[str, Any]) -> torch.Tensor:
         """In the repair's run over the smaller network: fit the substitute for ``node`` to what the original
@@ -215,6 +217,7 @@ class Planting:
                 new = graph.call_module(target, (node.args[0],))
             new.meta = {k: v for k, v in node.meta.items() if k == "nn_module_stack"}
             node.replace_all_uses_with(new)
+            self.installed[node.name] = new
             graph.erase_node(node)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import fx
 
+from ...model.capture import flat_inputs, fresh
 from ...model.coupling import Coupling
-from ...model.quantisation import Rounding, plain, quantise
+from ...model.quantisation import Range, Ranges, Rounding, plain, quantise
 from ...model.repair.consumers import output_axis
 from ..choice import Choice
-from .base import Found, Kind, Making, Many, Taken
+from .base import Context, Found, Kind, Making, Many, Taken
 
 if TYPE_CHECKING:
+    from ...model.captured_module import CapturedModule
     from ...model.cost_tables import Tables
     from ...model.facts import Facts
     from ...model.operators.substitution import Planting
@@ -36,6 +38,9 @@ class Stored:
     nodes: tuple[str, ...]  # calls that multiply with it
     itemsize: int  # bytes of a number as given
     by: Mapping[int, Rounding]  # by option
+    ranges: Mapping[str, Range] = field(
+        default_factory=dict
+    )  # of what each call reads, where that is rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,19 +53,30 @@ class BitsKind(Kind):
     ``bops`` is a cost of such spaces: multiply-accumulates times bits of the weight times bits of the
     activation (Wang et al. 2020, arXiv 2005.07093, section 2).
 
+    ``bits_activations=8``: layers in fewer bits read what comes to them in 8 bits, too, one scale for all of
+    it, from the range that the calibration data show; networks are then built, not switched.
+
     Raises:
         ValueError: numbers of bits that are not whole, fall outside 2 to 8, or do not fall; another scheme or
-            rounding; a negative group.
+            rounding; a negative group; bits of activations without calibration data.
     """
 
     bits: Sequence[int] = (8, 6, 4, 3, 2)
     bits_group: int = 0  # inputs that share a scale; 0: all of an output
     bits_scheme: Literal["affine", "symmetric"] = "affine"
     bits_rounding: Literal["compensated", "plain"] = "compensated"
+    bits_activations: Literal[0, 8] = 0  # 0: as given
 
     done: ClassVar[str] = "stored in fewer bits"
-    switches: ClassVar[bool] = True
     turn: ClassVar[int] = 2  # after all that changes weights
+
+    @property
+    def rewrites(self) -> bool:  # type: ignore[override]
+        return self.bits_activations > 0
+
+    @property
+    def switches(self) -> bool:  # type: ignore[override]
+        return not self.bits_activations
 
     def __post_init__(self) -> None:
         given = list(self.bits)
@@ -70,6 +86,8 @@ class BitsKind(Kind):
             raise ValueError(f"bits_scheme is 'affine' or 'symmetric', got {self.bits_scheme!r}")
         if self.bits_rounding not in ("compensated", "plain"):
             raise ValueError(f"bits_rounding is 'compensated' or 'plain', got {self.bits_rounding!r}")
+        if self.bits_activations not in (0, 8):
+            raise ValueError(f"bits_activations is 0 (as given) or 8, got {self.bits_activations!r}")
         for bits in given:
             self._rounding(bits)
 
@@ -82,6 +100,7 @@ class BitsKind(Kind):
         made: list[Choice] = []
         reasons: dict[str, str] = {}
         found = multiplied(graph, facts.coupling)
+        ranges = self._ranges(facts, making, [call.name for calls in found.values() for call, _ in calls])
         layers = [name.rpartition(".")[0] or name for name in found]
         for (name, calls), layer in zip(found.items(), layers, strict=True):
             label = layer if layers.count(layer) == 1 else name
@@ -92,9 +111,26 @@ class BitsKind(Kind):
             full = 8 * value.element_size()
             axis = output_axis(*calls[0])
             by = {bits: self._rounding(bits, axis) for bits in self.bits if bits < full}
-            about = Stored(name, tuple(node.name for node, _ in calls), value.element_size(), by)
+            nodes = tuple(node.name for node, _ in calls)
+            read = {node: ranges[node] for node in nodes if node in ranges}
+            about = Stored(name, nodes, value.element_size(), by, read)
             made.append(Choice(f"bits:{label}", (full, *by), self, about))
         return Found(made, reasons)
+
+    def _ranges(self, facts: Facts, making: Making, calls: Sequence[str]) -> dict[str, Range]:
+        """Of what they read on the calibration data."""
+        if not self.bits_activations:
+            return {}
+        if not making.batches:
+            raise ValueError(
+                "bits_activations needs calibration data, which show the ranges; give calibration=..."
+            )
+        module = facts.captured.graph_module
+        run = Ranges(module, set(calls))
+        with torch.no_grad():
+            for batch in making.batches:
+                run.run(*fresh(flat_inputs(module, *batch)), enable_io_processing=False)
+        return run.found
 
     def costs(self, many: Many, costs: dict[str, np.ndarray], tables: Tables) -> None:
         whole = 8 * many[0][0].about.itemsize if many else 32
@@ -121,7 +157,8 @@ class BitsKind(Kind):
                             multiplied[number[rows] == k] = bool(shapes[k])
                 costs["size_mb"][rows] -= saved / _MEGA
                 costs["memory_mb"][rows] -= saved / _MEGA
-                costs["bops"][rows] -= macs[rows] * multiplied * (whole - int(bits)) * whole
+                now_bits = int(bits) * (self.bits_activations or whole)
+                costs["bops"][rows] -= macs[rows] * multiplied * (whole * whole - now_bits)
 
     def falling(self, choices: Sequence[Choice], names: Sequence[str]) -> Sequence[str]:
         return names  # a packed weight is never larger; those that count no bits stay as they are
@@ -134,6 +171,13 @@ class BitsKind(Kind):
             return None
         nodes = {node: c.about.by[int(c.options[i])] for c, i in taken if i for node in c.about.nodes}
         return partial(_store, wanted, nodes, calibration, planting)
+
+    def edit(self, network: CapturedModule, taken: Taken, context: Context) -> None:
+        calls = {n.name: n for n in network.graph.nodes} | context.planting.installed
+        for choice, index in taken:
+            for node, seen in choice.about.ranges.items() if index else ():
+                if node in calls:  # not gone with a block
+                    seen.simulate(network.graph, calls[node])
 
 
 def _store(
