@@ -69,7 +69,7 @@ def _bilinear(left: Shape, weight: Shape, right: Shape, *args: Any, **kwargs: An
     return 2 * left[0] * (math.prod(weight) + outputs * j)
 
 
-def _added_product(added: Shape, left: Shape, right: Shape, *args: Any, **kwargs: Any) -> int:
+def _added_product(added: Shape, left: Shape, right: Shape, *args: object, **kwargs: object) -> int:
     """Matrices, or batches of them, whose product goes into a tensor that is there."""
     return 2 * math.prod(left) * right[-1]
 
@@ -82,8 +82,8 @@ def _bags(
     mode: int,
     sparse: bool,
     weights: Shape | None = None,
-    *args: Any,
-    **kwargs: Any,
+    *args: object,
+    **kwargs: object,
 ) -> int:
     """Weighted sums of a table's rows, which is a sparse matrix times it; plain sums multiply nothing."""
     return 0 if weights is None else 2 * math.prod(index) * table[1]

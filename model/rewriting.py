@@ -41,7 +41,7 @@ class Form:
 
 
 @dataclass(frozen=True)
-class Region:
+class LinearRegion:
     """Neighbouring calls of a captured graph with one input and one output, which nothing else reads.
 
     Attributes:
@@ -97,7 +97,7 @@ class Finder:
             if n.op == "get_attr" and (name := coupling.canonical.get(str(n.target))):
                 self._readers.setdefault(name, set()).update(n.users)
         self._taken: set[fx.Node] = set()
-        self.found: list[tuple[Region, dict[str, Form]]] = []
+        self.found: list[tuple[LinearRegion, dict[str, Form]]] = []
         self.reasons: dict[str, str] = {}
 
     def exact(self) -> None:
@@ -146,7 +146,7 @@ class Finder:
 
     # -- what they may become ----------------------------------------------------------------------------
 
-    def _take(self, calls: _Calls, forms: Callable[[_Calls, Region], list[Form]]) -> bool:
+    def _take(self, calls: _Calls, forms: Callable[[_Calls, LinearRegion], list[Form]]) -> bool:
         weighty = [n for n in calls.inside if _kind(n) in CONVOLUTIONS]
         alone = all(_kind(n) in (*CONVOLUTIONS, *SCALES) for n in calls.inside) and len(weighty) < 2
         if alone or not weighty:
@@ -171,7 +171,7 @@ class Finder:
         self.found.append((region, {f.name: f for f in left}))
         return True
 
-    def _region(self, name: str, calls: _Calls) -> Region | str:
+    def _region(self, name: str, calls: _Calls) -> LinearRegion | str:
         first, last = calls.inside[0], calls.last
         between = self._nodes[self._order[first] : self._order[last] + 1]
         if set(between) != set(calls.inside):
@@ -195,7 +195,7 @@ class Finder:
         if any(a.op != "get_attr" and a not in calls.inside and a is not calls.source for a in reads):
             return "its weights are computed"
         names = tuple(n.name for n in calls.inside)
-        return Region(
+        return LinearRegion(
             name,
             last.name,
             names,
@@ -208,7 +208,7 @@ class Finder:
             value.element_size(),
         )
 
-    def _exact_forms(self, calls: _Calls, region: Region) -> list[Form]:
+    def _exact_forms(self, calls: _Calls, region: LinearRegion) -> list[Form]:
         dims = len(region.size)
         read = lambda n: torch.empty_like(self._value(n), device="meta")  # noqa: E731
         kinds = [_kind(n) for n in calls.inside]
@@ -242,7 +242,7 @@ class Finder:
         return value
 
 
-def cheaper(region: Region, form: Form, macs: float, weights: float) -> bool:
+def cheaper(region: LinearRegion, form: Form, macs: float, weights: float) -> bool:
     """Whether it has fewer multiply-accumulates or weights than that, unpruned."""
     own = math.prod(form.kernel) * region.inputs[0] * region.outputs[0]
     return own * math.prod(region.size) * region.batch < macs or own < weights

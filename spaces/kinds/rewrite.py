@@ -15,7 +15,7 @@ from ...model.captured_module import CapturedModule
 from ...model.coupling.units import Vector
 from ...model.coupling.walk import bind, get_attribute
 from ...model.linear_maps import Follower, LinearMap
-from ...model.rewriting import MERGE, Finder, Form, Region, operands
+from ...model.rewriting import MERGE, Finder, Form, LinearRegion, operands
 from ..choice import Choice
 from .base import Context, Found, Kind, Making, Many, Taken
 
@@ -33,7 +33,7 @@ _POOLS: dict[int, Any] = {1: torch.ops.aten.avg_pool1d.default, 2: torch.ops.ate
 class Rewritten:
     """What a choice is about: a region, by option how it is computed, and the tensors that it alone reads."""
 
-    region: Region
+    region: LinearRegion
     by: Mapping[str, Form]
     weights: Mapping[str, int]  # bytes of a number, by canonical name: parameters
     buffers: Mapping[str, int]  # statistics, and counts of batches
@@ -71,7 +71,7 @@ class RewriteKind(Kind):
         choices = [Choice(f"rewrite:{a.region.name}", (KEEP, *a.by), self, a) for a in made]
         return Found(choices, {f"rewrite:{name}": reason for name, reason in finder.reasons.items()})
 
-    def _about(self, region: Region, by: Mapping[str, Form], facts: Facts) -> Rewritten:
+    def _about(self, region: LinearRegion, by: Mapping[str, Form], facts: Facts) -> Rewritten:
         tensors = facts.surgeon.tensors
         weights = {n: tensors[n].element_size() for n in region.held if isinstance(tensors[n], nn.Parameter)}
         norms = {n.rpartition(".")[0] for n in region.held if n.endswith("running_mean")}
@@ -114,7 +114,13 @@ class RewriteKind(Kind):
         costs["activation_mb"][rows] += self._memory(region, form, rows, inputs, area, tables)[rows] / _MEGA
 
     def _memory(
-        self, region: Region, form: Form, rows: np.ndarray, inputs: np.ndarray, area: float, tables: Tables
+        self,
+        region: LinearRegion,
+        form: Form,
+        rows: np.ndarray,
+        inputs: np.ndarray,
+        area: float,
+        tables: Tables,
     ) -> np.ndarray:
         """Bytes of intermediate tensors that come or go (negative), [n]; says when which are alive."""
         first, owner = region.inside[0], tables.costs.owner
@@ -150,7 +156,7 @@ def _counted(axis: tuple[int, Vector | None], tables: Tables) -> np.ndarray:
     return np.full(len(tables.widths), float(length)) if labels is None else tables.count(labels)
 
 
-def _merge(network: CapturedModule, region: Region, form: Form, nodes: dict[str, fx.Node]) -> None:
+def _merge(network: CapturedModule, region: LinearRegion, form: Form, nodes: dict[str, fx.Node]) -> None:
     """One convolution in the place of the region's last call; the others are not read any more."""
     calls = [nodes[name] for name in region.inside]
     last = calls[-1]
@@ -194,7 +200,7 @@ def _layer(found: LinearMap, like: torch.Tensor) -> nn.Module:
     return layer.eval()
 
 
-def _pool_first(network: CapturedModule, region: Region, form: Form, nodes: dict[str, fx.Node]) -> None:
+def _pool_first(network: CapturedModule, region: LinearRegion, form: Form, nodes: dict[str, fx.Node]) -> None:
     """Let the convolution read the pool of what it read, and give what the pool gave."""
     layer, last = nodes[region.inside[0]], nodes[region.last]
     source = bind(layer)["input"]

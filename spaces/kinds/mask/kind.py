@@ -151,7 +151,7 @@ class MaskKind(Kind):
 def mask_weights(
     masks: Sequence[tuple[SparseWeight, Sparsify | Pattern]],
     calibration: Calibration | None,
-    alive: Any,
+    alive: np.ndarray,
     made: Mapping[str, Any],
 ) -> None:
     """Set numbers of sliced weights to zero, in place; a :data:`Mend` once bound.
