@@ -17,7 +17,7 @@ PYTHON ?= $(shell for name in $(NAMES); do $$name -c '$(PROBE)' >/dev/null 2>&1 
 
 help:
 	@echo "make demo     search the bundled digits task, about two minutes on 2 cores"
-	@echo "make test     run the tests, some seven minutes on 2 cores"
+	@echo "make test     run the tests, some eight minutes on 2 cores"
 	@echo "make test-all the same and those that take longest"
 	@echo "make check    lint, formatting, types"
 	@echo "make format   mend what can be mended of it"
