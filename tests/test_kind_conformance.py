@@ -151,10 +151,12 @@ def test_a_kind_of_another_package_is_one_of_them(uniform):
 
 
 def test_options_are_read_from_text():
-    kinds = ["mask", "exits", "splits", "branches"]
+    kinds = ["mask", "exits", "splits", "branches", "bits"]
     texts = {
         "sparsities": "0, 0.5, 2:4",
         "norm": "2",
+        "bits-activations": "8",
+        "bits-scheme": "symmetric",
         "exit-places": "a,b",
         "parts": "none",
         "sensitivity": "true",
@@ -162,6 +164,8 @@ def test_options_are_read_from_text():
     assert read_options(kinds, texts) == {
         "sparsities": [0.0, 0.5, "2:4"],
         "norm": 2,
+        "bits_activations": 8,
+        "bits_scheme": "symmetric",
         "exit_places": ["a", "b"],
         "parts": None,
         "sensitivity": True,

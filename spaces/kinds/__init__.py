@@ -107,7 +107,9 @@ def _value(name: str, wanted: Any, text: str) -> Any:
         wanted, kind, inner = last, get_origin(last), get_args(last)
     if kind is not None and kind is not Literal and issubclass(kind, Sequence):
         return [_value(name, inner[0], part.strip()) for part in text.split(",") if part.strip()]
-    if kind is Literal or wanted is str:
+    if kind is Literal:
+        return next((value for value in inner if str(value) == text), text)
+    if wanted is str:
         return text
     if wanted is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
